@@ -1,0 +1,391 @@
+"""Activations -> Basis: mean-centred PCA from shards that need not fit into memory, and how far to trust it.
+
+The leading directions come from a block Krylov iteration with full reorthogonalisation and Rayleigh-Ritz
+(Musco and Musco 2015, arXiv 1504.05477; Golub and Underwood 1977), one pass over the shards per step. It
+needs fewer passes than power iteration to the same accuracy and knows its own residuals, so it stops at a
+tolerance. The first block is oversampled to twice k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.activations import Activations, Progress, silent
+from core.errors import BasiscopeError
+
+if TYPE_CHECKING:
+    import torch
+
+SIGN_RULE = "the coordinate of largest magnitude is positive"
+TOLERANCE = 1e-5
+MAX_PASSES = 40
+CHUNK_BYTES = 16 * 2**20
+RESAMPLES = 200
+STABLE_COSINE = 0.9
+FEW_DIMENSIONS = 10
+
+
+@dataclass(frozen=True)
+class Basis:
+    """k orthonormal directions of centred activations whose blocks were divided by `block_scale`.
+
+    directions: (k, d) float32, orthonormal rows, by falling variance; signs by SIGN_RULE
+    mean: (d,) float32, of the raw activations
+    singular_values: (k,) float32, of the scaled and centred activations (n, d)
+    block_scale: (blocks,) float32, ones for the raw recipe
+    total_variance: summed over all d dimensions, ddof 1
+    n: the number of examples; residuals: (k,) relative residuals |C v - lambda v| / lambda at the end
+    """
+
+    directions: np.ndarray
+    mean: np.ndarray
+    singular_values: np.ndarray
+    block_scale: np.ndarray
+    total_variance: float
+    n: int
+    residuals: np.ndarray
+
+    @property
+    def k(self) -> int:
+        return len(self.directions)
+
+    @property
+    def explained_variance_ratio(self) -> np.ndarray:
+        """(k,) share of the total variance that each direction carries."""
+        return self.singular_values.astype(np.float64) ** 2 / (self.n - 1) / self.total_variance
+
+    @property
+    def block_energies(self) -> np.ndarray:
+        """(k, blocks): squared norm of each direction's part in each block; rows sum to 1."""
+        parts = self.directions.reshape(self.k, len(self.block_scale), -1).astype(np.float64)
+        return (parts**2).sum(axis=2)
+
+    @property
+    def concentration(self) -> np.ndarray:
+        """(k,) share of each direction's squared norm on its FEW_DIMENSIONS largest coordinates: near 1
+        means that massive activations survived the pooling."""
+        squares = np.sort(self.directions.astype(np.float64) ** 2, axis=1)
+        return squares[:, -FEW_DIMENSIONS:].sum(axis=1)
+
+    def block_vectors(self) -> np.ndarray:
+        """(k, blocks, hidden): each direction's part per block in raw units, the block scale undone."""
+        parts = self.directions.reshape(self.k, len(self.block_scale), -1)
+        return parts * self.block_scale[:, None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pass over the activations gives per example, in the order of `example_id` (n,).
+
+    scores: (n, k) centred; cosines: (n, k) between each direction and the uncentred activations
+    """
+
+    example_id: np.ndarray
+    scores: np.ndarray
+    cosines: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Bootstrap over examples: angles in degrees between the basis and those of resampled data.
+
+    direction_angle, subspace_angle: (k, 2) median and 95th percentile, of direction j alone and of the
+    largest angle between the spans of the first j directions; variance_interval: (k, 2) 95% interval of
+    the explained variance ratio; groups: (k,) consecutive directions that are stable only as a span share a
+    number; last_is_open: whether the last group would need directions beyond k to be stable
+    """
+
+    direction_angle: np.ndarray
+    subspace_angle: np.ndarray
+    variance_interval: np.ndarray
+    groups: np.ndarray
+    last_is_open: bool
+    resamples: int
+
+
+# --- one pass -------------------------------------------------------------------------------------------
+
+
+class _Centred:
+    """Re-iterable chunks (rows, d) float32 of (A - mean) / block scale, all in one reused buffer."""
+
+    def __init__(self, activations: Activations, device: str) -> None:
+        import torch
+
+        self.activations = activations
+        self.device = device
+        d = activations.d
+        self.rows = max(16, min(CHUNK_BYTES // (4 * d), max(len(shard) for shard in activations.shards)))
+        self.buffer = torch.empty(self.rows, d, device=device)
+        self.mean = torch.zeros(d, device=device)
+        self.scale = torch.ones(d, device=device)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        import torch
+
+        scaled = bool((self.scale != 1).any())
+        for shard in self.activations.shards:
+            for raw in shard.split(self.rows):
+                chunk = self.buffer[: len(raw)]
+                torch.sub(raw.to(self.device), self.mean, out=chunk)
+                if scaled:
+                    chunk.div_(self.scale)
+                yield chunk
+
+    def gram_product(self, block: torch.Tensor) -> torch.Tensor:
+        """X^T X block for a block (d, width), in one pass."""
+        import torch
+
+        total = torch.zeros_like(block)
+        for chunk in self:
+            total.addmm_(chunk.T, chunk @ block)
+        return total
+
+    def square_sum(self) -> float:
+        """The trace of X^T X."""
+        import torch
+
+        return sum(float(torch.linalg.vector_norm(chunk, dim=1).double().square().sum()) for chunk in self)
+
+
+def _mean(activations: Activations) -> torch.Tensor:
+    import torch
+
+    total = torch.zeros(activations.d, dtype=torch.float64)
+    for shard in activations.shards:
+        for raw in shard.split(4_096):
+            total += raw.sum(dim=0, dtype=torch.float64)
+    return total / activations.n
+
+
+def _block_rms(activations: Activations) -> np.ndarray:
+    """(blocks,) root mean square of each block's slice over all examples."""
+    import torch
+
+    squares = torch.zeros(len(activations.blocks), dtype=torch.float64)
+    for shard in activations.shards:
+        for raw in shard.split(1_024):
+            parts = raw.float().view(len(raw), len(activations.blocks), -1)
+            squares += parts.square().sum(dim=2).sum(dim=0, dtype=torch.float64)
+    return (squares / (activations.n * activations.hidden_size)).sqrt().numpy()
+
+
+# --- the basis ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Recovered:
+    basis: Basis
+    wider: np.ndarray
+    """(r, d) orthonormal rows that begin with the basis: the span in which it is bootstrapped."""
+
+
+def recover_basis(
+    activations: Activations,
+    k: int = 10,
+    block_scale: str = "raw",
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    progress: Progress = silent,
+) -> _Recovered:
+    """PCA of all blocks concatenated: the k leading right singular vectors of the centred activations.
+
+    Stops when every direction's relative residual is below `tolerance` or no longer falls (the rounding of
+    float32 products). Raises BasiscopeError where k directions cannot exist.
+    """
+    import torch
+
+    n, d = activations.n, activations.d
+    if n < 2:
+        raise BasiscopeError(f"A basis needs at least 2 usable examples, there is {n}.")
+    if not 1 <= k <= min(n - 1, d):
+        raise BasiscopeError(
+            f"k = {k}: {n:,} examples in {d:,} dimensions have at most {min(n - 1, d)} directions; lower --k."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = _Centred(activations, device)
+    mean = _mean(activations)
+    scale = _block_rms(activations) if block_scale == "rms" else np.ones(len(activations.blocks))
+    if (scale == 0).any():
+        raise BasiscopeError("Block scale rms: one block's activations are all zero; use --block-scale raw.")
+    data.mean.copy_(mean)
+    data.scale.copy_(torch.from_numpy(np.repeat(scale, activations.hidden_size)))
+    values, rows, residuals, total = _leading(data, n, d, k, seed, tolerance, progress)
+    if total <= 0 or values[k - 1] <= 1e-12 * values[0]:
+        rank = int((values > 1e-12 * max(values[0], 1e-300)).sum())
+        raise BasiscopeError(f"The activations vary in only {rank} directions; lower --k (or check the data).")
+    rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None]
+    basis = Basis(
+        directions=rows[:k],
+        mean=mean.numpy().astype(np.float32),
+        singular_values=np.sqrt(values[:k]).astype(np.float32),
+        block_scale=scale.astype(np.float32),
+        total_variance=total / (n - 1),
+        n=n,
+        residuals=residuals[:k],
+    )
+    return _Recovered(basis, rows)
+
+
+def _leading(
+    data: _Centred, n: int, d: int, k: int, seed: int, tolerance: float, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Eigenvalues (r,), eigenvectors (r, d) and relative residuals (r,) of X^T X, and its trace."""
+    import torch
+
+    width = min(2 * k, n - 1, d)
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.linalg.qr(torch.randn(d, width, generator=generator).to(data.device))[0]
+    span = block[:, :0]
+    projected = torch.zeros(0, 0, dtype=torch.float64)
+    worst = np.inf
+    for step in range(MAX_PASSES):
+        product = data.gram_product(block)
+        span = torch.cat([span, block], dim=1)
+        projected = _bordered(projected, (span.T @ product).double().cpu())
+        block, coupling = _outside(span, product)
+        values, vectors = torch.linalg.eigh(projected)
+        values, vectors = values.flip(0)[:width].clamp(min=0), vectors.flip(1)[:, :width]
+        floor = max(float(values[0]), 1e-300) * 1e-12
+        residuals = (coupling @ vectors[-width:]).norm(dim=0) / values.clamp(min=floor)
+        previous, worst = worst, float(residuals[:k].max())
+        progress("basis", step + 1, MAX_PASSES)
+        exhausted = span.shape[1] + width > d
+        if worst < tolerance or exhausted or (worst < 100 * tolerance and worst > 0.5 * previous):
+            break
+    progress("basis", MAX_PASSES, MAX_PASSES)
+    ritz = torch.linalg.qr(span @ vectors.to(span))[0]
+    return values.numpy(), ritz.T.contiguous().cpu().numpy(), residuals.numpy(), data.square_sum()
+
+
+def _bordered(projected: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix (m, m) that begins with `projected` and ends with the columns `column`."""
+    import torch
+
+    old, new = projected.shape[0], column.shape[1]
+    grown = torch.zeros(old + new, old + new, dtype=projected.dtype)
+    grown[:old, :old] = projected
+    grown[:, old:] = column
+    grown[old:, :] = column.T
+    grown[old:, old:] = (column[old:] + column[old:].T) / 2
+    return grown
+
+
+def _outside(span: torch.Tensor, product: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal columns for the part of `product` outside `span`, and their coupling to it. Projected
+    twice, which is enough in floating point."""
+    import torch
+
+    outside = product - span @ (span.T @ product)
+    outside = outside - span @ (span.T @ outside)
+    block, coupling = torch.linalg.qr(outside)
+    block = torch.linalg.qr(block - span @ (span.T @ block))[0]
+    return block, coupling.double().cpu()
+
+
+# --- scores ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Projected:
+    scores: Scores
+    wider_scores: np.ndarray
+    """(n, r) centred scores on the wider span"""
+    outside: np.ndarray
+    """(n,) squared distance of each centred example from the wider span"""
+
+
+def project(activations: Activations, recovered: _Recovered, progress: Progress = silent) -> _Projected:
+    """Scores and cosines of every example, in one pass over the activations."""
+    import torch
+
+    basis, wider = recovered.basis, torch.from_numpy(recovered.wider)
+    data = _Centred(activations, "cuda" if torch.cuda.is_available() else "cpu")
+    data.mean.copy_(torch.from_numpy(basis.mean))
+    data.scale.copy_(torch.from_numpy(np.repeat(basis.block_scale, activations.hidden_size)))
+    wider = wider.to(data.device)
+    scaled_mean = data.mean / data.scale
+    mean_square = float(scaled_mean.double().square().sum())
+    n, k = activations.n, basis.k
+    wide = np.empty((n, len(wider)), dtype=np.float32)
+    squares, uncentred = np.empty(n), np.empty(n)
+    start = 0
+    for chunk in data:
+        rows = slice(start, start + len(chunk))
+        wide[rows] = (chunk @ wider.T).cpu().numpy()
+        squares[rows] = torch.linalg.vector_norm(chunk, dim=1).double().square().cpu().numpy()
+        uncentred[rows] = squares[rows] + mean_square + 2 * (chunk @ scaled_mean).double().cpu().numpy()
+        start += len(chunk)
+        progress("scores", start, n)
+    offset = (wider[:k] @ scaled_mean).cpu().numpy()
+    norms = np.sqrt(np.maximum(uncentred, 1e-30))
+    cosines = ((wide[:, :k] + offset) / norms[:, None]).astype(np.float32)
+    outside = np.maximum(squares - (wide.astype(np.float64) ** 2).sum(axis=1), 0)
+    return _Projected(Scores(activations.example_id, wide[:, :k].copy(), cosines), wide, outside)
+
+
+# --- how far to trust it --------------------------------------------------------------------------------
+
+
+def bootstrap_stability(
+    projected: _Projected, basis: Basis, resamples: int = RESAMPLES, seed: int = 0
+) -> Stability:
+    """Resample the examples, redo the PCA and measure how far the directions turn.
+
+    The PCA of a resample is taken exactly within the wider span of r directions (Fisher et al. 2016,
+    arXiv 1405.0922); the turn out of that span is added to first order: its expected squared tangent for
+    direction j is sum_i s_ij^2 e_i^2 / (n (lambda_j - lambda_r))^2, with e_i^2 what of example i lies outside.
+    """
+    rng = np.random.default_rng(seed)
+    scores = projected.wider_scores.astype(np.float64)
+    n, r = scores.shape
+    k = basis.k
+    values = (scores**2).mean(axis=0)
+    gap = np.maximum(values[:k] - values[-1], 1e-12 * values[0])
+    leak = (scores[:, :k] ** 2 * projected.outside[:, None]).sum(axis=0) / (n * gap) ** 2
+    leak = np.zeros(k) if projected.outside.sum() <= 1e-6 * (scores**2).sum() else leak
+    directions, subspaces = np.empty((resamples, k)), np.empty((resamples, k))
+    shares = np.empty((resamples, k))
+    for i in range(resamples):
+        weights = rng.multinomial(n, np.full(n, 1 / n)) / n
+        centre = weights @ scores
+        covariance = (scores * weights[:, None]).T @ scores - np.outer(centre, centre)
+        eigenvalues, vectors = np.linalg.eigh(covariance)
+        overlap = vectors[:k, ::-1][:, :k]
+        shares[i] = eigenvalues[::-1][:k] / (np.trace(covariance) + weights @ projected.outside)
+        directions[i] = np.abs(np.diag(overlap)) / np.sqrt(1 + leak)
+        for j in range(k):
+            smallest = np.linalg.svd(overlap[: j + 1, : j + 1], compute_uv=False)[-1]
+            subspaces[i, j] = smallest / np.sqrt(1 + leak[: j + 1].max())
+    direction_angle, subspace_angle = _angles(directions), _angles(subspaces)
+    closed = subspace_angle[:, 1] <= np.degrees(np.arccos(STABLE_COSINE))
+    return Stability(
+        direction_angle,
+        subspace_angle,
+        np.quantile(shares, [0.025, 0.975], axis=0).T,
+        np.concatenate([[0], np.cumsum(closed)[:-1]]),
+        not closed[-1],
+        resamples,
+    )
+
+
+def _angles(cosines: np.ndarray) -> np.ndarray:
+    """(k, 2) median and 95th percentile in degrees of angles given by cosines (resamples, k)."""
+    return np.degrees(np.arccos(np.clip(np.quantile(cosines, [0.5, 0.05], axis=0).T, 0, 1)))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rho with its 95% interval by Fisher's z with the standard error of Bonett and Wright
+    (2000). Not a number where either side is constant or there are fewer than 4 examples."""
+    from scipy.stats import spearmanr
+
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return (np.nan, np.nan, np.nan)
+    rho = float(spearmanr(x, y).statistic)
+    z = np.arctanh(np.clip(rho, -0.999999, 0.999999))
+    half = 1.959964 * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    return rho, float(np.tanh(z - half)), float(np.tanh(z + half))

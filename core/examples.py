@@ -1,0 +1,510 @@
+"""Files and hub data sets -> examples: one text each, with prompt and response spans and all columns."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import BasiscopeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
+RESERVED = ("example_id", "text", "prompt", "response", "n_tokens")
+BATCH = 1_000
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the text: `text`, or `prompt` with an optional `response`, or chat `messages`.
+    A nested field is written as a dotted path."""
+
+    text: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = [name for name in ("text", "prompt", "messages") if getattr(self, name)]
+        if len(ways) != 1 or (self.response and not self.prompt):
+            raise BasiscopeError(
+                "Columns: give one of --text, --prompt (with or without --response) and --messages."
+            )
+
+    def named(self) -> dict[str, str]:
+        """Role -> column, for the roles in use."""
+        return {role: column for role, column in vars(self).items() if column}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A file, a folder of files or a hub data set (with config, split and revision), up to `limit` rows."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise BasiscopeError(f"Limit {self.limit}: it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text. `example_id` is its row number in the source, from 0; `response_start` the character of
+    `text` at which the response begins; `special_tokens` whether the tokenizer adds its own around it."""
+
+    example_id: int
+    text: str
+    prompt: str | None
+    response: str | None
+    response_start: int | None
+    special_tokens: bool
+    columns: Row
+
+
+@dataclass
+class ReadReport:
+    """What reading met: rows read, and per problem how many rows and the first few row numbers."""
+
+    rows: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    first_rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def count(self, problem: str, row: int) -> None:
+        self.counts[problem] += 1
+        if self.counts[problem] <= 5:
+            self.first_rows.setdefault(problem, []).append(row)
+
+    def sentences(self) -> list[str]:
+        """One line per problem, such as `3 rows: empty text (rows 4, 9, 17)`."""
+        lines = []
+        for problem, count in self.counts.most_common():
+            rows = ", ".join(map(str, self.first_rows[problem]))
+            more = ", ..." if count > len(self.first_rows[problem]) else ""
+            noun = "row" if count == 1 else "rows"
+            lines.append(f"{count:,} {noun}: {problem} ({noun} {rows}{more})")
+        return lines
+
+
+# --- reading rows ---------------------------------------------------------------------------------------
+
+
+def data_files(path: str) -> list[Path]:
+    """The data files that `path` means: itself, or the readable files of a folder, by name.
+
+    Raises BasiscopeError where it does not exist or holds no such file.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        if _suffix(root) not in FILE_TYPES:
+            raise BasiscopeError(f"Data {path}: {root.suffix or 'no ending'} is none of {_types()}.")
+        return [root]
+    if root.is_dir():
+        files = sorted(file for file in root.rglob("*") if file.is_file() and _suffix(file) in FILE_TYPES)
+        if files:
+            return files
+        raise BasiscopeError(f"Data {path}: the folder holds none of {_types()}.")
+    raise BasiscopeError(f"Data: there is no file or folder {path}.")
+
+
+def _types() -> str:
+    return ", ".join(FILE_TYPES) + " (or one of these with .gz)"
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def is_local(path: str) -> bool:
+    expanded = Path(path).expanduser()
+    return expanded.exists() or path.startswith(("/", ".", "~")) or _suffix(expanded) in FILE_TYPES
+
+
+def data_fingerprint(source: DataSource) -> str:
+    """SHA-256 over the contents of the source's files, whatever their place."""
+    digest = hashlib.sha256()
+    if is_local(source.path):
+        files = data_files(source.path)
+    else:
+        files = [Path(entry["filename"]) for entry in _load_hub(source).cache_files]
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row]]:
+    """(row number, row) for every row that can be parsed; the others are counted in `report`.
+
+    Row numbers run over all rows of all files. A folder's rows carry their file's name as `source_file`.
+    """
+    numbered = _local_rows(source, report) if is_local(source.path) else enumerate(_load_hub(source))
+    for number, row in numbered:
+        if source.limit is not None and number >= source.limit:
+            return
+        report.rows = number + 1
+        if row is not None:
+            yield number, row
+
+
+def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row | None]]:
+    files = data_files(source.path)
+    in_folder = Path(source.path).expanduser().is_dir()
+    number = 0
+    for file in files:
+        for row, problems in _READERS[_suffix(file)](file):
+            for problem in problems:
+                report.count(problem, number)
+            yield number, ({**row, "source_file": file.name} if in_folder and row is not None else row)
+            number += 1
+
+
+Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
+
+
+def _open(file: Path) -> io.BufferedIOBase:
+    import fsspec
+
+    return fsspec.open(str(file), "rb", compression="infer").open()  # type: ignore[no-any-return]
+
+
+def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
+    try:
+        return raw.decode("utf-8"), ()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", errors="replace"), ("not UTF-8, undecodable bytes replaced",)
+
+
+def _read_jsonl(file: Path) -> Parsed:
+    with _open(file) as lines:
+        for i, raw in enumerate(lines):
+            if i == 0:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            text, problems = _decode(raw)
+            yield _object(text, problems)
+
+
+def _object(text: str, problems: tuple[str, ...]) -> tuple[Row | None, tuple[str, ...]]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, (*problems, "left out, not valid JSON")
+    if not isinstance(row, dict):
+        return None, (*problems, "left out, not a JSON object")
+    return row, problems
+
+
+def _read_json(file: Path) -> Parsed:
+    with _open(file) as content:
+        text, problems = _decode(content.read())
+    try:
+        rows = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise BasiscopeError(
+            f"Data {file}: not a valid JSON array ({error}). One object per line belongs in a .jsonl file."
+        ) from error
+    if not isinstance(rows, list):
+        raise BasiscopeError(f"Data {file}: holds a JSON {type(rows).__name__}, expected an array of objects.")
+    for row in rows:
+        if isinstance(row, dict):
+            yield row, problems
+        else:
+            yield None, (*problems, "left out, not a JSON object")
+
+
+def _read_csv(file: Path) -> Parsed:
+    csv.field_size_limit(sys.maxsize)
+    with _open(file) as content:
+        lines = (_decode(raw)[0] for raw in content)
+        delimiter = "\t" if _suffix(file) == ".tsv" else ","
+        reader = csv.DictReader(_strip_bom(lines), delimiter=delimiter, restkey="_extra", restval=None)
+        try:
+            for row in reader:
+                problems = []
+                if "_extra" in row or None in row.values():
+                    problems.append("ragged, more or fewer fields than the header")
+                if any("\ufffd" in value for value in row.values() if isinstance(value, str)):
+                    problems.append("not UTF-8, undecodable bytes replaced")
+                yield row, tuple(problems)
+        except csv.Error as error:
+            raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _strip_bom(lines: Iterable[str]) -> Iterator[str]:
+    for i, line in enumerate(lines):
+        yield line.removeprefix("\ufeff") if i == 0 else line
+
+
+def _read_parquet(file: Path) -> Parsed:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=BATCH):
+                for row in batch.to_pylist():
+                    yield row, ()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Data {file}: not a readable Parquet file ({reason}).") from error
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _load_hub(source: DataSource) -> Any:
+    from datasets import DatasetDict, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        data = load_dataset(source.path, source.config, split=source.split, revision=source.revision)
+    except DatasetNotFoundError as error:
+        raise BasiscopeError(
+            f"Data {source.path}: no such file here, and no such data set on the hub (or it needs a login)."
+        ) from error
+    except ValueError as error:
+        raise BasiscopeError(f"Data {source.path}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError) as error:
+        raise BasiscopeError(
+            f"Data {source.path} is no file here, not in the local cache, and the hub cannot be reached."
+        ) from error
+    if isinstance(data, DatasetDict):
+        raise BasiscopeError(f"Data {source.path}: choose a split with --split: {', '.join(data)}.")
+    return data
+
+
+# --- rows to examples -----------------------------------------------------------------------------------
+
+
+def field_value(row: Row, path: str) -> Any:
+    """The value under a column name or a dotted path (`solution.steps.0`), or None."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def column_paths(rows: Iterable[Row]) -> list[str]:
+    """All columns of `rows` in order of appearance, nested fields as dotted paths after their parent."""
+    paths: dict[str, None] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        paths[prefix] = None
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}", inner)
+
+    for row in rows:
+        for key, value in row.items():
+            add(key, value)
+    return list(paths)
+
+
+def preview_rows(source: DataSource, n: int = 5) -> list[Row]:
+    """The first `n` rows that can be parsed."""
+    limited = DataSource(source.path, source.config, source.split, source.revision, limit=50 * n)
+    return [row for (_, row), _ in zip(read_rows(limited, ReadReport()), range(n), strict=False)]
+
+
+def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`auto` becomes `chat` for messages where the tokenizer has a chat template, else `plain`."""
+    if template not in TEMPLATES:
+        raise BasiscopeError(f"Template {template!r} is not one of {', '.join(TEMPLATES)}.")
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if template == "auto":
+        return "chat" if columns.messages and has_chat else "plain"
+    if template.startswith("chat") and not has_chat:
+        raise BasiscopeError(
+            f"Template {template!r}: this model's tokenizer has no chat template; use --template plain."
+        )
+    return template
+
+
+def read_examples(
+    source: DataSource,
+    columns: Columns,
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    report: ReadReport,
+) -> Iterator[Example]:
+    """Every row with usable text as an Example; rows without are counted in `report`.
+
+    `plain` writes prompt and response as `prompt + "\\n" + response`, and messages as
+    `Role: content` paragraphs; `chat` renders the tokenizer's chat template, `chat-prompt` only the prompt
+    with the generation prompt appended (Safety recipe).
+
+    Raises BasiscopeError where a named column is in no row at all.
+    """
+    seen: set[str] = set()
+    example = None
+    for number, row in read_rows(source, report):
+        values = {role: field_value(row, column) for role, column in columns.named().items()}
+        seen.update(role for role, value in values.items() if value is not None)
+        problem = _unusable(values)
+        if problem:
+            report.count(f"left out, {problem}", number)
+            continue
+        example = _render(number, row, values, template, tokenizer)
+        if not example.text.strip():
+            report.count("left out, empty text", number)
+            continue
+        yield example
+    missing = [column for role, column in columns.named().items() if role not in seen]
+    if missing and report.rows:
+        some = column_paths(preview_rows(source))
+        raise BasiscopeError(
+            f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(some)}."
+        )
+    if example is None:
+        raise BasiscopeError(f"Data {source.path}: no usable example in {report.rows} rows.")
+
+
+def _unusable(values: Mapping[str, Any]) -> str | None:
+    for role, value in values.items():
+        if value is None:
+            return f"no {role}"
+        if role == "messages":
+            if not (isinstance(value, list) and value and all(_is_message(item) for item in value)):
+                return "messages are not a list of {role, content}"
+        elif isinstance(value, list | Mapping):
+            return f"{role} is not text"
+    return None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+
+
+def _render(
+    number: int, row: Row, values: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase
+) -> Example:
+    if "text" in values and template == "plain":
+        return Example(number, str(values["text"]), None, None, None, True, row)
+    messages = _messages(values)
+    answered = messages[-1]["role"] == "assistant"
+    before, response = (messages[:-1], messages[-1]["content"]) if answered else (messages, None)
+    if template == "plain":
+        prompt, text = _plain(values, before, response)
+    else:
+        prompt = _chat(tokenizer, before, generation_prompt=True)
+        text = prompt
+        if template == "chat" and response is not None:
+            text = _chat(tokenizer, messages, generation_prompt=False)
+    start = None
+    if response is not None and template != "chat-prompt":
+        start = len(prompt) if text.startswith(prompt) else text.rfind(response)
+    shown_prompt = str(values["prompt"]) if "prompt" in values else prompt
+    return Example(number, text, shown_prompt, response, start, template == "plain", row)
+
+
+def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    if "messages" in values:
+        return [{"role": item["role"], "content": item["content"]} for item in values["messages"]]
+    messages = [{"role": "user", "content": str(values.get("prompt", values.get("text")))}]
+    if "response" in values:
+        messages.append({"role": "assistant", "content": str(values["response"])})
+    return messages
+
+
+def _plain(
+    values: Mapping[str, Any], before: list[dict[str, str]], response: str | None
+) -> tuple[str, str]:
+    if "messages" not in values:
+        prompt = str(values["prompt"])
+        return (prompt, prompt) if response is None else (prompt + "\n", f"{prompt}\n{response}")
+    prompt = "\n\n".join(f"{item['role'].capitalize()}: {item['content']}" for item in before)
+    if response is None:
+        return prompt, prompt
+    prompt = f"{prompt}\n\nAssistant: " if prompt else "Assistant: "
+    return prompt, prompt + response
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+    if not messages:
+        return ""
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise BasiscopeError(
+            f"The chat template refuses messages with the roles {roles} ({error}); use --template plain."
+        ) from error
+
+
+def kept_columns(row: Row) -> dict[str, Any]:
+    """A row's own columns, those named like one of the run's (`text`, `prompt`, ...) as `data_<name>`."""
+    return {f"data_{name}" if name in RESERVED else str(name): value for name, value in row.items()}
+
+
+# --- tokens ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Token ids of one text after the cut, and the first token of its response (None without one)."""
+
+    ids: list[int]
+    response_token: int | None
+    was_cut: bool
+
+
+def tokenize(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int, spans: bool
+) -> list[TokenizedText]:
+    """Tokenise as the model's tokenizer does by default, chat-templated text without special tokens of its
+    own; cut at `max_tokens`. `spans` finds the response's first token: the first that ends after its start.
+    """
+    if spans and not tokenizer.is_fast:
+        raise BasiscopeError("Pooling over the response needs a fast tokenizer; use --pooling mean.")
+    encoded = tokenizer(
+        [example.text for example in examples],
+        add_special_tokens=examples[0].special_tokens,
+        return_offsets_mapping=spans,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    result = []
+    for i, example in enumerate(examples):
+        ids = encoded["input_ids"][i]
+        first = None
+        if spans and example.response_start is not None:
+            offsets = encoded["offset_mapping"][i]
+            first = next((t for t, (_, end) in enumerate(offsets) if end > example.response_start), len(ids))
+        result.append(TokenizedText(ids[:max_tokens], first, len(ids) > max_tokens))
+    return result

@@ -1,0 +1,321 @@
+"""Load a causal language model and find its blocks: the only code that knows about architectures."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import BasiscopeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its tokenizer. `blocks` are the decoder layers in order; `fingerprint` names the
+    content of its files."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blocks: nn.ModuleList
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.module.config.get_text_config().hidden_size)
+
+    @property
+    def context(self) -> int | None:
+        """The number of positions the model was made for, or None where it has no such limit."""
+        return getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.module.dtype).removeprefix("torch.")
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` means a folder here rather than a hub id: it exists, or is written as a path."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith(("/", ".", "~"))
+
+
+def locate_model(name: str, revision: str | None = None) -> Path:
+    """The folder with the model's files. A hub model is downloaded only where the local cache lacks it.
+
+    Raises BasiscopeError where there is no such folder or hub model, or it holds no safetensors weights.
+    """
+    if is_folder(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise BasiscopeError(f"Model: there is no folder {folder}.")
+    else:
+        folder = _snapshot(name, revision)
+    if not (folder / "config.json").is_file():
+        raise BasiscopeError(f"Model {name}: {folder} has no config.json, so it is not a transformers model.")
+    if not any(folder.glob("*.safetensors")):
+        raise BasiscopeError(
+            f"Model {name}: {folder} has no *.safetensors weights. Pickled weights (.bin, .pt) are never "
+            "loaded; convert them with `save_pretrained(..., safe_serialization=True)`."
+        )
+    return folder
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": list(MODEL_FILES),
+        "ignore_patterns": list(NOT_MODEL_FILES),
+    }
+    at = f" at revision {revision}" if revision else ""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **options))
+        if any(folder.glob("*.safetensors")) and _has_all_shards(folder):
+            return folder
+    except HFValidationError as error:
+        raise BasiscopeError(
+            f"Model {name!r} is neither a folder here nor a hub id like 'owner/model'."
+        ) from error
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, **options))
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Model {name}{at}: the hub refused it ({reason}).") from error
+    except (OSError, RuntimeError) as error:
+        raise BasiscopeError(
+            f"Model {name}{at} is not in the local cache and the hub cannot be reached. Give a local "
+            "folder, or download the model where there is a network."
+        ) from error
+
+
+def _has_all_shards(folder: Path) -> bool:
+    import json
+
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return True
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    return all((folder / shard).exists() for shard in shards)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the model's files, so that two copies of one model agree."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        if not path.match("consolidated*") and path.is_file():
+            digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    blob = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):
+        return blob  # the hub cache names a weight file's blob by its SHA-256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def choose_device(device: str = "auto") -> str:
+    import torch
+
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BasiscopeError(f"Device {device!r} cannot be used ({reason}); try --device auto.") from error
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(dtype: str = "auto", device: str = "cpu") -> str:
+    """bfloat16 where the hardware multiplies it natively, else float32 (an emulated bf16 is slower)."""
+    if dtype not in DTYPES:
+        raise BasiscopeError(f"Data type {dtype!r} is not one of {', '.join(DTYPES)}.")
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    if device.startswith("cuda"):
+        native = torch.cuda.get_device_capability()[0] >= 8
+    else:
+        native = device == "cpu" and bool(_cpu_bf16())
+    return "bfloat16" if native else "float32"
+
+
+def _cpu_bf16() -> bool:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, without the weights. Raises as `locate_model` does."""
+    return _tokenizer(locate_model(name, revision), name)
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Model {name}: its tokenizer cannot be loaded ({reason}).") from error
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> LanguageModel:
+    """Load from a local folder, the local cache or the hub, in that order, ready for inference.
+
+    A model larger than the first GPU's free memory is spread over all devices (`device_map="auto"`).
+    Raises BasiscopeError where files are missing or broken, weights are incomplete, or the architecture
+    needs code from the hub.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = locate_model(name, revision)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
+    spread = device == "cuda" and _weight_bytes(folder) > 0.9 * torch.cuda.mem_get_info()[0]
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            device_map="auto" if spread else None,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Model {name}: it cannot be loaded ({reason}).") from error
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise BasiscopeError(
+            f"Model {name}: its files lack {len(info['missing_keys'])} of its weights (first: {first}), "
+            "which would be random. Fetch the whole model again."
+        )
+    module = module.eval().requires_grad_(False)
+    if not spread:
+        module = module.to(device)
+    return LanguageModel(
+        name, revision, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
+    )
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers: the outermost module list with as many members as the config has layers.
+
+    Raises BasiscopeError where there is none, as in an encoder-decoder model.
+    """
+    from torch import nn
+
+    depth = getattr(module.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        (name.count("."), part)
+        for name, part in module.get_decoder().named_modules()
+        if isinstance(part, nn.ModuleList) and len(part) == depth
+    ]
+    if getattr(module.config, "is_encoder_decoder", False) or not found:
+        raise BasiscopeError(
+            f"Model of type {module.config.model_type}: no list of {depth} decoder layers in it. "
+            "Basiscope works on decoder-only models."
+        )
+    return min(found, key=lambda item: item[0])[1]
+
+
+def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
+    """Block numbers from `a:b` (as a Python slice, negative from the end) or one number such as `15`.
+
+    >>> resolve_blocks("1:-1", 5)
+    (1, 2, 3)
+    """
+    match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
+    if not match or "-" in (match[1], match[2]):
+        raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    if match[3] is not None:
+        index = int(match[3])
+        chosen = (index % n_blocks,) if -n_blocks <= index < n_blocks else ()
+    else:
+        start, stop = (int(part) if part else None for part in (match[1], match[2]))
+        chosen = tuple(range(n_blocks)[start:stop])
+    if not chosen:
+        raise BasiscopeError(f"Blocks {blocks!r}: the model has blocks 0 to {n_blocks - 1}, none is chosen.")
+    return chosen
+
+
+def block_output(output: Any) -> torch.Tensor:
+    """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple that
+    starts with it in older models (`output[0]` of a bare tensor would silently be batch row 0)."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Finished(Exception):
+    """Raised by the hook of the last block needed, so that nothing after it runs."""
+
+
+@contextmanager
+def _hooks(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_blocks(
+    model: LanguageModel, inputs: dict[str, torch.Tensor], blocks: tuple[int, ...], receive: Any
+) -> None:
+    """Run the trunk on `inputs` without cache or logits and call `receive(block, hidden)` after each of
+    `blocks` (ascending) with its output (batch, tokens, hidden). Nothing after the last of them runs."""
+    import torch
+
+    def hook_for(block: int) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            receive(block, block_output(output))
+            if block == blocks[-1]:
+                raise _Finished
+
+        return hook
+
+    handles = [model.blocks[block].register_forward_hook(hook_for(block)) for block in blocks]
+    with _hooks(handles), torch.inference_mode():
+        try:
+            model.module.get_decoder()(**inputs, use_cache=False)
+        except _Finished:
+            pass
