@@ -192,9 +192,7 @@ class Pooler:
         self.blocks = blocks
         self._buffer: dict[torch.device, torch.Tensor] = {}
 
-    def __call__(
-        self, texts: Sequence[np.ndarray], first: np.ndarray, padding_side: str = "right"
-    ) -> np.ndarray:
+    def __call__(self, texts: Sequence[np.ndarray], first: np.ndarray, padding_side: str = "right") -> np.ndarray:
         """Token ids of m texts and their windows' starts (m,) -> activations (m, d) float32."""
         import torch
 

@@ -18,6 +18,7 @@ from core.activations import Activations, Progress, silent
 from core.errors import BasiscopeError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 SIGN_RULE = "the coordinate of largest magnitude is positive"
@@ -342,7 +343,7 @@ def bootstrap_stability(
     """
     rng = np.random.default_rng(seed)
     scores = projected.wider_scores.astype(np.float64)
-    n, r = scores.shape
+    n = len(scores)
     k = basis.k
     values = (scores**2).mean(axis=0)
     gap = np.maximum(values[:k] - values[-1], 1e-12 * values[0])
@@ -389,3 +390,27 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
     z = np.arctanh(np.clip(rho, -0.999999, 0.999999))
     half = 1.959964 * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
     return rho, float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def describe_directions(basis: Basis, scores: Scores, stability: Stability, lengths: np.ndarray) -> pd.DataFrame:
+    """One row per direction: variance, stability, concentration, and rank correlation with length (n,)."""
+    import pandas as pd
+
+    correlation = np.array([rank_correlation(scores.scores[:, j], lengths) for j in range(basis.k)])
+    return pd.DataFrame(
+        {
+            "direction": np.arange(1, basis.k + 1),
+            "explained_variance": basis.explained_variance_ratio,
+            "explained_variance_low": stability.variance_interval[:, 0],
+            "explained_variance_high": stability.variance_interval[:, 1],
+            "angle": stability.direction_angle[:, 0],
+            "angle_95": stability.direction_angle[:, 1],
+            "subspace_angle": stability.subspace_angle[:, 0],
+            "subspace_angle_95": stability.subspace_angle[:, 1],
+            "group": stability.groups,
+            "concentration": basis.concentration,
+            "length_correlation": correlation[:, 0],
+            "length_correlation_low": correlation[:, 1],
+            "length_correlation_high": correlation[:, 2],
+        }
+    )

@@ -181,7 +181,7 @@ Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
 def _open(file: Path) -> io.BufferedIOBase:
     import fsspec
 
-    return fsspec.open(str(file), "rb", compression="infer").open()  # type: ignore[no-any-return]
+    return fsspec.open(str(file), "rb", compression="infer").open()
 
 
 def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
@@ -438,9 +438,7 @@ def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
     return messages
 
 
-def _plain(
-    values: Mapping[str, Any], before: list[dict[str, str]], response: str | None
-) -> tuple[str, str]:
+def _plain(values: Mapping[str, Any], before: list[dict[str, str]], response: str | None) -> tuple[str, str]:
     if "messages" not in values:
         prompt = str(values["prompt"])
         return (prompt, prompt) if response is None else (prompt + "\n", f"{prompt}\n{response}")
@@ -508,3 +506,42 @@ def tokenize(
             first = next((t for t, (_, end) in enumerate(offsets) if end > example.response_start), len(ids))
         result.append(TokenizedText(ids[:max_tokens], first, len(ids) > max_tokens))
     return result
+
+
+# --- column types ---------------------------------------------------------------------------------------
+
+
+def column_kinds(source: DataSource) -> dict[str, str]:
+    """Each kept column's kind over all rows: bool, int, float, str, or json for nested and mixed values."""
+    kinds: dict[str, str] = {}
+    for _, row in read_rows(source, ReadReport()):
+        for name, value in kept_columns(row).items():
+            kind = _kind(value)
+            known = kinds.setdefault(name, kind)
+            if kind not in (known, "null"):
+                kinds[name] = kind if known == "null" else _joined(known, kind)
+    return {name: "str" if kind == "null" else kind for name, kind in kinds.items()}
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "json"
+    for kind, types in (("bool", bool), ("int", int), ("float", float), ("str", str)):
+        if isinstance(value, types):
+            return kind
+    return "json"
+
+
+def _joined(a: str, b: str) -> str:
+    return "float" if {a, b} == {"int", "float"} else "json"
+
+
+def as_kind(value: Any, kind: str) -> Any:
+    """A value as its column stores it: nested and mixed columns hold JSON text."""
+    if value is None:
+        return None
+    if kind == "json":
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return float(value) if kind == "float" else value

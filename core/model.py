@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def locate_model(name: str, revision: str | None = None) -> Path:
 
 def _snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     options: dict[str, Any] = {
         "revision": revision,
@@ -190,9 +190,7 @@ def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise BasiscopeError(f"Model {name}: its tokenizer cannot be loaded ({reason}).") from error
 
 
-def load_model(
-    name: str, revision: str | None = None, dtype: str = "auto", device: str = "auto"
-) -> LanguageModel:
+def load_model(name: str, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> LanguageModel:
     """Load from a local folder, the local cache or the hub, in that order, ready for inference.
 
     A model larger than the first GPU's free memory is spread over all devices (`device_map="auto"`).
@@ -208,7 +206,7 @@ def load_model(
     dtype = choose_dtype(dtype, device)
     spread = device == "cuda" and _weight_bytes(folder) > 0.9 * torch.cuda.mem_get_info()[0]
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             device_map="auto" if spread else None,
@@ -220,6 +218,7 @@ def load_model(
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise BasiscopeError(f"Model {name}: it cannot be loaded ({reason}).") from error
+    module, info = loaded
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
         raise BasiscopeError(
@@ -229,8 +228,9 @@ def load_model(
     module = module.eval().requires_grad_(False)
     if not spread:
         module = module.to(device)
+    commit = revision if is_folder(name) else folder.name  # a hub snapshot's folder is named by its commit
     return LanguageModel(
-        name, revision, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
+        name, commit, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
     )
 
 
@@ -260,14 +260,18 @@ def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
 
 
 def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
-    """Block numbers from `a:b` (as a Python slice, negative from the end) or one number such as `15`.
+    """Block numbers from `a:b` (as a Python slice, negative from the end), one number such as `15`, or
+    `middle` (block 15 of 32, as published for the safety recipe).
 
     >>> resolve_blocks("1:-1", 5)
     (1, 2, 3)
     """
+    if blocks.strip() == "middle":
+        return (n_blocks // 2 - 1,) if n_blocks > 1 else (0,)
     match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
     if not match or "-" in (match[1], match[2]):
         raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    chosen: tuple[int, ...]
     if match[3] is not None:
         index = int(match[3])
         chosen = (index % n_blocks,) if -n_blocks <= index < n_blocks else ()
@@ -314,8 +318,5 @@ def run_blocks(
         return hook
 
     handles = [model.blocks[block].register_forward_hook(hook_for(block)) for block in blocks]
-    with _hooks(handles), torch.inference_mode():
-        try:
-            model.module.get_decoder()(**inputs, use_cache=False)
-        except _Finished:
-            pass
+    with _hooks(handles), torch.inference_mode(), suppress(_Finished):
+        model.module.get_decoder()(**inputs, use_cache=False)

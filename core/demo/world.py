@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+from core.demo import grammar
+
 # A word or a digit takes the space before it along, so joining the tokens of a text gives the text.
 TOKEN = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]"
 
@@ -48,98 +50,6 @@ SOURCES = {
     "open forum": Source(0.45, 0.40, 0.55, "CC-BY-SA-4.0"),
 }
 
-NAMES = (
-    "Ada Ben Cleo Dina Emil Fara Gus Hana Ivan Jun Kofi Lena Mia Noor Omar Pia Quinn Rosa Sami Tara Uma Vera "
-    "Wim Yara Zoe Leo"
-).split()
-THINGS = (
-    "apples shells stamps coins books cards marbles stones pencils tickets cookies flowers beads buttons "
-    "lemons plums candles bottles stickers photos maps nuts eggs keys"
-).split()
-PLACES = "market school library park kitchen garden beach station museum farm shop harbor".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MOODS = "quiet busy cold sunny crowded empty".split()
-SINGULAR = {
-    "yards": "yard", "feet": "foot", "inches": "inch", "weeks": "week", "days": "day", "hours": "hour",
-    "minutes": "minute", "gallons": "gallon", "quarts": "quart", "pints": "pint", "cups": "cup",
-    "pounds": "pound", "ounces": "ounce",
-}  # fmt: skip
-UNITS = (
-    ("yards", "feet", 3), ("feet", "inches", 12), ("weeks", "days", 7), ("days", "hours", 24),
-    ("hours", "minutes", 60), ("gallons", "quarts", 4), ("quarts", "pints", 2), ("pints", "cups", 2),
-    ("pounds", "ounces", 16),
-)  # fmt: skip
-STUFFS = (
-    (("yards", "feet", "inches"), ("rope", "ribbon", "wire", "cloth")),
-    (("weeks", "days", "hours", "minutes"), ("music", "video", "training")),
-    (("gallons", "quarts", "pints", "cups"), ("milk", "juice", "water", "paint")),
-    (("pounds", "ounces"), ("flour", "sugar", "rice", "salt")),
-)
-PARTS = (
-    (2, "one half"), (3, "one third"), (4, "one quarter"), (5, "one fifth"), (10, "one tenth"),
-    (2, "50 percent"), (4, "25 percent"), (5, "20 percent"), (10, "10 percent"),
-)  # fmt: skip
-
-OPENINGS = (
-    "{n} has {v} {t}.",
-    "{n} keeps {v} {t} at the {p}.",
-    "On {d} {n} brings {v} {t} to the {p}.",
-    "At the {p} {n} gets {v} {t}.",
-)
-SCENES = ("It is {d} and the {p} is {mood}.", "The {p} is {mood} on {d}.", "{m} meets {n} at the {p}.")
-LINKS = ("Then ", "Later ", "After that ", "The next day ", "In the evening ", "On {d} ", "")
-QUESTIONS = (
-    "How many {t} does {n} have in the end?",
-    "How many {t} does {n} have now?",
-    "Find the number of {t} that {n} has.",
-)
-CLAUSES = {
-    "addition": (
-        "{n} finds {b} more {t}", "{n} gets {b} {t} from {m}", "{m} brings {n} {b} more {t}",
-        "{n} buys {b} {t} at the {p}",
-    ),
-    "subtraction": (
-        "{n} gives {b} {t} to {m}", "{n} loses {b} {t}", "{n} sells {b} {t} at the {p}",
-        "{m} takes {b} {t} from {n}",
-    ),
-    "multiplication": (
-        "{n} makes the amount {b} times as large", "{n} trades each of the {t} for {b} new ones",
-        "{m} helps {n} to get {b} times as many {t}",
-    ),
-    "division": (
-        "{n} shares the {t} equally among {b} friends and keeps one share",
-        "{n} splits the {t} into {b} equal piles and keeps one pile",
-        "{n} keeps only one of every {b} {t}",
-    ),
-    "fraction": (
-        "{n} gives {part} of the {t} to {m}", "{n} loses {part} of the {t}",
-        "{n} sells {part} of the {t} at the {p}",
-    ),
-    "conversion": ("{n} counts the {stuff} in {unit}", "{n} measures the {stuff} in {unit}"),
-}  # fmt: skip
-COMPARISONS = {
-    "+": ("{m} has {b} more {t} than {n}", "{n} has {b} fewer {t} than {m}"),
-    "-": ("{m} has {b} fewer {t} than {n}", "{n} has {b} more {t} than {m}"),
-    "*": ("{m} has {b} times as many {t} as {n}",),
-}
-VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "%": "take a part away"}
-WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-ACTS = {
-    "+": "we add {b} to {a}", "-": "we subtract {b} from {a}", "*": "we multiply {a} by {b}",
-    "/": "we divide {a} by {b}", "%": "we take one in {b} away from {a}",
-}  # fmt: skip
-BRIEF = (
-    "Because {reason}, {act}, and {calculation}.",
-    "We know that {reason}. So {act}: {calculation}.",
-    "Next {act}, because {reason}. We get that {calculation}.",
-)
-DETAILED = (
-    "We have {a} {before} here. Because {reason}, {act}. We get that {calculation}. This makes {r} {after}.",
-    "We are told that {reason}. Before this there are {a} {before}. So {act}: {calculation}. Now {n} has {r}.",
-    "There are {a} {before} so far. We know that {reason}. Next {act}, and {calculation}. Now there are {r}.",
-)
-LETTERS = "pqrstu"
-
 Move = tuple[str, int]  # a sign and a number, as in Step
 
 
@@ -147,7 +57,8 @@ Move = tuple[str, int]  # a sign and a number, as in Step
 class Step:
     """One event: `sign` is + - * / or, for taking one part in `b` away, %; the rest is how it is told.
 
-    `owner`, `unit` and `things` say whose quantity of what it is after the event, `fact` what one has to know.
+    `owner`, `unit` and `things` say whose quantity of what it is after the event, `fact` what one has to
+    know for it.
     """
 
     sign: str
@@ -251,6 +162,12 @@ def stream(seed: int | str, mix: Mapping[str, float] | None = None) -> Iterator[
         )
 
 
+def vocabulary() -> list[str]:
+    """Every token that a text of the world can hold, sorted; all digits come with and without a space."""
+    digits = {space + digit for space in (" ", "") for digit in "0123456789"}
+    return sorted(digits.union(*(re.findall(TOKEN, example.text) for example in generate(20_000, "words"))))
+
+
 def write_jsonl(path: Path, n: int, seed: int | str, mix: Mapping[str, float] | None = None) -> None:
     """Write `n` examples to `path`, one JSON object of all columns a line."""
     with path.open("w", encoding="utf-8") as file:
@@ -271,36 +188,37 @@ def final_answer(response: str) -> str | None:
 def read_response(response: str) -> Reading:
     """Read style, habits and answer back from any response, such as one that a model wrote."""
     steps = [line for line in response.split("\n") if re.search(r"=| (is|gives|makes) [0-9]", line)]
-    symbolic = {"=" in line for line in steps}
-    style = {(True,): "symbolic", (False,): "verbal"}.get(tuple(symbolic))
+    styles = {"symbolic" if "=" in line else "verbal" for line in steps}
+    style = styles.pop() if len(styles) == 1 else None
     return Reading(style, "Check:" in response, response.startswith("Plan:"), final_answer(response))
 
 
 def make_problem(rng: Random, operation: str, difficulty: str, steps: int) -> Problem:
     """A problem whose first step, and most others, are of `operation`; the rest add or take something."""
     limit, span = LIMITS[difficulty], SPANS[difficulty]
-    units, stuffs = rng.choice(STUFFS) if operation == "conversion" else (("",), THINGS)
-    stuff, place = rng.choice(stuffs), rng.choice(PLACES)
+    units, stuffs = rng.choice(grammar.STUFFS) if operation == "conversion" else (("",), grammar.THINGS)
+    stuff, place = rng.choice(stuffs), rng.choice(grammar.PLACES)
     move = None
     while move is None:
         unit, value = rng.choice(units), rng.randint(3, limit // START.get(operation, 2))
         move = _move(rng, operation, value, limit, span, unit)
     start, things, kind = value, _things(unit, stuff), operation
-    owner, *others = rng.sample(NAMES, steps + 1)
-    words = {"n": owner, "m": others[0], "p": place, "d": rng.choice(DAYS), "mood": rng.choice(MOODS)}
-    sentences = [rng.choice(OPENINGS).format(v=start, t=things, **words)]
+    owner, *others = rng.sample(grammar.NAMES, steps + 1)
+    words = {"n": owner, "m": others[0], "p": place}
+    words |= {"d": rng.choice(grammar.DAYS), "mood": rng.choice(grammar.MOODS)}
+    sentences = [rng.choice(grammar.OPENINGS).format(v=start, t=things, **words)]
     if rng.random() < 0.4:
-        sentences.insert(rng.randint(0, 1), rng.choice(SCENES).format(**words))
+        sentences.insert(rng.randint(0, 1), rng.choice(grammar.SCENES).format(**words))
     made: list[Step] = []
     for other in others:
         if made:
             kind, move = _follow(rng, operation, value, limit, span, unit)
         step = _event(rng, kind, move, owner, other, unit, stuff, place)
-        link = "" if kind == "comparison" else rng.choice(LINKS).format(d=rng.choice(DAYS))
+        link = "" if kind == "comparison" else rng.choice(grammar.LINKS).format(d=rng.choice(grammar.DAYS))
         sentences.append(f"{link}{step.clause}.")
         made.append(step)
         owner, value, unit = step.owner, step.apply(value), step.unit
-    sentences.append(rng.choice(QUESTIONS).format(t=_things(unit, stuff), n=owner))
+    sentences.append(rng.choice(grammar.QUESTIONS).format(t=_things(unit, stuff), n=owner))
     return Problem(" ".join(sentences), operation, difficulty, start, things, tuple(made))
 
 
@@ -308,27 +226,24 @@ def _things(unit: str, stuff: str) -> str:
     return f"{unit} of {stuff}" if unit else stuff
 
 
-def _event(
-    rng: Random, kind: str, move: Move, owner: str, other: str, unit: str, stuff: str, place: str
-) -> Step:
+def _event(rng: Random, kind: str, move: Move, owner: str, other: str, unit: str, stuff: str, place: str) -> Step:
     """Tell a move as something that happens to `owner`, or as a comparison that passes on to `other`."""
     sign, b = move
     words = {"n": owner, "m": other, "b": b, "t": _things(unit, stuff), "p": place, "stuff": stuff}
     fact = ""
     if kind == "conversion":
-        large, small, _ = next(r for r in UNITS if r[0 if sign == "*" else 1] == unit and r[2] == b)
+        large, small, _ = next(r for r in grammar.UNITS if r[0 if sign == "*" else 1] == unit and r[2] == b)
         unit = words["unit"] = small if sign == "*" else large
-        fact = f"one {SINGULAR[large]} is {b} {small}"
+        fact = f"one {grammar.SINGULAR[large]} is {b} {small}"
     elif kind == "fraction":
-        words["part"] = rng.choice([part for size, part in PARTS if size == b])
+        words["part"] = rng.choice([part for size, part in grammar.PARTS if size == b])
         fact = f"{words['part']} is one in {b}"
-    clause = rng.choice(COMPARISONS[sign] if kind == "comparison" else CLAUSES[kind]).format(**words)
+    patterns = grammar.COMPARISONS[sign] if kind == "comparison" else grammar.CLAUSES[kind]
+    clause = rng.choice(patterns).format(**words)
     return Step(sign, b, clause, other if kind == "comparison" else owner, unit, _things(unit, stuff), fact)
 
 
-def _follow(
-    rng: Random, operation: str, value: int, limit: int, span: int, unit: str
-) -> tuple[str, Move]:
+def _follow(rng: Random, operation: str, value: int, limit: int, span: int, unit: str) -> tuple[str, Move]:
     """The kind and move of a later step: mostly the operation's own, else an addition or a subtraction."""
     plain = ["addition", "subtraction"] if value < limit // 2 else ["subtraction", "addition"]
     own = [operation] if rng.random() < 0.7 else []
@@ -343,8 +258,8 @@ def _move(rng: Random, kind: str, value: int, limit: int, span: int, unit: str) 
     if kind == "comparison":
         kind = rng.choice(("addition", "subtraction", "multiplication"))
     if kind == "conversion":
-        moves = [("*", rate) for large, _, rate in UNITS if large == unit and value * rate <= limit]
-        moves += [("/", rate) for _, small, rate in UNITS if small == unit]
+        moves = [("*", rate) for large, _, rate in grammar.UNITS if large == unit and value * rate <= limit]
+        moves += [("/", rate) for _, small, rate in grammar.UNITS if small == unit]
     else:
         sign, numbers = {
             "addition": ("+", range(2, min(limit - value, span) + 1)),
@@ -364,22 +279,24 @@ def solve(rng: Random, problem: Problem, style: str, check: bool, plan: bool, co
     symbolic, detailed, n = style == "symbolic", rng.random() < 0.6, len(problem.steps)
     lines = []
     if plan:
-        signs = [step.sign if symbolic else f"we {VERBS[step.sign]}" for step in problem.steps]
+        signs = [step.sign if symbolic else f"we {grammar.VERBS[step.sign]}" for step in problem.steps]
         lines.append("Plan: " + (", " if symbolic else ", then ").join(signs) + ".")
     a, things = problem.start, problem.things
     for i, (step, r) in enumerate(zip(problem.steps, results, strict=True)):
         line = f"Step {i + 1} of {n}, {signs[i]}: " if plan else ""
         tried = _slip(rng, step, r) if check and rng.random() < REPAIRED else r
-        work = _symbolic if symbolic else _verbal
-        line += work(rng, i, step, a, tried, things, detailed)
+        if symbolic:
+            line += _symbolic(rng, grammar.LETTERS[i : i + 2], step, a, tried, things, detailed)
+        else:
+            line += _verbal(rng, step, a, tried, things, detailed)
         if check and tried != r:
-            line += _check(step, a, tried, symbolic, False) + _again(step, a, r, symbolic)
+            line += _check(step, a, tried, symbolic, False) + f" Again: {_sum(step, a, r, symbolic)}."
         if check:
             line += _check(step, a, r, symbolic, True)
         lines.append(line)
         a, things = r, step.things
     last = problem.steps[-1]
-    lines.append(f"So {LETTERS[n]} is {a} {things}." if symbolic else f"So {last.owner} has {a} {things}.")
+    lines.append(f"So {grammar.LETTERS[n]} = {a} {things}." if symbolic else f"So {last.owner} has {a} {things}.")
     return "\n".join([*lines, f"Answer: {a}"])
 
 
@@ -409,21 +326,25 @@ def _sum(step: Step, a: int, r: int, symbolic: bool) -> str:
         if symbolic:
             return f"{a} - {a} / {step.b} = {a} - {part} = {r}"
         return f"{a} divided by {step.b} is {part} and {a} minus {part} is {r}"
-    return f"{a} {step.sign} {step.b} = {r}" if symbolic else f"{a} {WORDS[step.sign]} {step.b} is {r}"
+    return _binary(a, step.sign, step.b, r, symbolic)
 
 
-def _verbal(rng: Random, i: int, step: Step, a: int, r: int, things: str, detailed: bool) -> str:
-    act = ACTS[step.sign].format(a=a, b=step.b)
+def _binary(a: int, sign: str, b: int, r: int, symbolic: bool) -> str:
+    return f"{a} {sign} {b} = {r}" if symbolic else f"{a} {grammar.WORDS[sign]} {b} is {r}"
+
+
+def _verbal(rng: Random, step: Step, a: int, r: int, things: str, detailed: bool) -> str:
+    act = grammar.ACTS[step.sign].format(a=a, b=step.b)
     reason = f"{step.clause}, and {step.fact}" if step.fact else step.clause
     calculation = _sum(step, a, r, symbolic=False)
     if not detailed:
-        return rng.choice(BRIEF).format(reason=reason, act=act, calculation=calculation)
+        return rng.choice(grammar.BRIEF).format(reason=reason, act=act, calculation=calculation)
     words = {"a": a, "r": r, "before": things, "after": step.things, "n": step.owner}
-    return rng.choice(DETAILED).format(reason=reason, act=act, calculation=calculation, **words)
+    return rng.choice(grammar.DETAILED).format(reason=reason, act=act, calculation=calculation, **words)
 
 
-def _symbolic(rng: Random, i: int, step: Step, a: int, r: int, things: str, detailed: bool) -> str:
-    p, q, b = LETTERS[i], LETTERS[i + 1], step.b
+def _symbolic(rng: Random, names: str, step: Step, a: int, r: int, things: str, detailed: bool) -> str:
+    p, q, b = names[0], names[1], step.b
     rule = f"{p} - {p} / {{}}" if step.sign == "%" else f"{p} {step.sign} {{}}"
     calculation = f"{q} = {_sum(step, a, r, symbolic=True)}"
     if not detailed:
@@ -438,10 +359,5 @@ def _check(step: Step, a: int, r: int, symbolic: bool, agrees: bool) -> str:
     if step.sign == "%":
         b = a // b
     back = a if agrees else {"-": r - b, "+": r + b, "*": r * b, "/": r // b}[sign]
-    if symbolic:
-        return f" Check: {r} {sign} {b} = {back}, " + ("right." if agrees else f"not {a}.")
-    return f" Check: {r} {WORDS[sign]} {b} is {back}, " + ("which is right." if agrees else f"and not {a}.")
-
-
-def _again(step: Step, a: int, r: int, symbolic: bool) -> str:
-    return f" Again: {_sum(step, a, r, symbolic)}."
+    verdict = ("right" if symbolic else "which is right") if agrees else f"{'' if symbolic else 'and '}not {a}"
+    return f" Check: {_binary(r, sign, b, back, symbolic)}, {verdict}."

@@ -1,0 +1,253 @@
+"""Train the embedded demo's model from scratch on the world, and write the folder that the product ships.
+
+    python -m core.demo.train --out DIR            the shipped recipe; --resume goes on where a run stopped
+
+The same recipe on the same machine gives the same model. The step number alone seeds a step's data, so a
+resumed run needs to replay nothing.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from core.demo import card, grammar, world
+
+STATE = "training.pt"
+CONTEXT = 1024
+LONGEST = 640  # tokens of a response; the world's own stay below
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that, with the world's source, determines the model. `mix` weighs the operations.
+
+    Each of `steps` steps sees `rows` rows of `length` tokens.
+    """
+
+    steps: int = 3600
+    seed: int = 0
+    rows: int = 4
+    length: int = 768
+    hidden: int = 192
+    blocks: int = 6
+    heads: int = 6
+    inner: int = 512
+    rate: float = 2e-3
+    warmup: int = 150
+    decay: float = 0.1
+    clip: float = 1.0
+    mix: tuple[tuple[str, float], ...] = (("fraction", 0.25), ("conversion", 0.25))
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.rows * self.length
+
+
+def recipe_hash(settings: Settings) -> str:
+    """SHA-256 of the world's source and the settings."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in (grammar, world)]
+    return hashlib.sha256(b"".join([*sources, json.dumps(asdict(settings)).encode()])).hexdigest()
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word, digit and mark of the world, as told by `world.TOKEN`."""
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    words = [*special.values(), *world.vocabulary()]
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(world.TOKEN), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+        **special,
+    )
+
+
+def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised model, seeded."""
+    torch.manual_seed(settings.seed)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.inner,
+        num_hidden_layers=settings.blocks,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, **ids)
+    return model
+
+
+def batch(tokenizer: PreTrainedTokenizerFast, settings: Settings, step: int) -> torch.Tensor:
+    """The tokens of one step, (rows, length): each row is whole examples end to end, the last one cut off."""
+    examples = world.stream(f"train {settings.seed} {step}", dict(settings.mix))
+    rows: list[list[int]] = []
+    for _ in range(settings.rows):
+        row: list[int] = []
+        while len(row) < settings.length:
+            row += [*tokenizer.encode(next(examples).text), tokenizer.eos_token_id]
+        rows.append(row[: settings.length])
+    return torch.tensor(rows)
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    if step < settings.warmup:
+        return settings.rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def train(
+    out: Path, settings: Settings, *, resume: bool = False, until: int | None = None, save_every: int = 200
+) -> float:
+    """Train into the folder `out` up to step `until` (default: all); returns the seconds spent in all.
+
+    Every `save_every` steps, and at the end, `out` holds a model that loads and the state to resume from.
+    Raises FileNotFoundError if there is no state to resume.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = build_tokenizer()
+    model = build_model(settings, tokenizer)
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's signature
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.decay, betas=(0.9, 0.95), fused=True)
+    first, seconds = 0, 0.0
+    if resume:
+        state = torch.load(out / STATE, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+    out.mkdir(parents=True, exist_ok=True)
+    start, last = time.monotonic() - seconds, min(until or settings.steps, settings.steps)
+    seen = 0
+    for step in range(first, last):
+        loss = _update(model, optimizer, batch(tokenizer, settings, step).to(device), settings, step)
+        seen += settings.rows * settings.length
+        seconds = time.monotonic() - start
+        if (step + 1) % 20 == 0:
+            speed = settings.rows * settings.length * (step + 1) / seconds
+            click.echo(f"step {step + 1}/{settings.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s")
+        if (step + 1) % save_every == 0 or step + 1 == last:
+            _save(out, model, tokenizer, optimizer, step + 1, seconds)
+    return seconds
+
+
+def _update(
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    tokens: torch.Tensor,
+    settings: Settings,
+    step: int,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, step)
+    bf16 = tokens.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def _save(
+    out: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save({**state, "seconds": seconds}, out / f"{STATE}.tmp")
+    (out / f"{STATE}.tmp").replace(out / STATE)
+
+
+@torch.no_grad()
+def sample(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], seed: int, size: int = 100
+) -> list[str]:
+    """One response to each prompt at temperature 1, in batches of `size`."""
+    torch.manual_seed(seed)
+    responses = []
+    for i in range(0, len(prompts), size):
+        texts = [f"{prompt}\n" for prompt in prompts[i : i + size]]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        inputs.pop("token_type_ids", None)
+        tokens = model.generate(  # type: ignore[misc]  # transformers types `self` as a protocol
+            **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LONGEST
+        )
+        responses += tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    return responses
+
+
+def held_out(n: int, seed: int | str = 0) -> list[world.Example]:
+    """Problems, all operations alike, that no training seed generates."""
+    return world.generate(n, f"held out {seed}")
+
+
+def pass_at_1(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[world.Example], seed: int = 0
+) -> dict[str, card.Share]:
+    """The share of right answers, over all examples and by operation."""
+    responses = sample(model, tokenizer, [example.prompt for example in examples], seed)
+    right = [world.verify(example, response) for example, response in zip(examples, responses, strict=True)]
+    shares = {"all": card.Share(sum(right), len(right))}
+    for operation in world.OPERATIONS:
+        mine = [ok for example, ok in zip(examples, right, strict=True) if example.operation == operation]
+        shares[operation] = card.Share(sum(mine), len(mine))
+    return shares
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the finished model.")
+@click.option("--steps", default=Settings.steps, show_default=True)
+@click.option("--seed", default=Settings.seed, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the state that a stopped run left in --out.")
+@click.option("--problems", default=1400, show_default=True, help="Held-out problems for the card's figures.")
+@click.option("--threads", type=int, help="CPU threads [default: torch's].")
+def main(out: Path, steps: int, seed: int, resume: bool, problems: int, threads: int | None) -> None:
+    """Train the demo model, measure it on held-out problems and write its card."""
+    if threads:
+        torch.set_num_threads(threads)
+    settings = Settings(steps=steps, seed=seed)
+    seconds = train(out, settings, resume=resume)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    model = LlamaForCausalLM.from_pretrained(out).eval()
+    shares = pass_at_1(model, tokenizer, held_out(problems))
+    text = card.render(
+        asdict(settings), recipe_hash(settings), settings.tokens, seconds, model.num_parameters(), shares
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+    (out / STATE).unlink()
+    click.echo(f"Pass@1 {shares['all']} written to {out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

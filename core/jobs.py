@@ -1,0 +1,182 @@
+"""A job is a command of the CLI in a process of its own: it outlives the page that started it.
+
+jobs/<job>/job.json       the command, when it started, its process
+jobs/<job>/progress.json  step, done, total, rate and seconds left, written by the command
+jobs/<job>/result.json    how it ended; without it and without the process, the job was killed
+jobs/<job>/log.txt        everything it printed
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import BasiscopeError
+from core.workspace import Workspace, now, read_json, write_json
+
+JOB_VARIABLE = "BASISCOPE_JOB"
+WRITE_SECONDS = 0.3
+CANCEL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """Where a job stands: `done` of `total` in `step` (total 0: not known), with rate and time left."""
+
+    step: str = "starting"
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's folder. Its state is read from there and from the process table, never remembered."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return read_json(self.folder / "job.json")
+
+    @property
+    def command(self) -> str:
+        """The command a person would type."""
+        return shlex.join(["basiscope", *self.facts["arguments"]])
+
+    @property
+    def step(self) -> str:
+        return str(self.facts["arguments"][0])
+
+    @property
+    def state(self) -> str:
+        """`running`, `done`, `failed`, `cancelled` or `killed`."""
+        result = self.folder / "result.json"
+        if result.exists():
+            return str(read_json(result)["state"])
+        if _is_alive(self.facts["pid"], self.facts["pid_created"]):
+            return "running"
+        return str(read_json(result)["state"]) if result.exists() else "killed"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the command returned, or `{"message": ...}` with one sentence on why it did not."""
+        path = self.folder / "result.json"
+        if path.exists():
+            return read_json(path)
+        return {"message": "The process was ended from outside. Start it again: it continues where it was."}
+
+    @property
+    def progress(self) -> JobProgress:
+        path = self.folder / "progress.json"
+        return JobProgress(**read_json(path)) if path.exists() else JobProgress()
+
+    def log(self, last: int = 20_000) -> str:
+        """The end of what the command printed."""
+        path = self.folder / "log.txt"
+        return path.read_bytes()[-last:].decode("utf-8", errors="replace") if path.exists() else ""
+
+    def cancel(self) -> None:
+        """Ask the process to stop; it keeps what is finished."""
+        if self.state == "running":
+            os.killpg(self.facts["pid"], signal.SIGTERM)
+
+
+def start_job(workspace: Workspace, arguments: list[str]) -> Job:
+    """Run `basiscope ARGUMENTS` in a process of its own, on this workspace."""
+    import psutil
+
+    job = Job(workspace.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
+    job.folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "core.cli", *arguments, "--workspace", str(workspace.root.resolve())]
+    with (job.folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).resolve().parent.parent,
+            env=os.environ | {JOB_VARIABLE: str(job.folder.resolve())},
+            start_new_session=True,
+        )
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = 0.0
+    facts = {"arguments": arguments, "created": now(), "pid": process.pid, "pid_created": created}
+    write_json(job.folder / "job.json", facts)
+    return job
+
+
+def list_jobs(workspace: Workspace) -> list[Job]:
+    """All jobs, newest first."""
+    return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
+
+
+def find_job(workspace: Workspace, job_id: str) -> Job:
+    """Raises BasiscopeError where there is none."""
+    job = Job(workspace.root / "jobs" / Path(job_id).name)
+    if not (job.folder / "job.json").exists():
+        raise BasiscopeError(f"There is no job {job_id} in {workspace.root}.")
+    return job
+
+
+def _is_alive(pid: int, created: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class JobReporter:
+    """Writes progress and result into the job's folder, for the process that runs the job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._meter = Meter()
+        self._written = 0.0
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        progress = self._meter.update(step, done, total)
+        if time.monotonic() - self._written >= WRITE_SECONDS or done == 0:
+            write_json(self.folder / "progress.json", vars(progress))
+            self._written = time.monotonic()
+
+    def finish(self, state: str, result: dict[str, Any]) -> None:
+        write_json(self.folder / "result.json", result | {"state": state})
+
+
+class Meter:
+    """Rate and time left of the current step, counted from where the step began in this process."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._start, self._first = 0.0, 0
+
+    def update(self, step: str, done: int, total: int) -> JobProgress:
+        if step != self._step:
+            self._step, self._start, self._first = step, time.monotonic(), done
+        seconds = time.monotonic() - self._start
+        rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
+        left = (total - done) / rate if rate > 0 and total else None
+        return JobProgress(step, done, total, rate, left)

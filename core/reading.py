@@ -1,0 +1,276 @@
+"""Reading a direction: its examples, its tokens, and the words that set its two ends apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.errors import BasiscopeError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from core.basis import Basis
+    from core.model import LanguageModel
+
+RANKS = ("score", "cosine")
+POLARITIES = {"+": 1, "-": -1}
+ENDS = 0.1
+LENGTH_STRATA = 10
+PRIOR_TOKENS = 500.0
+LABEL_WORDS = 3
+SIGNIFICANCE = 0.05
+
+
+def rank_examples(values: np.ndarray, polarity: int, top: int | None = None) -> np.ndarray:
+    """Positions of the examples at one end, the most extreme first; ties keep the order of the examples.
+
+    values: (n,) scores or cosines of one direction; polarity: +1 or -1
+    """
+    return np.argsort(-polarity * values, kind="stable")[:top]
+
+
+# --- tokens ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """scores (tokens, k): every token's own centred score on every direction. Their mean over the pooled
+    window is the example's score; tokens outside the window are NaN."""
+
+    example_id: int
+    tokens: tuple[str, ...]
+    scores: np.ndarray
+
+
+def score_tokens(
+    model: LanguageModel, basis: Basis, blocks: tuple[int, ...], ids: np.ndarray, first: int, example_id: int
+) -> TokenScores:
+    """One forward pass over one example's token ids (tokens,), pooled from token `first` on."""
+    import torch
+
+    from core.model import run_blocks
+
+    hidden_size = model.hidden_size
+    directions = torch.from_numpy(basis.directions).view(basis.k, len(blocks), hidden_size)
+    mean = torch.from_numpy(basis.mean).view(len(blocks), hidden_size)
+    total = torch.zeros(len(ids), basis.k)
+
+    def receive(block: int, hidden: torch.Tensor) -> None:
+        j = blocks.index(block)
+        centred = (hidden[0].float().cpu() - mean[j]) / float(basis.block_scale[j])
+        total.add_(centred @ directions[:, j].T)
+
+    inputs = {"input_ids": torch.as_tensor(ids, dtype=torch.long)[None].to(model.device)}
+    run_blocks(model, inputs, blocks, receive)
+    scores = total.numpy()
+    scores[:first] = np.nan
+    return TokenScores(example_id, token_texts(model.tokenizer, ids), scores)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """Each token's share of the decoded text, so that they join to it; a character split over several
+    tokens falls to the last of them."""
+    texts, done = [], ""
+    ids = [int(i) for i in ids]
+    start = 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        if text.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(done) :])
+        done = text
+        if end - start >= 32:  # decode from a little further back, so that cost stays linear
+            start = end - 4
+            done = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+    return tuple(texts)
+
+
+# --- labels ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a direction is called: `text` is "what the + end has : what the - end has".
+
+    source: `words` (from the texts), `person` or `model`; positive, negative: (word, z) pairs behind it;
+    raw: the answer of the language model that gave it, with its name in `author`
+    """
+
+    text: str
+    source: str
+    positive: tuple[tuple[str, float], ...] = ()
+    negative: tuple[tuple[str, float], ...] = ()
+    raw: str | None = None
+    author: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Label:
+        words = {end: tuple((w, float(z)) for w, z in stored.get(end, ())) for end in ("positive", "negative")}
+        return cls(stored["text"], stored["source"], **words, raw=stored.get("raw"), author=stored.get("author"))
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """Which of `words` each example contains: present (n, words) sparse, 0 or 1."""
+
+    words: np.ndarray
+    present: csr_matrix
+
+
+def count_words(texts: Sequence[str], min_examples: int = 5, max_words: int = 20_000) -> WordCounts:
+    """Words, numbers as one word, and phrases of two, in at least `min_examples` of the texts."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    vectorizer = CountVectorizer(
+        binary=True,
+        ngram_range=(1, 2),
+        token_pattern=r"[^\W\d_]+(?:'\w+)?|\d+|[^\w\s]",
+        preprocessor=lambda text: re.sub(r"\d[\d.,]*\d|\d", "0", text.lower()),
+        min_df=min(min_examples, max(1, len(texts) // 4)),
+        max_features=max_words,
+        dtype=np.int32,
+    )
+    try:
+        present = vectorizer.fit_transform(texts)
+    except ValueError:  # no word is in enough texts
+        return WordCounts(np.array([], dtype=object), csr_matrix((len(texts), 0), dtype=np.int32))
+    return WordCounts(vectorizer.get_feature_names_out(), present)
+
+
+def matched_ends(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the ENDS share of examples at the + and the - end within every stratum of length, so
+    that both ends have the same lengths. values, lengths: (n,)."""
+    order = np.argsort(lengths, kind="stable")
+    strata = np.array_split(order, max(1, min(LENGTH_STRATA, len(values) // 20)))
+    top, bottom = [], []
+    for stratum in strata:
+        ranked = stratum[rank_examples(values[stratum], 1)]
+        size = max(1, round(ENDS * len(ranked))) if len(ranked) > 1 else 0
+        top.append(ranked[:size])
+        bottom.append(ranked[len(ranked) - size :])
+    return np.concatenate(top), np.concatenate(bottom)
+
+
+def log_odds(top: np.ndarray, bottom: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """(words,) z-scores of the log-odds ratio of two counts (words,) with an informative Dirichlet prior in
+    proportion to the pool's counts (Monroe, Colaresi and Quinn 2008, "Fightin' Words", eq. 16 and 22)."""
+    prior = PRIOR_TOKENS * pool / pool.sum()
+    odds = []
+    for counts in (top, bottom):
+        smoothed = counts + prior
+        odds.append(np.log(smoothed / (smoothed.sum() - smoothed)))
+    return (odds[0] - odds[1]) / np.sqrt(1 / (top + prior) + 1 / (bottom + prior))
+
+
+def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarray, k: int = 1) -> Label:
+    """A label from the texts themselves: the words that set the two ends apart, lengths matched.
+
+    A word counts only where its z exceeds the two-sided 5% limit corrected for all words and all `k`
+    directions (Bonferroni); without such a word the label says so.
+    """
+    from scipy.stats import norm
+
+    if len(counts.words) == 0:
+        return Label("no words in common", "words")
+    top, bottom = (np.asarray(counts.present[rows].sum(axis=0)).ravel() for rows in matched_ends(values, lengths))
+    z = log_odds(top, bottom, np.asarray(counts.present.sum(axis=0)).ravel())
+    limit = norm.isf(SIGNIFICANCE / 2 / (len(z) * k))
+    ends = [_distinct(counts.words, sign * z, limit) for sign in (1, -1)]
+    texts = [", ".join(word for word, _ in end[:LABEL_WORDS]) or "none" for end in ends]
+    text = " : ".join(texts) if any(ends) else "no word sets the ends apart"
+    return Label(text, "words", ends[0], ends[1])
+
+
+def _distinct(words: np.ndarray, z: np.ndarray, limit: float, most: int = 12) -> tuple[tuple[str, float], ...]:
+    """The words above the limit, highest first, without punctuation alone and without a word that only
+    repeats part of a stronger phrase or the other way round."""
+    chosen: list[tuple[str, float]] = []
+    for i in np.argsort(-z, kind="stable"):
+        if z[i] <= limit or len(chosen) == most:
+            break
+        parts = set(words[i].split())
+        if any(parts & set(word.split()) for word, _ in chosen):
+            continue
+        chosen.append((str(words[i]), round(float(z[i]), 2)))
+    return tuple(chosen)
+
+
+# --- labels by a language model -------------------------------------------------------------------------
+
+LLM_EXAMPLES = 10
+LLM_CHARACTERS = 1_500
+LLM_PROMPT = """\
+Two groups of texts lie at opposite ends of one axis of a language model's activations.
+
+Group A:
+{positive}
+
+Group B:
+{negative}
+
+What sets the groups apart? First name the contrastive axes you see, each in one line. Then end with one
+line of exactly this form, each side at most three words:
+LABEL: <group A in three words> : <group B in three words>"""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server. The key stays in the environment and is written nowhere."""
+
+    url: str
+    model: str
+
+    @classmethod
+    def from_environment(cls) -> Endpoint | None:
+        """BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL, or None where either is missing. The key is read from
+        BASISCOPE_LLM_KEY when a request is made."""
+        url, model = os.environ.get("BASISCOPE_LLM_URL"), os.environ.get("BASISCOPE_LLM_MODEL")
+        return cls(url, model) if url and model else None
+
+
+def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequence[str]) -> Label:
+    """Ask a language model for the contrast between the ten extreme texts of each end.
+
+    Raises BasiscopeError where the server cannot be used or its answer holds no contrast pair.
+    """
+    from openai import OpenAI, OpenAIError
+
+    groups = {"positive": _listed(positive), "negative": _listed(negative)}
+    key = os.environ.get("BASISCOPE_LLM_KEY") or "none"
+    try:
+        client = OpenAI(base_url=endpoint.url, api_key=key, timeout=120, max_retries=2)
+        reply = client.chat.completions.create(
+            model=endpoint.model,
+            messages=[{"role": "user", "content": LLM_PROMPT.format(**groups)}],
+            temperature=0,
+        )
+    except OpenAIError as error:
+        reason = str(error).splitlines()[0].replace(key, "***")
+        raise BasiscopeError(f"The label server {endpoint.url} could not answer ({reason}).") from error
+    raw = (reply.choices[0].message.content if reply.choices else None) or ""
+    return Label(parse_contrast(raw), "model", raw=raw, author=endpoint.model)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return "\n".join(json.dumps(text[:LLM_CHARACTERS], ensure_ascii=False) for text in texts[:LLM_EXAMPLES])
+
+
+def parse_contrast(answer: str) -> str:
+    """The pair after the last `LABEL:`, as `left : right`. Raises BasiscopeError where there is none."""
+    pairs = re.findall(r"LABEL:\**\s*(.+?)\s*(?::|\bvs\.?\b)\s*(.+?)\s*$", answer, flags=re.M | re.I)
+    if not pairs:
+        raise BasiscopeError(f"The language model gave no contrast pair; it said: {answer[:200]!r}.")
+    left, right = (side.strip(" *_`<>\"'.") for side in pairs[-1])
+    return f"{left} : {right}"

@@ -1,0 +1,457 @@
+"""The step `recover`: from a model and a data set to a finished run, every part kept as soon as it is done."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from core import __version__
+from core.activations import Activations, Progress, Recipe, extract, silent, window_start
+from core.basis import (
+    SIGN_RULE,
+    TOLERANCE,
+    Basis,
+    Scores,
+    Stability,
+    bootstrap_stability,
+    describe_directions,
+    project,
+    recover_basis,
+)
+from core.errors import BasiscopeError
+from core.examples import (
+    Columns,
+    DataSource,
+    Example,
+    ReadReport,
+    as_kind,
+    column_kinds,
+    data_fingerprint,
+    kept_columns,
+    read_examples,
+    resolve_template,
+    tokenize,
+)
+from core.model import LanguageModel, load_model, resolve_blocks
+from core.reading import (
+    LLM_EXAMPLES,
+    Endpoint,
+    contrastive_label,
+    count_words,
+    label_by_model,
+    rank_examples,
+    score_tokens,
+)
+from core.workspace import FORMAT_VERSION, STORE_DTYPES, PartialRun, Run, Workspace, content_hash, now
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "umap-learn")
+READ_BATCH = 256
+MAP_EXAMPLES = 50_000
+SHADED_PER_END = 10
+OWN_CHOICES = ("k", "block_scale", "seed", "with_map")
+"""What two runs may differ in and still share examples and activations."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a person asks of `recover`."""
+
+    model: str
+    source: DataSource
+    columns: Columns
+    recipe: Recipe = field(default_factory=Recipe)
+    revision: str | None = None
+    k: int = 10
+    seed: int = 0
+    device: str = "auto"
+    store_dtype: str = "float32"
+    with_map: bool = True
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise BasiscopeError(f"k = {self.k}: it must be at least 1.")
+        if self.store_dtype not in STORE_DTYPES:
+            raise BasiscopeError(f"Store dtype {self.store_dtype!r} is not one of {', '.join(STORE_DTYPES)}.")
+
+
+def recover(request: Request, workspace: Workspace, progress: Progress = silent) -> Run:
+    """Recover the basis, or return the finished run where there is one; an interrupted run continues.
+
+    Raises BasiscopeError for everything that a person can mend.
+    """
+    progress("model", 0, 1)
+    model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
+    progress("model", 1, 1)
+    template = resolve_template(request.recipe.template, request.columns, model.tokenizer)
+    blocks = resolve_blocks(request.recipe.blocks, len(model.blocks))
+    limit = min(request.recipe.max_tokens, model.context or request.recipe.max_tokens)
+    recipe = replace(request.recipe, template=template, dtype=model.dtype, max_tokens=limit)
+    identity = _identity(request, model, recipe, blocks)
+    if done := workspace.finished(identity):
+        return done
+    shared = content_hash({key: value for key, value in identity.items() if key not in OWN_CHOICES})
+    with workspace.start(identity, shared) as partial:
+        timer = _Timer()
+        if not partial.is_read:
+            with timer.step("read"):
+                _read(partial, request, model, recipe, progress)
+        timer.steps["activations"] = _extract(partial, model, blocks, request.token_budget, progress)
+        results = _analyse(partial, request, recipe, blocks, timer, progress)
+        if request.with_map:
+            with timer.step("map"):
+                _draw_map(partial, results.scores, request.seed, progress)
+        facts = partial.facts()
+        partial.save_manifest(
+            {
+                "format_version": FORMAT_VERSION,
+                "run": partial.folder.name,
+                "created": now(),
+                "model": _model_facts(model),
+                "data": facts["data"],
+                "recipe": recipe.as_dict(),
+                "n": results.activations.n,
+                "d": results.activations.d,
+                "k": request.k,
+                "blocks": list(blocks),
+                "seeds": {"basis": request.seed, "bootstrap": request.seed, "map": request.seed},
+                "store_dtype": request.store_dtype,
+                "basis": _basis_facts(results),
+                "versions": _versions(),
+                "machine": {"platform": platform.platform(), "device": str(model.device)},
+                "steps": timer.steps,
+                "warnings": facts["problems"] + _warnings(request, recipe, results),
+                "shared": shared,
+                "request": identity,
+            }
+        )
+        _read_directions(Run(partial.folder), model, progress)
+        return workspace.finish(partial)
+
+
+def _identity(request: Request, model: LanguageModel, recipe: Recipe, blocks: tuple[int, ...]) -> dict[str, Any]:
+    """Everything that determines a run, and nothing else."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model.fingerprint,
+        "data": data_fingerprint(request.source),
+        "limit": request.source.limit,
+        "columns": request.columns.named(),
+        "pooling": recipe.pooling,
+        "blocks": list(blocks),
+        "block_scale": recipe.block_scale,
+        "max_tokens": recipe.max_tokens,
+        "template": recipe.template,
+        "dtype": recipe.dtype,
+        "store_dtype": request.store_dtype,
+        "k": request.k,
+        "seed": request.seed,
+        "with_map": request.with_map,
+    }
+
+
+# --- the parts ------------------------------------------------------------------------------------------
+
+
+def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: Recipe, progress: Progress) -> None:
+    """Read, tokenise and store the examples; count every problem."""
+    report, usable = ReadReport(), _Counts()
+    kinds = column_kinds(request.source)
+    spans = [name for name in ("prompt", "response") if getattr(request.columns, name)]
+    if request.columns.messages:
+        spans = ["prompt", "response"]
+    examples = read_examples(request.source, request.columns, recipe.template, model.tokenizer, report)
+    with partial.token_writer() as write_tokens:
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for batch in _batches(examples):
+                texts = tokenize(batch, model.tokenizer, recipe.max_tokens, recipe.pooling == "mean-response")
+                for example, tokens in zip(batch, texts, strict=True):
+                    if tokens.was_cut:
+                        report.count(f"cut at {recipe.max_tokens:,} tokens", example.example_id)
+                    first = window_start(tokens, recipe.pooling)
+                    if first is None:
+                        report.count(f"left out, no token to pool ({recipe.pooling})", example.example_id)
+                        continue
+                    usable.add(example, len(tokens.ids), report)
+                    write_tokens(example.example_id, tokens.ids, first)
+                    kept = kept_columns(example.columns)
+                    yield {
+                        "example_id": example.example_id,
+                        "text": example.text,
+                        **{name: getattr(example, name) for name in spans},
+                        "n_tokens": len(tokens.ids),
+                        **{name: as_kind(value, kinds[name]) for name, value in kept.items()},
+                    }
+                progress("read", report.rows, request.source.limit or 0)
+
+        partial.write_examples(rows(), kinds, spans)
+        if usable.n < 2:
+            raise BasiscopeError(
+                f"Data {request.source.path}: {usable.n} of {report.rows:,} rows can be used, at least 2 are "
+                f"needed. {' '.join(report.sentences())}"
+            )
+    source = vars(request.source) | {
+        "fingerprint": data_fingerprint(request.source),
+        "columns": request.columns.named(),
+        "rows": report.rows,
+        "examples": usable.n,
+        "tokens": usable.tokens,
+        "json_columns": [name for name, kind in kinds.items() if kind == "json"],
+    }
+    partial.save_facts({"data": source, "problems": report.sentences()})
+
+
+class _Counts:
+    """Examples and tokens so far; duplicates by a 64-bit hash of the text."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.tokens = 0
+        self._hashes: set[int] = set()
+
+    def add(self, example: Example, n_tokens: int, report: ReadReport) -> None:
+        self.n += 1
+        self.tokens += n_tokens
+        key = hash(example.text)
+        if key in self._hashes:
+            report.count("same text as an earlier row (kept)", example.example_id)
+        self._hashes.add(key)
+
+
+def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    for example in examples:
+        if batch and (len(batch) == READ_BATCH or example.special_tokens != batch[0].special_tokens):
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+def _extract(
+    partial: PartialRun,
+    model: LanguageModel,
+    blocks: tuple[int, ...],
+    token_budget: int | None,
+    progress: Progress,
+) -> dict[str, float]:
+    """Pool what is not on disk yet; progress in tokens. Returns seconds, tokens and tokens per second."""
+    windows = partial.windows()
+    todo = np.flatnonzero(~np.isin(windows.example_id, partial.stored_ids()))
+    total = int(windows.lengths.sum())
+    done = total - int(windows.lengths[todo].sum())
+    fresh = 0
+    progress("activations", done, total)
+    start = time.monotonic()
+    for n_tokens in partial.store(extract(model, windows, todo, blocks, token_budget), windows.example_id):
+        fresh += n_tokens
+        progress("activations", done + fresh, total)
+    seconds = time.monotonic() - start
+    return {"seconds": round(seconds, 3), "tokens": fresh, "tokens_per_second": round(fresh / seconds, 1)}
+
+
+@dataclass(frozen=True)
+class _Results:
+    activations: Activations
+    basis: Basis
+    scores: Scores
+    stability: Stability
+
+
+def _analyse(
+    partial: PartialRun,
+    request: Request,
+    recipe: Recipe,
+    blocks: tuple[int, ...],
+    timer: _Timer,
+    progress: Progress,
+) -> _Results:
+    """Basis, scores and stability, stored."""
+    activations = partial.activations(blocks)
+    with timer.step("basis"):
+        recovered = recover_basis(activations, request.k, recipe.block_scale, request.seed, progress=progress)
+    with timer.step("scores"):
+        projected = project(activations, recovered, progress)
+    with timer.step("stability"):
+        progress("stability", 0, 1)
+        stability = bootstrap_stability(projected, recovered.basis, seed=request.seed)
+        progress("stability", 1, 1)
+    windows = partial.windows()
+    lengths = dict(zip(windows.example_id.tolist(), windows.lengths.tolist(), strict=True))
+    aligned = np.array([lengths[i] for i in projected.scores.example_id.tolist()])
+    directions = describe_directions(recovered.basis, projected.scores, stability, aligned)
+    partial.save_results(recovered.basis, projected.scores, directions)
+    return _Results(activations, recovered.basis, projected.scores, stability)
+
+
+def _draw_map(partial: PartialRun, scores: Scores, seed: int, progress: Progress) -> None:
+    """UMAP of the scores, of a random MAP_EXAMPLES where there are more (McInnes et al. 2018)."""
+    progress("map", 0, 1)
+    order = np.argsort(scores.example_id, kind="stable")
+    values = scores.scores[order]
+    n = len(values)
+    points = np.full((n, 2), np.nan, dtype=np.float32)
+    rows = np.arange(n)
+    if n > MAP_EXAMPLES:
+        rows = np.sort(np.random.default_rng(seed).choice(n, MAP_EXAMPLES, replace=False))
+    if n > 15:
+        points[rows] = _umap(values[rows], seed)
+    partial.save_map(scores.example_id[order], points)
+    progress("map", 1, 1)
+
+
+def _umap(values: np.ndarray, seed: int) -> np.ndarray:
+    import warnings
+
+    from umap import UMAP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a seed means one thread; UMAP says so every time
+        init = "spectral" if len(values) > 100 else "random"
+        points = UMAP(n_neighbors=15, random_state=seed, init=init).fit_transform(values)
+    return np.asarray(points, dtype=np.float32)
+
+
+def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None:
+    """Labels from the texts for all directions, and token scores of the examples at their ends."""
+    label_run(run, list(range(1, run.k + 1)), progress)
+    shade_examples(run, model, extreme_examples(run), progress)
+
+
+def label_run(run: Run, directions: list[int], progress: Progress = silent) -> None:
+    """Give the directions (from 1) labels from the texts."""
+    examples = run.examples(["text", "n_tokens"])
+    scores = run.scores()
+    progress("labels", 0, len(directions))
+    counts = count_words(examples["text"].tolist())
+    lengths = examples["n_tokens"].to_numpy()
+    for done, j in enumerate(directions):
+        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy(), lengths, run.k))
+        progress("labels", done + 1, len(directions))
+
+
+def label_by_endpoint(run: Run, directions: list[int], progress: Progress = silent) -> None:
+    """Give the directions (from 1) labels by the language model of the environment.
+
+    Raises BasiscopeError where none is configured or its answer cannot be used.
+    """
+    endpoint = Endpoint.from_environment()
+    if endpoint is None:
+        raise BasiscopeError("No label server: set BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL.")
+    texts = run.examples(["text"])["text"]
+    scores = run.scores()
+    for done, j in enumerate(directions):
+        progress("labels", done, len(directions))
+        ends = [
+            texts.iloc[rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES)].tolist()
+            for polarity in (1, -1)
+        ]
+        run.save_label(j, label_by_model(endpoint, *ends))
+
+
+def extreme_examples(run: Run, per_end: int = SHADED_PER_END) -> list[int]:
+    """Ids of the examples at both ends of every direction."""
+    scores = run.scores()
+    ids = scores["example_id"].to_numpy()
+    chosen: dict[int, None] = {}
+    for j in range(1, run.k + 1):
+        for polarity in (1, -1):
+            chosen.update(dict.fromkeys(ids[rank_examples(scores[f"d{j}"].to_numpy(), polarity, per_end)]))
+    return [int(i) for i in chosen]
+
+
+def shade_examples(run: Run, model: LanguageModel, example_ids: list[int], progress: Progress = silent) -> None:
+    """Compute and keep the token scores of examples that have none. Raises BasiscopeError for an unknown id."""
+    windows, basis, blocks = run.windows(), run.basis(), tuple(run.manifest["blocks"])
+    position = {int(example_id): i for i, example_id in enumerate(windows.example_id)}
+    for done, example_id in enumerate(example_ids):
+        if example_id not in position:
+            raise BasiscopeError(f"Run {run.id} has no example {example_id}.")
+        if run.token_scores(example_id) is None:
+            i = position[example_id]
+            run.save_token_scores(
+                score_tokens(model, basis, blocks, windows.tokens(i), int(windows.first[i]), example_id)
+            )
+        progress("tokens", done + 1, len(example_ids))
+
+
+def load_run_model(run: Run, device: str = "auto") -> LanguageModel:
+    """The model of a run. Raises BasiscopeError where its files are no longer the ones of the run."""
+    facts = run.manifest["model"]
+    model = load_model(facts["name"], facts["revision"], facts["dtype"], device)
+    if model.fingerprint != facts["fingerprint"]:
+        raise BasiscopeError(
+            f"Model {facts['name']} has changed since run {run.id} was recovered; recover it again."
+        )
+    return model
+
+
+# --- what the manifest says -----------------------------------------------------------------------------
+
+
+class _Timer:
+    """Seconds per step, for the manifest."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, float]] = {}
+
+    def step(self, name: str) -> _Step:
+        return _Step(self.steps, name)
+
+
+class _Step:
+    def __init__(self, steps: dict[str, dict[str, float]], name: str) -> None:
+        self._steps, self._name = steps, name
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_error: object) -> None:
+        self._steps[self._name] = {"seconds": round(time.monotonic() - self._start, 3)}
+
+
+def _model_facts(model: LanguageModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "type": model.module.config.model_type,
+        "parameters": model.module.num_parameters(),
+        "n_blocks": len(model.blocks),
+        "hidden_size": model.hidden_size,
+        "context": model.context,
+        "dtype": model.dtype,
+    }
+
+
+def _basis_facts(results: _Results) -> dict[str, Any]:
+    return {
+        "total_variance": results.basis.total_variance,
+        "residuals": [float(f"{value:.3g}") for value in results.basis.residuals],
+        "sign_rule": SIGN_RULE,
+        "resamples": results.stability.resamples,
+        "last_group_is_open": bool(results.stability.last_is_open),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"basiscope": __version__, "python": platform.python_version()} | {
+        package: version(package) for package in PACKAGES
+    }
+
+
+def _warnings(request: Request, recipe: Recipe, results: _Results) -> list[str]:
+    found = []
+    if recipe.max_tokens < request.recipe.max_tokens:
+        found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
+    if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:
+        found.append(f"the basis did not converge: largest relative residual {worst:.1e}")
+    return found

@@ -1,0 +1,566 @@
+"""The workspace: runs, labels, named sets and the shards of runs under way. Nothing else touches its files.
+
+    runs/<run>/          finished runs, never changed but for labels.json and tokens/
+    partial/<run>/       a run under way or interrupted; renamed into runs/ when it is complete
+    sets/<name>.json     named sets of examples
+    jobs/<job>/          see core.jobs
+
+Every file is written under a temporary name and renamed, so nothing half-written is ever read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.errors import BasiscopeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from core.activations import Activations, PooledBatch, TokenWindows
+    from core.basis import Basis, Scores
+    from core.reading import Label, TokenScores
+
+FORMAT_VERSION = 1
+DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
+SHARD_BYTES = 128 * 2**20
+SHARD_SECONDS = 60.0
+STORE_DTYPES = ("float32", "float16")
+
+
+def content_hash(value: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` on a temporary path beside `path`, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises BasiscopeError where the file is not valid JSON, FileNotFoundError where it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BasiscopeError(f"{path} is damaged: not valid JSON ({error}).") from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+# --- a finished run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder as needed."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            raise BasiscopeError(f"Run {self.id}: {path} is missing; the run is not complete.")
+        manifest = read_json(path)
+        version = manifest.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BasiscopeError(
+                f"Run {self.id} has format version {version}, this Basiscope reads version {FORMAT_VERSION}. "
+                "Recover it again, or open it with the version that wrote it: "
+                f"{manifest.get('versions', {}).get('basiscope', 'unknown')}."
+            )
+        return manifest
+
+    @property
+    def k(self) -> int:
+        return int(self.manifest["k"])
+
+    def _table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        import pandas as pd
+        import pyarrow as pa
+
+        try:
+            return pd.read_parquet(self.folder / name, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise BasiscopeError(f"Run {self.id}: {name} cannot be read ({reason}).") from error
+
+    def examples(self, columns: list[str] | None = None) -> pd.DataFrame:
+        """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
+        return self._table("examples.parquet", columns)
+
+    def columns(self) -> list[str]:
+        """The names of the columns of `examples`."""
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(self.folder / "examples.parquet").names)
+
+    def scores(self) -> pd.DataFrame:
+        """example_id, d1..dk in the order of `examples`."""
+        return self._table("scores.parquet")
+
+    def cosines(self) -> pd.DataFrame:
+        """As `scores`, with the uncentred cosine."""
+        return self._table("cosines.parquet")
+
+    def map(self) -> pd.DataFrame | None:
+        """example_id, x, y, or None where the run has no map. x, y are empty for examples left out of it."""
+        return self._table("map.parquet") if (self.folder / "map.parquet").exists() else None
+
+    def basis(self) -> Basis:
+        from core.basis import Basis
+
+        tensors = _load_tensors(self.folder / "basis.safetensors")
+        facts = self.manifest["basis"]
+        return Basis(
+            **tensors,
+            total_variance=facts["total_variance"],
+            n=self.manifest["n"],
+            residuals=np.array(facts["residuals"]),
+        )
+
+    def directions(self) -> pd.DataFrame:
+        """What is known of each direction, one row each: variance, stability, concentration, length."""
+        import pandas as pd
+
+        return pd.DataFrame(read_json(self.folder / "directions.json"))
+
+    def activations(self) -> Activations:
+        return load_activations(self.folder, self.manifest["blocks"])
+
+    def windows(self) -> TokenWindows:
+        return _load_windows(self.folder)
+
+    def labels(self) -> dict[int, Label]:
+        """Direction (from 1) -> label."""
+        from core.reading import Label
+
+        path = self.folder / "labels.json"
+        stored = read_json(path) if path.exists() else {}
+        return {int(direction): Label.from_dict(label) for direction, label in stored.items()}
+
+    def save_label(self, direction: int, label: Label) -> None:
+        from filelock import FileLock
+
+        path = self.folder / "labels.json"
+        with FileLock(self.folder / ".labels.lock"):
+            stored = read_json(path) if path.exists() else {}
+            stored[str(direction)] = label.as_dict()
+            write_json(path, dict(sorted(stored.items(), key=lambda item: int(item[0]))))
+
+    def token_scores(self, example_id: int) -> TokenScores | None:
+        """Scores of every token of an example on every direction, where they have been computed."""
+        from core.reading import TokenScores
+
+        path = self.folder / "tokens" / f"{example_id}.parquet"
+        if not path.exists():
+            return None
+        table = self._table(f"tokens/{example_id}.parquet")
+        scores = table.drop(columns="token").to_numpy(dtype=np.float32)
+        return TokenScores(example_id, tuple(table["token"]), scores)
+
+    def save_token_scores(self, tokens: TokenScores) -> None:
+        import pandas as pd
+
+        table = pd.DataFrame(tokens.scores, columns=_direction_names(tokens.scores.shape[1]))
+        table.insert(0, "token", list(tokens.tokens))
+        path = self.folder / "tokens" / f"{tokens.example_id}.parquet"
+        write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def _direction_names(k: int) -> list[str]:
+    return [f"d{j + 1}" for j in range(k)]
+
+
+def _load_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BasiscopeError(f"{path} is damaged or missing ({error}).") from error
+
+
+def _map_tensors(path: Path) -> dict[str, Any]:
+    """Torch tensors mapped from a safetensors file, not copied into memory."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BasiscopeError(
+            f"{path} is damaged or missing ({error}). Delete this run and recover it again."
+        ) from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted((folder / "activations").glob("[0-9]*.safetensors"))
+
+
+def load_activations(folder: Path, blocks: Iterable[int]) -> Activations:
+    """The activations of a run folder, mapped from its shards."""
+    from core.activations import Activations
+
+    tensors = [_map_tensors(path) for path in _shards(folder)]
+    if not tensors:
+        raise BasiscopeError(f"{folder / 'activations'} holds no shards.")
+    ids = np.concatenate([shard["example_id"].numpy() for shard in tensors])
+    return Activations(ids, [shard["activations"] for shard in tensors], tuple(blocks))
+
+
+def _load_windows(folder: Path) -> TokenWindows:
+    from core.activations import TokenWindows
+
+    tensors = {name: tensor.numpy() for name, tensor in _map_tensors(folder / "tokens.safetensors").items()}
+    return TokenWindows(**tensors)
+
+
+# --- a run under way ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartialRun:
+    """The folder of a run that is not complete. Only the holder of its lock writes to it."""
+
+    folder: Path
+    store_dtype: str
+
+    @property
+    def is_read(self) -> bool:
+        return (self.folder / "tokens.safetensors").exists()
+
+    def facts(self) -> dict[str, Any]:
+        """What reading the examples found, for the manifest."""
+        return read_json(self.folder / "read.json")
+
+    def windows(self) -> TokenWindows:
+        return _load_windows(self.folder)
+
+    def write_examples(
+        self, rows: Iterable[dict[str, Any]], kinds: Mapping[str, str], spans: Iterable[str]
+    ) -> None:
+        """Stream rows to examples.parquet in the order given."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _schema(kinds, spans)
+
+        def write(path: Path) -> None:
+            with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+                for batch in _batched(rows, 1_000):
+                    writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+
+        write_atomic(self.folder / "examples.parquet", write)
+
+    @contextmanager
+    def token_writer(self) -> Iterator[Callable[[int, list[int], int], None]]:
+        """Yields write(example_id, ids, first); the windows are complete when the block ends."""
+        from safetensors.numpy import save_file
+
+        raw = self.folder / ".tokens.bin"
+        example_id, first, lengths = [], [], []
+        with raw.open("wb") as file:
+
+            def write(example: int, ids: list[int], start: int) -> None:
+                file.write(np.asarray(ids, dtype=np.int32).tobytes())
+                example_id.append(example)
+                first.append(start)
+                lengths.append(len(ids))
+
+            yield write
+        tensors = {
+            "ids": np.memmap(raw, dtype=np.int32, mode="r") if raw.stat().st_size else np.zeros(0, np.int32),
+            "offsets": np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            "first": np.array(first, dtype=np.int64),
+            "example_id": np.array(example_id, dtype=np.int64),
+        }
+        write_atomic(self.folder / "tokens.safetensors", lambda path: save_file(tensors, path))
+        raw.unlink()
+
+    def save_facts(self, facts: Mapping[str, Any]) -> None:
+        write_json(self.folder / "read.json", facts)
+
+    def stored_ids(self) -> np.ndarray:
+        """Ids of the examples whose activations are on disk. A damaged shard is deleted, to be made again."""
+        from safetensors import SafetensorError, safe_open
+
+        ids = [np.zeros(0, dtype=np.int64)]
+        for path in _shards(self.folder):
+            try:
+                with safe_open(path, framework="np") as file:
+                    ids.append(file.get_tensor("example_id"))
+            except SafetensorError:
+                path.unlink()
+        return np.concatenate(ids)
+
+    def store(self, batches: Iterable[PooledBatch], example_id: np.ndarray) -> Iterator[int]:
+        """Write batches to shards, yielding the number of tokens after each. What is finished when the
+        caller stops or an error comes is written, too."""
+        waiting: list[PooledBatch] = []
+        size, since = 0, time.monotonic()
+        try:
+            for batch in batches:
+                waiting.append(batch)
+                size += batch.activations.nbytes
+                if size >= SHARD_BYTES or time.monotonic() - since >= SHARD_SECONDS:
+                    flushing, waiting, size = waiting, [], 0
+                    self._write_shard(flushing, example_id)
+                    since = time.monotonic()
+                yield batch.n_tokens
+        finally:
+            if waiting:
+                self._write_shard(waiting, example_id)
+
+    def _write_shard(self, batches: list[PooledBatch], example_id: np.ndarray) -> None:
+        from safetensors.numpy import save_file
+
+        rows = np.concatenate([batch.activations for batch in batches])
+        ids = example_id[np.concatenate([batch.positions for batch in batches])]
+        stored = rows.astype(self.store_dtype)
+        if not np.isfinite(stored).all():
+            bad = ids[~np.isfinite(stored).all(axis=1)][0]
+            raise BasiscopeError(
+                f"Example {bad}: its activations exceed the range of float16; use --store-dtype float32."
+            )
+        taken = [int(path.stem) for path in _shards(self.folder)]
+        path = self.folder / "activations" / f"{max(taken, default=-1) + 1:05d}.safetensors"
+        write_atomic(path, lambda temporary: save_file({"activations": stored, "example_id": ids}, temporary))
+
+    def activations(self, blocks: Iterable[int]) -> Activations:
+        return load_activations(self.folder, blocks)
+
+    def save_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.folder / "manifest.json", dict(manifest))
+
+    def save_results(self, basis: Basis, scores: Scores, directions: pd.DataFrame) -> None:
+        """basis.safetensors, scores.parquet and cosines.parquet in the order of the examples, and
+        directions.json."""
+        import pandas as pd
+        from safetensors.numpy import save_file
+
+        tensors = {
+            "directions": basis.directions,
+            "mean": basis.mean,
+            "singular_values": basis.singular_values,
+            "block_scale": basis.block_scale,
+        }
+        write_atomic(self.folder / "basis.safetensors", lambda path: save_file(tensors, path))
+        order = np.argsort(scores.example_id, kind="stable")
+        for name, values in (("scores", scores.scores), ("cosines", scores.cosines)):
+            table = pd.DataFrame(values[order], columns=_direction_names(basis.k))
+            table.insert(0, "example_id", scores.example_id[order])
+            self._save_table(name, table)
+        records = json.loads(directions.to_json(orient="records", double_precision=15))
+        write_json(self.folder / "directions.json", records)
+
+    def save_map(self, example_id: np.ndarray, points: np.ndarray) -> None:
+        """points (n, 2), not a number where an example has no place on the map."""
+        import pandas as pd
+
+        table = pd.DataFrame({"example_id": example_id, "x": points[:, 0], "y": points[:, 1]})
+        self._save_table("map", table)
+
+    def _save_table(self, name: str, table: pd.DataFrame) -> None:
+        path = self.folder / f"{name}.parquet"
+        write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def _schema(kinds: Mapping[str, str], spans: Iterable[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+    fields = [("example_id", pa.int64()), ("text", pa.string())]
+    fields += [(name, pa.string()) for name in spans] + [("n_tokens", pa.int64())]
+    fields += [(name, types.get(kind, pa.string())) for name, kind in kinds.items()]
+    return pa.schema(fields)
+
+
+def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+# --- the workspace --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Examples of a run that a person kept under a name."""
+
+    name: str
+    run: str
+    example_id: tuple[int, ...]
+    note: str = ""
+
+
+class Workspace:
+    """A folder of runs. Creating the object creates nothing on disk."""
+
+    def __init__(self, root: Path | str = DEFAULT_ROOT) -> None:
+        self.root = Path(root).expanduser()
+
+    def runs(self) -> list[Run]:
+        """Finished runs, newest first. Folders that are no complete run of any version are passed over."""
+        found = [Run(path.parent) for path in self.root.glob("runs/*/manifest.json")]
+        return sorted(found, key=lambda run: (run.folder / "manifest.json").stat().st_mtime, reverse=True)
+
+    def partial_manifests(self) -> dict[str, dict[str, Any]]:
+        """Run id -> what it was asked to be, of the runs under way or interrupted."""
+        paths = sorted(self.root.glob("partial/*/request.json"))
+        return {path.parent.name: read_json(path) for path in paths}
+
+    def run(self, reference: str = "latest") -> Run:
+        """A run by id, unique prefix or `latest`. Raises BasiscopeError where there is none or several."""
+        runs = self.runs()
+        if reference == "latest" and runs:
+            return runs[0]
+        if exact := [run for run in runs if run.id == reference]:
+            return exact[0]
+        matches = [run for run in runs if reference and run.id.startswith(reference)]
+        if len(matches) == 1:
+            return matches[0]
+        if len(matches) > 1:
+            raise BasiscopeError(f"Run {reference!r} could be any of {', '.join(run.id for run in matches)}.")
+        if any(run.startswith(reference) for run in self.partial_manifests()):
+            raise BasiscopeError(f"Run {reference} is not complete; start its `recover` command again.")
+        known = ", ".join(run.id for run in runs[:5]) or "none yet"
+        raise BasiscopeError(f"Run {reference!r} is not in {self.root}. Runs there: {known}.")
+
+    @contextmanager
+    def start(self, request: Mapping[str, Any], shared: str) -> Iterator[PartialRun]:
+        """The locked partial folder of the run that `request` asks for. `shared` names what determines its
+        examples and activations; a finished run that agrees in it lends its own.
+
+        Raises BasiscopeError where another process is at work on the same run.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self.root / "partial" / content_hash(request)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder.with_suffix(".lock"), timeout=0):
+                write_json(folder / "request.json", dict(request))
+                under_way = PartialRun(folder, request["store_dtype"])
+                if not under_way.is_read:
+                    self._borrow(folder, shared)
+                yield under_way
+        except Timeout as error:
+            raise BasiscopeError(
+                f"Run {folder.name} is being recovered by another process; wait for it or stop it first."
+            ) from error
+
+    def _borrow(self, folder: Path, shared: str) -> None:
+        for run in self.runs():
+            if read_json(run.folder / "manifest.json").get("shared") != shared:
+                continue
+            names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(run.folder))]
+            for name in [*names, "read.json", "tokens.safetensors"]:
+                write_atomic(folder / name, partial(_link, run.folder / name))
+            return
+
+    def is_locked(self, run_id: str) -> bool:
+        """Whether a process is at work on the partial run."""
+        from filelock import FileLock, Timeout
+
+        path = self.root / "partial" / f"{run_id}.lock"
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def finish(self, under_way: PartialRun) -> Run:
+        """Rename a complete partial run into place."""
+        final = self.root / "runs" / under_way.folder.name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        (under_way.folder / "request.json").unlink()
+        under_way.folder.rename(final)
+        return Run(final)
+
+    def finished(self, request: Mapping[str, Any]) -> Run | None:
+        """The finished run of a request, where there is one."""
+        folder = self.root / "runs" / content_hash(request)
+        return Run(folder) if (folder / "manifest.json").is_file() else None
+
+    def delete(self, run_id: str) -> None:
+        """Remove a finished or partial run with everything in it."""
+        for part in ("runs", "partial"):
+            shutil.rmtree(self.root / part / run_id, ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
+        return shutil.disk_usage(existing).free
+
+    def save_set(self, named: NamedSet) -> None:
+        if not re.fullmatch(r"[\w. -]{1,80}", named.name):
+            raise BasiscopeError(f"Set name {named.name!r}: use letters, digits, space, '.', '_' and '-'.")
+        write_json(self.root / "sets" / f"{named.name}.json", vars(named) | {"created": now()})
+
+    def sets(self, run_id: str | None = None) -> list[NamedSet]:
+        """The named sets, of one run where given, by name."""
+        stored = [read_json(path) for path in sorted(self.root.glob("sets/*.json"))]
+        sets = [NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")) for s in stored]
+        return [named for named in sets if run_id in (None, named.run)]
+
+    def save_upload(self, name: str, content: bytes) -> Path:
+        """Keep an uploaded data file under its own name in a folder named by its content."""
+        safe = re.sub(r"[^\w.-]", "_", Path(name).name)
+        path = self.root / "uploads" / hashlib.sha256(content).hexdigest()[:12] / safe
+        if not path.exists():
+            write_atomic(path, lambda temporary: temporary.write_bytes(content))
+        return path
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
