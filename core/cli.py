@@ -130,9 +130,11 @@ def recover(estimate: bool, workspace: Path, as_json: bool, **options: Any) -> d
     request = build_request(options)
     if estimate:
         from core.estimate import estimate_recovery
+        from core.tables import estimate_sentences
 
         facts = vars(estimate_recovery(request, Workspace(workspace)))
-        return facts | {"lines": _estimate_lines(facts)}
+        sentences = estimate_sentences(facts)
+        return facts | {"sentences": sentences, "lines": sentences}
     from core.recovery import recover as recover_run
 
     with Reporter(as_json) as progress:
@@ -173,42 +175,6 @@ def build_request(options: dict[str, Any]) -> Request:
         )
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
-
-
-def _estimate_lines(facts: dict[str, Any]) -> list[str]:
-    return [
-        f"{facts['examples']:,} examples of {facts['rows']:,} rows, about {facts['tokens']:,} tokens",
-        f"about {duration(facts['seconds'])} on {facts['device']} in {facts['dtype']} ({facts['rate_from']})",
-        f"about {size(facts['memory_bytes'])} of memory and {size(facts['disk_bytes'])} of disk "
-        f"({size(facts['free_bytes'])} free)",
-        *facts["problems"],
-    ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(75)
-    '1 min 15 s'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes as a person says them.
-
-    >>> size(3_200_000)
-    '3.2 MB'
-    """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1_000 or unit == "GB":
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1_000
-    raise AssertionError
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -396,7 +362,7 @@ def app(port: int, headless: bool, workspace: Path) -> None:
     os.environ["BASISCOPE_WORKSPACE"] = str(workspace.resolve())
     flags = ["--server.port", str(port), "--server.headless", "true" if headless else "false"]
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "app.py", *flags])
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "serve.py", *flags])
 
 
 def table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
@@ -489,7 +455,7 @@ def main(arguments: list[str] | None = None) -> int:
     status, state, result = _run(arguments)
     if job:
         job.finish(state, result)
-    if state != "done" and "message" in result:
+    if status == 1 and "message" in result:
         click.echo(result["message"], err=True)
     return status
 

@@ -7,10 +7,14 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +120,8 @@ def data_files(path: str) -> list[Path]:
             raise BasiscopeError(f"Data {path}: {root.suffix or 'no ending'} is none of {_types()}.")
         return [root]
     if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.is_file() and _suffix(file) in FILE_TYPES)
-        if files:
+        found = (file for file in root.rglob("*") if _suffix(file) in FILE_TYPES and file.is_file())
+        if files := sorted(file for file in found if not _is_hidden(file.relative_to(root))):
             return files
         raise BasiscopeError(f"Data {path}: the folder holds none of {_types()}.")
     raise BasiscopeError(f"Data: there is no file or folder {path}.")
@@ -131,48 +135,61 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def is_local(path: str) -> bool:
     expanded = Path(path).expanduser()
     return expanded.exists() or path.startswith(("/", ".", "~")) or _suffix(expanded) in FILE_TYPES
 
 
 def data_fingerprint(source: DataSource) -> str:
-    """SHA-256 over the contents of the source's files, whatever their place."""
-    digest = hashlib.sha256()
+    """SHA-256 over the contents of the source's files and over what else decides how they are read: a
+    file's type, its name within a folder, the split. It does not matter where the files lie."""
     if is_local(source.path):
-        files = data_files(source.path)
+        named = [(file, _place(source, file) or _suffix(file)) for file in data_files(source.path)]
     else:
-        files = [Path(entry["filename"]) for entry in _load_hub(source).cache_files]
-    for file in files:
+        named = [(Path(entry["filename"]), str(source.split)) for entry in _load_hub(source).cache_files]
+    digest = hashlib.sha256()
+    for file, name in named:
         with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+            digest.update(f"{hashlib.file_digest(content, 'sha256').hexdigest()} {name}\n".encode())
     return digest.hexdigest()
+
+
+def _place(source: DataSource, file: Path) -> str | None:
+    """The file's name within the source's folder, or None where the source is the file itself."""
+    root = Path(source.path).expanduser()
+    return str(file.relative_to(root)) if root.is_dir() else None
 
 
 def read_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row]]:
     """(row number, row) for every row that can be parsed; the others are counted in `report`.
 
-    Row numbers run over all rows of all files. A folder's rows carry their file's name as `source_file`.
+    Row numbers run over all rows of all files. A folder's rows carry their file's name as `source_file`
+    where they have no such column of their own. Raises BasiscopeError for a file that cannot be read.
     """
     numbered = _local_rows(source, report) if is_local(source.path) else enumerate(_load_hub(source))
-    for number, row in numbered:
-        if source.limit is not None and number >= source.limit:
-            return
+    for number, row in islice(numbered, source.limit):
         report.rows = number + 1
         if row is not None:
             yield number, row
 
 
 def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row | None]]:
-    files = data_files(source.path)
-    in_folder = Path(source.path).expanduser().is_dir()
     number = 0
-    for file in files:
-        for row, problems in _READERS[_suffix(file)](file):
-            for problem in problems:
-                report.count(problem, number)
-            yield number, ({**row, "source_file": file.name} if in_folder and row is not None else row)
-            number += 1
+    for file in data_files(source.path):
+        place = _place(source, file)
+        extra = {"source_file": place} if place else {}
+        try:
+            for row, problems in _READERS[_suffix(file)](file):
+                for problem in problems:
+                    report.count(problem, number)
+                yield number, None if row is None else {**extra, **row}
+                number += 1
+        except (OSError, EOFError, zlib.error) as error:
+            raise BasiscopeError(f"Data {file}: it cannot be read ({error}).") from error
 
 
 Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
@@ -209,12 +226,22 @@ def _object(text: str, problems: tuple[str, ...]) -> tuple[Row | None, tuple[str
         return None, (*problems, "left out, not valid JSON")
     if not isinstance(row, dict):
         return None, (*problems, "left out, not a JSON object")
-    return row, problems
+    return _without_surrogates(row, problems) if r"\ud" in text.lower() else (row, problems)
+
+
+def _without_surrogates(row: Row, problems: tuple[str, ...]) -> tuple[Row, tuple[str, ...]]:
+    """Replace halves of surrogate pairs, which JSON can escape but neither tokenizer nor Parquet takes."""
+    text = json.dumps(row, ensure_ascii=False)
+    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if clean == text:
+        return row, problems
+    return json.loads(clean), (*problems, "not Unicode, halves of surrogate pairs replaced")
 
 
 def _read_json(file: Path) -> Parsed:
     with _open(file) as content:
         text, problems = _decode(content.read())
+    escaped = r"\ud" in text.lower()
     try:
         rows = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
@@ -225,7 +252,7 @@ def _read_json(file: Path) -> Parsed:
         raise BasiscopeError(f"Data {file}: holds a JSON {type(rows).__name__}, expected an array of objects.")
     for row in rows:
         if isinstance(row, dict):
-            yield row, problems
+            yield _without_surrogates(row, problems) if escaped else (row, problems)
         else:
             yield None, (*problems, "left out, not a JSON object")
 
@@ -262,7 +289,7 @@ def _read_parquet(file: Path) -> Parsed:
             for batch in parquet.iter_batches(batch_size=BATCH):
                 for row in batch.to_pylist():
                     yield row, ()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise BasiscopeError(f"Data {file}: not a readable Parquet file ({reason}).") from error
 
@@ -277,9 +304,10 @@ _READERS = {
 }
 
 
+@lru_cache(maxsize=1)
 def _load_hub(source: DataSource) -> Any:
     from datasets import DatasetDict, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
         data = load_dataset(source.path, source.config, split=source.split, revision=source.revision)
@@ -287,7 +315,7 @@ def _load_hub(source: DataSource) -> Any:
         raise BasiscopeError(
             f"Data {source.path}: no such file here, and no such data set on the hub (or it needs a login)."
         ) from error
-    except ValueError as error:
+    except (ValueError, DatasetsError) as error:
         raise BasiscopeError(f"Data {source.path}: {str(error).splitlines()[0]}") from error
     except (OSError, RuntimeError) as error:
         raise BasiscopeError(
@@ -382,13 +410,13 @@ def read_examples(
             continue
         yield example
     missing = [column for role, column in columns.named().items() if role not in seen]
-    if missing and report.rows:
-        some = column_paths(preview_rows(source))
+    if missing and (some := column_paths(preview_rows(source))):
         raise BasiscopeError(
             f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(some)}."
         )
     if example is None:
-        raise BasiscopeError(f"Data {source.path}: no usable example in {report.rows} rows.")
+        problems = "; ".join(report.sentences()) or "it is empty"
+        raise BasiscopeError(f"Data {source.path}: no usable example in {report.rows:,} rows ({problems}).")
 
 
 def _unusable(values: Mapping[str, Any]) -> str | None:
@@ -424,7 +452,8 @@ def _render(
             text = _chat(tokenizer, messages, generation_prompt=False)
     start = None
     if response is not None and template != "chat-prompt":
-        start = len(prompt) if text.startswith(prompt) else text.rfind(response)
+        found = text.rfind(response.strip())  # a template may trim it, or write another generation prompt
+        start = len(prompt) if prompt and text.startswith(prompt) else found if found >= 0 else None
     shown_prompt = str(values["prompt"]) if "prompt" in values else prompt
     return Example(number, text, shown_prompt, response, start, template == "plain", row)
 
@@ -466,8 +495,11 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], ge
 
 
 def kept_columns(row: Row) -> dict[str, Any]:
-    """A row's own columns, those named like one of the run's (`text`, `prompt`, ...) as `data_<name>`."""
-    return {f"data_{name}" if name in RESERVED else str(name): value for name, value in row.items()}
+    """A row's own columns, those named like one of the run's (`text`, `data_text`, ...) as `data_<name>`."""
+    return {f"data_{name}" if _OURS.fullmatch(name) else name: value for name, value in row.items()}
+
+
+_OURS = re.compile(f"(data_)*({'|'.join(RESERVED)})")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------
@@ -545,3 +577,20 @@ def as_kind(value: Any, kind: str) -> Any:
     if kind == "json":
         return json.dumps(value, ensure_ascii=False, default=str)
     return float(value) if kind == "float" else value
+
+
+# --- guesses --------------------------------------------------------------------------------------------
+
+PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input")
+RESPONSE_NAMES = ("response", "completion", "answer", "solution", "output")
+
+
+def guess_columns(paths: list[str]) -> Columns:
+    """The likely roles of a data set's columns, by their usual names; else the first column as the text."""
+    if messages := next((name for name in ("messages", "conversations") if name in paths), None):
+        return Columns(messages=messages)
+    prompt = next((name for name in PROMPT_NAMES if name in paths), None)
+    response = next((name for name in RESPONSE_NAMES if name in paths), None)
+    if prompt:
+        return Columns(prompt=prompt, response=response)
+    return Columns(text="text" if "text" in paths else paths[0])

@@ -27,6 +27,11 @@ WRITE_SECONDS = 0.3
 CANCEL_SECONDS = 30.0
 
 
+def command_line(arguments: list[str]) -> str:
+    """The command a person would type."""
+    return shlex.join(["basiscope", *arguments])
+
+
 @dataclass(frozen=True)
 class JobProgress:
     """Where a job stands: `done` of `total` in `step` (total 0: not known), with rate and time left."""
@@ -58,8 +63,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command a person would type."""
-        return shlex.join(["basiscope", *self.facts["arguments"]])
+        return command_line(self.facts["arguments"])
 
     @property
     def step(self) -> str:

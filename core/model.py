@@ -200,7 +200,9 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = locate_model(name, revision)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -320,3 +322,21 @@ def run_blocks(
     handles = [model.blocks[block].register_forward_hook(hook_for(block)) for block in blocks]
     with _hooks(handles), torch.inference_mode(), suppress(_Finished):
         model.module.get_decoder()(**inputs, use_cache=False)
+
+
+def find_local_models(folders: list[Path]) -> list[str]:
+    """Model folders directly in or one level below `folders`, and the hub models in the local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    candidates = [path for root in folders for path in (root, *root.glob("*/"))]
+    local = [str(path) for path in candidates if (path / "config.json").is_file() and _has_weights(path)]
+    cached = {
+        snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
+        for snapshot in Path(HF_HUB_CACHE).glob("models--*/snapshots/*")
+        if _has_weights(snapshot)
+    }
+    return sorted(set(local)) + sorted(cached)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))

@@ -41,6 +41,8 @@ DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
+LOCK_SECONDS = 1.0
+"""How long to wait for a run's lock: longer than a look at whether it is held."""
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
@@ -66,9 +68,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises BasiscopeError where the file is not valid JSON, FileNotFoundError where it is not there."""
+    """Raises BasiscopeError where the file is not there or not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BasiscopeError(f"{path} is missing.") from error
     except ValueError as error:
         raise BasiscopeError(f"{path} is damaged: not valid JSON ({error}).") from error
 
@@ -96,6 +100,8 @@ class Run:
         if not path.is_file():
             raise BasiscopeError(f"Run {self.id}: {path} is missing; the run is not complete.")
         manifest = read_json(path)
+        if not isinstance(manifest, dict):
+            raise BasiscopeError(f"{path} is damaged: not a JSON object.")
         version = manifest.get("format_version")
         if version != FORMAT_VERSION:
             raise BasiscopeError(
@@ -125,9 +131,13 @@ class Run:
 
     def columns(self) -> list[str]:
         """The names of the columns of `examples`."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return list(pq.read_schema(self.folder / "examples.parquet").names)
+        try:
+            return list(pq.read_schema(self.folder / "examples.parquet").names)
+        except (pa.ArrowException, OSError) as error:
+            raise BasiscopeError(f"Run {self.id}: examples.parquet cannot be read ({error}).") from error
 
     def scores(self) -> pd.DataFrame:
         """example_id, d1..dk in the order of `examples`."""
@@ -192,6 +202,9 @@ class Run:
         table = self._table(f"tokens/{example_id}.parquet")
         scores = table.drop(columns="token").to_numpy(dtype=np.float32)
         return TokenScores(example_id, tuple(table["token"]), scores)
+
+    def has_token_scores(self, example_id: int) -> bool:
+        return (self.folder / "tokens" / f"{example_id}.parquet").exists()
 
     def save_token_scores(self, tokens: TokenScores) -> None:
         import pandas as pd
@@ -263,7 +276,7 @@ class PartialRun:
 
     @property
     def is_read(self) -> bool:
-        return (self.folder / "tokens.safetensors").exists()
+        return (self.folder / "read.json").exists()
 
     def facts(self) -> dict[str, Any]:
         """What reading the examples found, for the manifest."""
@@ -325,7 +338,7 @@ class PartialRun:
             try:
                 with safe_open(path, framework="np") as file:
                     ids.append(file.get_tensor("example_id"))
-            except SafetensorError:
+            except (SafetensorError, OSError):
                 path.unlink()
         return np.concatenate(ids)
 
@@ -492,11 +505,11 @@ class Workspace:
             ) from error
 
     def _borrow(self, folder: Path, shared: str) -> None:
-        for run in self.runs():
-            if read_json(run.folder / "manifest.json").get("shared") != shared:
+        for manifest, run in self.manifests():
+            if manifest.get("shared") != shared:
                 continue
             names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(run.folder))]
-            for name in [*names, "read.json", "tokens.safetensors"]:
+            for name in [*names, "tokens.safetensors", "read.json"]:
                 write_atomic(folder / name, partial(_link, run.folder / name))
             return
 
@@ -514,9 +527,10 @@ class Workspace:
             return True
 
     def finish(self, under_way: PartialRun) -> Run:
-        """Rename a complete partial run into place."""
+        """Rename a complete partial run into place, where a broken one of the same id may lie."""
         final = self.root / "runs" / under_way.folder.name
         final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
         (under_way.folder / "request.json").unlink()
         under_way.folder.rename(final)
         return Run(final)
@@ -527,9 +541,15 @@ class Workspace:
         return Run(folder) if (folder / "manifest.json").is_file() else None
 
     def delete(self, run_id: str) -> None:
-        """Remove a finished or partial run with everything in it."""
-        for part in ("runs", "partial"):
-            shutil.rmtree(self.root / part / run_id, ignore_errors=True)
+        """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
+        at work on it, and where there is none."""
+        folders = [self.root / part / Path(run_id).name for part in ("runs", "partial")]
+        if not run_id or not any(folder.is_dir() for folder in folders):
+            raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
+        if self.is_locked(run_id):
+            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def free_bytes(self) -> int:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())

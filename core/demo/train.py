@@ -6,6 +6,7 @@ The same recipe on the same machine gives the same model. The step number alone 
 resumed run needs to replay nothing.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -27,6 +28,8 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
 )
+
+_vocabulary = functools.cache(world.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def recipe_hash(settings: Settings) -> str:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each word, digit and mark of the world, as told by `world.TOKEN`."""
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    words = [*special.values(), *world.vocabulary()]
+    words = [*special.values(), *_vocabulary()]
     ids = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(world.TOKEN), behavior="isolated")
@@ -127,31 +130,32 @@ def train(
     """Train into the folder `out` up to step `until` (default: all); returns the seconds spent in all.
 
     Every `save_every` steps, and at the end, `out` holds a model that loads and the state to resume from.
-    Raises FileNotFoundError if there is no state to resume.
+    Raises FileNotFoundError if there is no state to resume, ValueError if another recipe left it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     model = build_model(settings, tokenizer)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's signature
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.decay, betas=(0.9, 0.95), fused=True)
-    first, seconds = 0, 0.0
+    first, seconds, recipe = 0, 0.0, recipe_hash(settings)
     if resume:
         state = torch.load(out / STATE, map_location=device, weights_only=True)
+        if state["recipe"] != recipe:
+            raise ValueError(f"{out / STATE} is of recipe {state['recipe'][:12]}, not {recipe[:12]}: no --resume")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
     out.mkdir(parents=True, exist_ok=True)
     start, last = time.monotonic() - seconds, min(until or settings.steps, settings.steps)
-    seen = 0
     for step in range(first, last):
         loss = _update(model, optimizer, batch(tokenizer, settings, step).to(device), settings, step)
-        seen += settings.rows * settings.length
         seconds = time.monotonic() - start
         if (step + 1) % 20 == 0:
             speed = settings.rows * settings.length * (step + 1) / seconds
             click.echo(f"step {step + 1}/{settings.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s")
         if (step + 1) % save_every == 0 or step + 1 == last:
-            _save(out, model, tokenizer, optimizer, step + 1, seconds)
+            state = {"recipe": recipe, "step": step + 1, "seconds": seconds}
+            _save(out, model, tokenizer, optimizer, state)
     return seconds
 
 
@@ -179,13 +183,11 @@ def _save(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     optimizer: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
+    state: dict[str, object],
 ) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    torch.save({**state, "seconds": seconds}, out / f"{STATE}.tmp")
+    torch.save(state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / f"{STATE}.tmp")
     (out / f"{STATE}.tmp").replace(out / STATE)
 
 

@@ -1,0 +1,16 @@
+"""Basiscope's web app: page configuration and navigation, nothing else."""
+
+import streamlit as st
+
+st.set_page_config(page_title="Basiscope", page_icon=":material/explore:", layout="wide")
+st.navigation(
+    [
+        st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),
+        st.Page(
+            "pages/basis/page.py", title="Basis", icon=":material/scatter_plot:", url_path="basis", default=True
+        ),
+        st.Page(
+            "pages/directions/page.py", title="Directions", icon=":material/swap_horiz:", url_path="directions"
+        ),
+    ]
+).run()

@@ -1,0 +1,92 @@
+"""The examples at both ends of one direction, side by side."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import figures
+from core.jobs import find_job, start_job
+from core.reading import RANKS
+from core.tables import Extreme, colour_columns, extremes, filter_values, matching, one_line
+from core.workspace import Run
+from pages.common.session import table, workspace
+
+FOLD = 420
+TOKENS_JOB = "tokens_job"
+
+
+def show_ends(run: Run, direction: int) -> None:
+    examples = table(run, "examples")
+    first, second, third, fourth, fifth = st.columns([2, 2, 2, 1, 1], vertical_alignment="bottom")
+    search = first.text_input("Search the texts", key="search")
+    names: list[str | None] = [None, *colour_columns(examples.columns.tolist())]
+    column = second.selectbox("Filter by column", names, key=f"by_{run.id}")
+    options: list[str] = filter_values(examples[column]) if column else []
+    values = third.multiselect("Values", options, key=f"values_{run.id}_{column}", disabled=not column)
+    rank = fourth.selectbox(
+        "Rank by",
+        RANKS,
+        key="rank",
+        help="score: centred; cosine: with the uncentred activations, as published.",
+    )
+    top = fifth.number_input("Each end", 1, 50, 8, key="top")
+    shade = st.toggle(
+        "Shade tokens",
+        value=True,
+        key="shade",
+        help="Orange raises the score, blue lowers it. Grey is not pooled.",
+    )
+    allowed = matching(examples, search, column, values)
+    if not allowed.any():
+        st.info("No example matches. Clear the search or the filter.", icon=":material/filter_alt_off:")
+        return
+    ranked = table(run, "scores" if rank == "score" else "cosines")[f"d{direction}"].to_numpy()
+    ends = {sign: extremes(examples, ranked, sign, top, allowed) for sign in (1, -1)}
+    if shade:
+        offer_token_scores(run, [example.example_id for end in ends.values() for example in end])
+    for box, (sign, end) in zip(st.columns(2), ends.items(), strict=True):
+        with box:
+            st.subheader("+ end" if sign == 1 else "− end")
+            for example in end:
+                with st.container(border=True, key=f"example_{sign}_{example.row}"):
+                    show_example(run, direction, example, shade)
+
+
+def show_example(run: Run, direction: int, example: Extreme, shade: bool) -> None:
+    st.caption(f"{example.value:+.4g} · example {example.example_id} · {example.n_tokens:,} tokens")
+    tokens = run.token_scores(example.example_id) if shade else None
+    long = len(example.text) > FOLD
+    if long:
+        st.text(one_line(example.text, FOLD))
+    with st.expander("Whole text") if long else st.container():
+        if tokens is None:
+            st.text(example.text)
+        else:
+            st.html(figures.shaded_tokens(tokens.tokens, tokens.scores[:, direction - 1]))
+
+
+def offer_token_scores(run: Run, shown: list[int]) -> None:
+    """A button that starts the job which scores the tokens of the examples shown, and its progress."""
+    missing = [example_id for example_id in shown if not run.has_token_scores(example_id)]
+    job_id = st.session_state.get(TOKENS_JOB)
+    job = find_job(workspace(), job_id) if job_id else None
+    if job and job.state == "running":
+        wait_for(job.id)
+    elif job and job.state != "done":
+        st.text(f"The tokens could not be scored. {job.result['message']}")
+        st.session_state.pop(TOKENS_JOB)
+    if missing and not (job and job.state == "running"):
+        label = f"Score the tokens of {len(missing)} more examples"
+        if st.button(label, key="score_tokens", help="Loads the model in a job of its own; the scores are kept."):
+            arguments = ["tokens", run.id, *(word for i in missing for word in ("--example", str(i)))]
+            st.session_state[TOKENS_JOB] = start_job(workspace(), arguments).id
+            st.rerun()
+
+
+@st.fragment(run_every=0.5)
+def wait_for(job_id: str) -> None:
+    job = find_job(workspace(), job_id)
+    progress = job.progress
+    st.progress(progress.share, text=f"Scoring tokens: {progress.step}")
+    if job.state != "running":
+        st.rerun()

@@ -1,0 +1,101 @@
+"""All directions as cards, and one direction in full: both ends, distribution, tokens, label."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import figures
+from core.errors import BasiscopeError
+from core.reading import Label
+from core.tables import direction_facts, extremes, one_line
+from core.workspace import Run
+from pages.common.session import DIRECTION, pick_run, stop_with, table
+from pages.directions.ends import show_ends
+
+CARD_COLUMNS = 2
+
+
+def choose(direction: int) -> None:
+    st.session_state[DIRECTION] = direction
+
+
+def show_cards(run: Run) -> None:
+    st.title("Directions")
+    st.caption("Every direction with the first example of both ends. Open one to read it.")
+    examples, scores = table(run, "examples"), table(run, "scores")
+    directions, labels = table(run, "directions"), run.labels()
+    for start in range(0, run.k, CARD_COLUMNS):
+        for column, j in zip(st.columns(CARD_COLUMNS), range(start + 1, run.k + 1), strict=False):
+            with column.container(border=True, key=f"card_{j}"):
+                head, button = st.columns([5, 1], vertical_alignment="center")
+                label = labels[j].text if j in labels else "no label"
+                head.text(f"{j}  {one_line(label, 80)}")
+                button.button("Open", key=f"open_{j}", on_click=choose, args=(j,), width="stretch")
+                facts = directions.iloc[j - 1]
+                st.caption(f"{facts['explained_variance']:.1%} of the variance")
+                values = scores[f"d{j}"].to_numpy()
+                for sign, polarity in (("+", 1), ("−", -1)):
+                    end = extremes(examples, values, polarity, 1)[0]
+                    st.text(f"{sign}  {one_line(end.text, 110)}", wrap=False)
+
+
+def show_direction(run: Run, direction: int) -> None:
+    before, title, after, overview = st.columns([1, 8, 1, 2], vertical_alignment="center")
+    previous, following = (direction - 2) % run.k + 1, direction % run.k + 1
+    before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,))
+    after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,))
+    overview.button("All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,))
+    label = run.labels().get(direction)
+    title.title(f"Direction {direction}")
+    title.text(label.text if label else "no label")
+    facts = direction_facts(table(run, "directions").iloc[direction - 1])
+    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+        column.caption(name)
+        column.text(value)
+    left, right = st.columns([3, 2])
+    with left:
+        st.plotly_chart(
+            figures.histogram(table(run, "scores")[f"d{direction}"].to_numpy()), key=f"histogram_{direction}"
+        )
+    with right:
+        edit_label(run, direction, label)
+    show_ends(run, direction)
+
+
+def edit_label(run: Run, direction: int, label: Label | None) -> None:
+    key = f"label_{run.id}_{direction}"
+    text = st.text_input("Label: what the + end has : what the − end has", label.text if label else "", key=key)
+    if label and text.strip() and text.strip() != label.text:
+        run.save_label(direction, Label(text.strip(), "person", label.positive, label.negative))
+        st.toast("The label is saved.")
+        st.rerun()
+    if label:
+        origin = {"words": "from the texts", "person": "yours", "model": f"by {label.author}"}[label.source]
+        st.text(f"This label is {origin}.")
+        for sign, words in (("+", label.positive), ("−", label.negative)):
+            listed = ", ".join(f"{word} ({z:.1f})" for word, z in words) or "no word passes the corrected limit"
+            st.text(f"{sign}  {listed}")
+        st.caption("Words in examples of equal length, with the z-score of their log-odds between both ends.")
+    if label and label.raw:
+        with st.expander("The language model's answer"):
+            st.text(label.raw)
+
+
+run = pick_run()
+numbers = list(range(run.k + 1))
+if st.session_state.get(DIRECTION) not in numbers:
+    asked = st.query_params.get(DIRECTION, "0")
+    st.session_state[DIRECTION] = int(asked) if asked.isdigit() and int(asked) in numbers else 0
+labels = run.labels()
+chosen = st.sidebar.selectbox(
+    "Direction",
+    numbers,
+    key=DIRECTION,
+    bind="query-params",
+    persist_state="session",
+    format_func=lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
+)
+try:
+    show_direction(run, chosen) if chosen else show_cards(run)
+except BasiscopeError as error:
+    stop_with(error)

@@ -1,0 +1,77 @@
+"""Jobs under way and ended, with progress, cancel, resume and log; and the runs there are."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.jobs import Job, find_job, list_jobs, start_job
+from core.tables import progress_sentence
+from pages.common.session import RUN, run_name, workspace
+
+MOST_JOBS = 8
+
+
+@st.fragment(run_every=1.0)
+def show_estimate(job_id: str) -> None:
+    job = find_job(workspace(), job_id)
+    if job.state == "running":
+        st.progress(0.0, text="Counting the rows and tokenising a sample")
+    elif job.state == "done":
+        for line in job.result["sentences"]:
+            st.text(line)
+    else:
+        st.text(f"No estimate. {job.result['message']}")
+
+
+@st.fragment(run_every=1.0)
+def show_jobs() -> None:
+    jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]][:MOST_JOBS]
+    if not jobs:
+        return
+    st.subheader("Jobs")
+    for job in jobs:
+        with st.container(border=True, key=f"job_{job.id}"):
+            show_job(job)
+    running = {job.id for job in jobs if job.state == "running"}
+    if st.session_state.get("running_jobs", running) - running:
+        st.session_state["running_jobs"] = running
+        st.rerun()
+    st.session_state["running_jobs"] = running
+
+
+def show_job(job: Job) -> None:
+    state = job.state
+    what, button = st.columns([6, 1], vertical_alignment="center")
+    what.code(job.command, language="bash", wrap_lines=True)
+    if state == "running":
+        progress = job.progress
+        st.progress(progress.share, text=progress_sentence(progress))
+        if button.button("Cancel", key=f"cancel_{job.id}"):
+            job.cancel()
+    elif state == "done":
+        run_id = job.result.get("run")
+        if run_id and button.button("Open", key=f"open_{job.id}"):
+            st.session_state[RUN] = run_id
+            st.switch_page("pages/basis/page.py")
+        st.caption("Done.")
+    else:
+        st.text(f"{state.capitalize()}. {job.result['message']}")
+        if button.button("Resume", key=f"resume_{job.id}"):
+            start_job(workspace(), job.facts["arguments"])
+            st.rerun()
+    if state != "running" and (log := job.log()):
+        with st.expander("Log"):
+            st.code(log, language=None)
+
+
+def show_runs() -> None:
+    runs = workspace().runs()
+    if not runs:
+        return
+    st.subheader("Runs")
+    for run in runs:
+        name, button = st.columns([6, 1], vertical_alignment="center")
+        name.text(run_name(run))
+        if button.button("Open", key=f"run_{run.id}"):
+            st.session_state[RUN] = run.id
+            st.switch_page("pages/basis/page.py")

@@ -1,0 +1,38 @@
+"""Pick a model, data and a recipe; see what it costs; start, watch and cancel the job; open the run."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.jobs import command_line, start_job
+from pages.common.session import workspace
+from pages.recover.choices import choose_data, choose_model, choose_recipe
+from pages.recover.jobs import show_estimate, show_jobs, show_runs
+
+ESTIMATE_JOB = "estimate_job"
+
+st.title("Recover")
+st.caption("Run a language model over a data set and recover the basis along which it organises the examples.")
+left, right = st.columns(2, gap="large")
+with left:
+    model = choose_model()
+    data = choose_data()
+with right:
+    recipe = choose_recipe()
+    st.subheader("Start")
+    if not model or not data:
+        st.info("Choose a model, data and its columns.", icon=":material/info:")
+    else:
+        arguments = ["recover", *model, *data, *recipe]
+        start, cost = st.columns(2)
+        if start.button("Recover", type="primary", key="start", width="stretch"):
+            start_job(workspace(), arguments)
+            st.rerun()
+        if cost.button("Estimate the cost", key="estimate", width="stretch"):
+            st.session_state[ESTIMATE_JOB] = start_job(workspace(), [*arguments, "--estimate"]).id
+        if job_id := st.session_state.get(ESTIMATE_JOB):
+            show_estimate(job_id)
+        st.caption("The same from a terminal")
+        st.code(command_line(arguments), language="bash", wrap_lines=True)
+show_jobs()
+show_runs()

@@ -1,0 +1,29 @@
+"""What `basiscope app` serves: app.py under headers that keep the page from fetching anything elsewhere."""
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
+    "connect-src 'self' ws: wss: data: blob:; frame-ancestors 'self'"
+)
+
+
+class OnlyLocal:
+    """Adds the Content-Security-Policy to every page, so that text from a data set cannot call home."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+app = st.App("app.py", middleware=[Middleware(OnlyLocal)])

@@ -1,0 +1,135 @@
+import json
+import math
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.demo import card, train, world
+
+FOLDER = Path(train.__file__).parent / "model"
+TINY = train.Settings(steps=20, rows=2, length=96, hidden=32, blocks=2, heads=2, inner=48, warmup=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def front():
+    return ModelCard.load(FOLDER / "README.md").data.to_dict()
+
+
+@pytest.fixture(scope="module")
+def settings():
+    block = re.search(r"```json\n(.*?)\n```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    told = json.loads(block.group(1))
+    return train.Settings(**told | {"mix": tuple(tuple(pair) for pair in told["mix"])})
+
+
+def test_every_example_survives_the_tokenizer(tokenizer):
+    examples = world.generate(2_000, seed="round trip")
+    tokens = tokenizer([example.text for example in examples]).input_ids
+    assert tokenizer.unk_token_id not in set().union(*tokens)
+    assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == [example.text for example in examples]
+    assert all(row[0] == tokenizer.bos_token_id and len(row) <= train.CONTEXT for row in tokens)
+    assert [len(tokenizer.tokenize(e.response)) for e in examples] == [e.length for e in examples]
+
+
+def test_the_shipped_tokenizer_is_the_one_that_the_world_gives(tokenizer):
+    assert tokenizer.get_vocab() == train.build_tokenizer().get_vocab()
+    names = ("pad", "unk", "bos", "eos")
+    assert [getattr(tokenizer, f"{name}_token") for name in names] == [f"<{name}>" for name in names]
+
+
+def test_the_chat_template_gives_the_plain_layout(tokenizer):
+    example = world.generate(1, seed=0)[0]
+    asked = [{"role": "user", "content": example.prompt}]
+    answered = [*asked, {"role": "assistant", "content": example.response}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert prompt == f"<bos>{example.prompt}\n"
+    assert tokenizer.apply_chat_template(answered, tokenize=False) == f"<bos>{example.text}<eos>"
+
+
+def test_the_checkpoint_is_small_and_of_an_ordinary_architecture(model):
+    assert model.config.model_type == "llama"
+    assert 2e6 < model.num_parameters() < 3e6
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
+    assert not (FOLDER / train.STATE).exists()
+
+
+def test_the_card_tells_the_recipe_that_the_source_now_has(front, settings):
+    assert front["recipe"] == train.recipe_hash(settings)
+
+
+def test_pass_at_1_is_what_the_card_says(model, tokenizer, front):
+    n = 96
+    shares = train.pass_at_1(model, tokenizer, train.held_out(n, seed="test"), seed=1)
+    told = card.Share(front["pass_at_1"]["hits"], front["pass_at_1"]["problems"])
+    # Both are samples: 3.5 standard errors of their difference is passed by chance once in 2,000 seeds.
+    error = math.sqrt(told.value * (1 - told.value) * (1 / n + 1 / told.n))
+    assert abs(shares["all"].value - told.value) < 3.5 * error
+    assert 0.45 <= told.value <= 0.75
+
+
+def test_training_stops_and_resumes_to_the_same_state(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train.train(straight, TINY)
+    train.train(stopped, TINY, until=8)
+    train.train(stopped, TINY, resume=True)
+    states = [torch.load(folder / train.STATE, weights_only=True) for folder in (straight, stopped)]
+    assert [state["step"] for state in states] == [20, 20]
+    for name, weight in states[0]["model"].items():
+        torch.testing.assert_close(weight, states[1]["model"][name], rtol=0, atol=0)
+    assert AutoModelForCausalLM.from_pretrained(stopped).config.num_hidden_layers == TINY.blocks
+
+
+def test_resuming_without_a_state_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train.train(tmp_path, TINY, resume=True)
+
+
+def test_resuming_another_recipe_is_refused(tmp_path):
+    train.train(tmp_path, TINY, until=1)
+    with pytest.raises(ValueError, match="recipe"):
+        train.train(tmp_path, replace(TINY, rate=1e-3), resume=True)
+
+
+def test_a_step_s_batch_depends_on_its_number_only(tokenizer):
+    first = train.batch(tokenizer, TINY, 3)
+    assert first.shape == (TINY.rows, TINY.length)
+    assert torch.equal(first, train.batch(tokenizer, TINY, 3))
+    assert not torch.equal(first, train.batch(tokenizer, TINY, 4))
+    assert (first[:, 0] == tokenizer.bos_token_id).all()
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = [train.learning_rate(TINY, step) for step in range(TINY.steps)]
+    assert max(rates) == pytest.approx(TINY.rate) == rates[TINY.warmup]
+    assert rates[: TINY.warmup] == sorted(rates[: TINY.warmup])
+    assert rates[TINY.warmup :] == sorted(rates[TINY.warmup :], reverse=True)
+
+
+def test_every_setting_changes_the_recipe():
+    base = train.recipe_hash(TINY)
+    for field in fields(TINY):
+        value = getattr(TINY, field.name)
+        other = (*value, ("addition", 2.0)) if field.name == "mix" else value + 1
+        assert train.recipe_hash(replace(TINY, **{field.name: other})) != base
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "interval"), [(50, 100, (0.4038, 0.5962)), (0, 10, (0.0, 0.2775)), (0, 0, (0.0, 1.0))]
+)
+def test_wilson_intervals(hits, n, interval):
+    assert card.Share(hits, n).wilson() == pytest.approx(interval, abs=1e-4)
