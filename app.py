@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="Basiscope", page_icon=":material/explore:", layout="wide")
+st.set_page_config(page_title="Basiscope", page_icon="docs/icon.svg", layout="wide")
 st.navigation(
     [
         st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),

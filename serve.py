@@ -3,6 +3,7 @@
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
@@ -25,5 +26,8 @@ class OnlyLocal:
 
         await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
 
+
+# st.navigation says so on its first run; without it the first deep link into a new process is "not found".
+PagesManager.uses_pages_directory = False
 
 app = st.App("app.py", middleware=[Middleware(OnlyLocal)])

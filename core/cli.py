@@ -189,7 +189,7 @@ def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
     rows = [_run_row(run) for run in space.runs()]
     for run_id, request in space.partial_manifests().items():
         status = "running" if space.is_locked(run_id) else "interrupted"
-        rows.append({"run": run_id, "status": status, "k": request["k"], "model": request["model"][:12]})
+        rows.append({"run": run_id, "status": status, "k": request["k"], **request.get("asked", {})})
     keys = ("run", "status", "n", "d", "k", "model", "data")
     return {"runs": rows, "lines": table(rows, keys) if rows else [f"No runs in {workspace} yet."]}
 
@@ -207,7 +207,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 @click.argument("run")
 @click.option("--direction", type=int, help="One direction in full.")
 @click.option("--polarity", type=click.Choice(["+", "-"]), help="Only this end of the direction.")
-@click.option("--top", type=int, default=5, show_default=True, help="Examples at each end.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Examples at each end.")
 @click.option("--rank", type=click.Choice(["score", "cosine"]), default="score", show_default=True)
 @workspace_option
 @json_option
@@ -261,7 +261,7 @@ def _show_run(run: Run) -> dict[str, Any]:
 def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: str) -> dict[str, Any]:
     from core.reading import POLARITIES, rank_examples
 
-    examples = run.examples()
+    examples = run.examples().rename(columns={rank: f"data_{rank}"})
     values = (run.scores() if rank == "score" else run.cosines())[f"d{direction}"].to_numpy()
     label = run.labels().get(direction)
     lines = [f"direction {direction}: {label.text if label else 'no label'}"]
@@ -269,11 +269,11 @@ def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: s
     for polarity in polarities:
         positions = rank_examples(values, POLARITIES[polarity], top)
         chosen = examples.iloc[positions].assign(**{rank: values[positions]})
-        ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=7))
+        ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=15))
         lines.append(f"\n{polarity} end")
         for row in ends[polarity]:
             text = " ".join(row["text"].split())
-            lines.append(f"  {row[rank]:+.4f}  example {row['example_id']}  {text[:160]}")
+            lines.append(f"  {row[rank]:+.4g}  example {row['example_id']}  {text[:160]}")
     return {"direction": direction, "label": label.as_dict() if label else None, "ends": ends, "lines": lines}
 
 
@@ -290,6 +290,8 @@ def label(
 ) -> dict[str, Any]:
     """Show or set the labels of a run's directions.
 
+    Without --direction, --words and --llm leave the labels alone that a person has set.
+
     --llm sends the ten most extreme examples of each end to an OpenAI-compatible server: BASISCOPE_LLM_URL
     (such as http://localhost:8000/v1), BASISCOPE_LLM_MODEL, and BASISCOPE_LLM_KEY where it needs one.
     """
@@ -304,13 +306,15 @@ def label(
     if direction is not None:
         _check_direction(opened, direction)
     directions = [direction] if direction else list(range(1, opened.k + 1))
+    by_hand = {j for j, found in opened.labels().items() if found.source == "person" and direction is None}
+    others = [j for j in directions if j not in by_hand]
     with Reporter(as_json) as progress:
         if text is not None:
             opened.save_label(directions[0], Label(text.strip(), "person"))
         elif words:
-            label_run(opened, directions, progress)
+            label_run(opened, others, progress)
         elif llm:
-            label_by_endpoint(opened, directions, progress)
+            label_by_endpoint(opened, others, progress)
     labels = {j: found for j, found in opened.labels().items() if j in directions}
     lines = [f"{j}  {found.text}  ({found.source})" for j, found in labels.items()]
     return {"labels": {str(j): found.as_dict() for j, found in labels.items()}, "lines": lines}
@@ -462,6 +466,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
     """(exit status, job state, result)."""
+    from core.jobs import STOPPED
+
     try:
         result = cli.main(arguments, standalone_mode=False)
         return 0, "done", result if isinstance(result, dict) else {}
@@ -469,7 +475,7 @@ def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
         error.show()
         return 2, "failed", {"message": error.format_message()}
     except (KeyboardInterrupt, click.Abort):
-        return 1, "cancelled", {"message": "Stopped. What was finished is kept; the same command continues."}
+        return 1, "cancelled", {"message": STOPPED}
     except BasiscopeError as error:
         return 1, "failed", {"message": str(error)}
     except BrokenPipeError:

@@ -166,15 +166,22 @@ def scatter(
             if rows.any():
                 datasets.append({"source": pd.DataFrame(points[rows].astype(np.float32), columns=["x", "y"])})
                 series.append(_series(name, len(datasets) - 1, colour, opacity, int(drawn.sum())))
-    axis = {"scale": True, "nameLocation": "middle", "nameGap": 28, "splitLine": {"show": False}, "axisLine": {"onZero": False}}
+    axis = {"scale": True, "nameLocation": "middle", "nameGap": 28}
+    axis |= {"splitLine": {"show": False}, "axisLine": {"onZero": False}}
     return {
         "dataset": datasets,
         "series": series,
         "xAxis": {"name": x} | axis,
         "yAxis": {"name": y} | axis,
         "grid": {"left": 48, "right": 12, "top": 56, "bottom": 44},
-        "legend": {"type": "scroll", "top": 0, "left": 0, "width": "78%", "data": _legend(bins, series)},
-        "toolbox": {"top": 0, "right": 0, "feature": {"brush": {"type": ["polygon", "rect", "clear"]}}},
+        "legend": {"type": "scroll", "top": 0, "left": 0, "width": "94%", "data": _legend(bins, series)},
+        "toolbox": {
+            "top": 22,
+            "right": 8,
+            "itemSize": 18,
+            "itemGap": 12,
+            "feature": {"brush": {"type": ["polygon", "rect", "clear"]}},
+        },
         "brush": {"xAxisIndex": 0, "yAxisIndex": 0, "throttleType": "debounce", "throttleDelay": 200},
         "dataZoom": [{"type": "inside", "xAxisIndex": 0}, {"type": "inside", "yAxisIndex": 0}],
         "darkMode": dark,
@@ -189,7 +196,7 @@ def _series(name: str, dataset: int, colour: str, opacity: float, n: int) -> dic
         "datasetIndex": dataset,
         "encode": {"x": "x", "y": "y"},
         "large": True,
-        "largeThreshold": 2_000,
+        "largeThreshold": 1,
         "symbolSize": 3 if n > 10_000 else 5,
         "itemStyle": {"color": colour, "opacity": opacity},
         "silent": True,
@@ -228,17 +235,23 @@ def _in_polygon(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 # --- shaded tokens --------------------------------------------------------------------------------------
 
 
-def shaded_tokens(tokens: Sequence[str], scores: np.ndarray) -> str:
+def shaded_tokens(tokens: Sequence[str], scores: np.ndarray, characters: int | None = None) -> str:
     """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below.
 
-    Tokens are escaped. Tokens without a score are grey. The scale is the text's own 95th percentile.
+    Tokens are escaped. Tokens without a score are grey. The scale is the whole text's own 95th percentile,
+    also where only the first `characters` are shown.
     """
     from html import escape
 
     finite = scores[np.isfinite(scores)]
     scale = max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
-    parts = []
+    parts: list[str] = []
+    shown = 0
     for token, score in zip(tokens, scores, strict=True):
+        if characters is not None and shown > characters:
+            parts.append("…")
+            break
+        shown += len(token)
         text = escape(token).replace("\n", "<br>")
         if not np.isfinite(score):
             parts.append(f'<span style="opacity:0.5">{text}</span>')

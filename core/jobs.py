@@ -2,6 +2,7 @@
 
 jobs/<job>/job.json       the command, when it started, its process
 jobs/<job>/progress.json  step, done, total, rate and seconds left, written by the command
+jobs/<job>/cancel.json    that it was asked to stop
 jobs/<job>/result.json    how it ended; without it and without the process, the job was killed
 jobs/<job>/log.txt        everything it printed
 """
@@ -15,16 +16,17 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import BasiscopeError
-from core.workspace import Workspace, now, read_json, write_json
+from core.workspace import DEFAULT_ROOT, Workspace, now, read_json, write_json
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
-CANCEL_SECONDS = 30.0
+STOPPED = "Stopped. What was finished is kept; the same command continues."
 
 
 def command_line(arguments: list[str]) -> str:
@@ -63,7 +65,10 @@ class Job:
 
     @property
     def command(self) -> str:
-        return command_line(self.facts["arguments"])
+        """The command a person would type."""
+        root = self.folder.parent.parent
+        elsewhere = [] if root.resolve() == DEFAULT_ROOT else ["--workspace", str(root)]
+        return command_line([*self.facts["arguments"], *elsewhere])
 
     @property
     def step(self) -> str:
@@ -77,15 +82,22 @@ class Job:
             return str(read_json(result)["state"])
         if _is_alive(self.facts["pid"], self.facts["pid_created"]):
             return "running"
-        return str(read_json(result)["state"]) if result.exists() else "killed"
+        if result.exists():  # written between the two looks
+            return str(read_json(result)["state"])
+        return "cancelled" if (self.folder / "cancel.json").exists() else "killed"
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the command returned, or `{"message": ...}` with one sentence on why it did not."""
+        """What the command returned, or `{"message": ...}` with one sentence on why it did not; empty while
+        it runs."""
         path = self.folder / "result.json"
         if path.exists():
             return read_json(path)
-        return {"message": "The process was ended from outside. Start it again: it continues where it was."}
+        messages = {
+            "cancelled": STOPPED,
+            "killed": "The process was ended from outside. Start it again: it continues where it was.",
+        }
+        return {"message": messages[self.state]} if self.state in messages else {}
 
     @property
     def progress(self) -> JobProgress:
@@ -100,7 +112,9 @@ class Job:
     def cancel(self) -> None:
         """Ask the process to stop; it keeps what is finished."""
         if self.state == "running":
-            os.killpg(self.facts["pid"], signal.SIGTERM)
+            write_json(self.folder / "cancel.json", {"created": now()})
+            with suppress(ProcessLookupError):
+                os.killpg(self.facts["pid"], signal.SIGTERM)
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
@@ -167,7 +181,8 @@ class JobReporter:
             self._written = time.monotonic()
 
     def finish(self, state: str, result: dict[str, Any]) -> None:
-        write_json(self.folder / "result.json", result | {"state": state})
+        with suppress(OSError):  # on a full disk the log and the dead process have to do
+            write_json(self.folder / "result.json", result | {"state": state})
 
 
 class Meter:

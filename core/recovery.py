@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ from core.examples import (
     resolve_template,
     tokenize,
 )
-from core.model import LanguageModel, load_model, resolve_blocks
+from core.model import LanguageModel, is_folder, load_model, resolve_blocks
 from core.reading import (
     LLM_EXAMPLES,
     Endpoint,
@@ -97,7 +99,11 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
     if done := workspace.finished(identity):
         return done
     shared = content_hash({key: value for key, value in identity.items() if key not in OWN_CHOICES})
-    with workspace.start(identity, shared) as partial:
+    asked = {"model": model_name(request.model), "data": request.source.path}
+    with workspace.start(identity, shared, asked) as partial:
+        if done := workspace.finished(identity):  # by another process, since the first look
+            partial.discard()
+            return done
         timer = _Timer()
         if not partial.is_read:
             with timer.step("read"):
@@ -154,6 +160,11 @@ def _identity(request: Request, model: LanguageModel, recipe: Recipe, blocks: tu
         "seed": request.seed,
         "with_map": request.with_map,
     }
+
+
+def model_name(model: str) -> str:
+    """A hub id as it is, a folder by its absolute path, so that a run finds its model from anywhere."""
+    return str(Path(model).expanduser().resolve()) if is_folder(model) else model
 
 
 # --- the parts ------------------------------------------------------------------------------------------
@@ -251,10 +262,12 @@ def _extract(
     fresh = 0
     progress("activations", done, total)
     start = time.monotonic()
-    for n_tokens in partial.store(extract(model, windows, todo, blocks, token_budget), windows.example_id):
-        fresh += n_tokens
-        progress("activations", done + fresh, total)
-    seconds = time.monotonic() - start
+    batches = extract(model, windows, todo, blocks, token_budget)
+    with closing(partial.store(batches, windows.example_id)) as stored:
+        for n_tokens in stored:
+            fresh += n_tokens
+            progress("activations", done + fresh, total)
+    seconds = max(time.monotonic() - start, 1e-6)
     return {"seconds": round(seconds, 3), "tokens": fresh, "tokens_per_second": round(fresh / seconds, 1)}
 
 
@@ -355,6 +368,7 @@ def label_by_endpoint(run: Run, directions: list[int], progress: Progress = sile
             for polarity in (1, -1)
         ]
         run.save_label(j, label_by_model(endpoint, *ends))
+        progress("labels", done + 1, len(directions))
 
 
 def extreme_examples(run: Run, per_end: int = SHADED_PER_END) -> list[int]:
@@ -420,7 +434,7 @@ class _Step:
 
 def _model_facts(model: LanguageModel) -> dict[str, Any]:
     return {
-        "name": model.name,
+        "name": model_name(model.name),
         "revision": model.revision,
         "fingerprint": model.fingerprint,
         "type": model.module.config.model_type,

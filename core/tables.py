@@ -13,6 +13,7 @@ import pandas as pd
 from core.basis import FEW_DIMENSIONS, STABLE_COSINE
 from core.jobs import JobProgress
 from core.reading import Label, rank_examples
+from core.workspace import Run
 
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 OWN_COLUMNS = ("example_id", "text", "prompt", "response")
@@ -84,9 +85,10 @@ def direction_facts(direction: Mapping[str, Any] | pd.Series) -> dict[str, str]:
     }
 
 
-def colour_columns(columns: list[str]) -> list[str]:
+def colour_columns(run: Run) -> list[str]:
     """The columns worth colouring and filtering by: all but the texts and the ids."""
-    return [name for name in columns if name not in OWN_COLUMNS]
+    texts = run.manifest["data"]["columns"].values()
+    return [name for name in run.columns() if name not in OWN_COLUMNS and name not in texts]
 
 
 def filter_values(column: pd.Series) -> list[Any]:

@@ -17,8 +17,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -327,6 +327,7 @@ class PartialRun:
         raw.unlink()
 
     def save_facts(self, facts: Mapping[str, Any]) -> None:
+        """Written last of the reading: where it is, the examples are complete."""
         write_json(self.folder / "read.json", facts)
 
     def stored_ids(self) -> np.ndarray:
@@ -342,7 +343,7 @@ class PartialRun:
                 path.unlink()
         return np.concatenate(ids)
 
-    def store(self, batches: Iterable[PooledBatch], example_id: np.ndarray) -> Iterator[int]:
+    def store(self, batches: Iterable[PooledBatch], example_id: np.ndarray) -> Generator[int, None, None]:
         """Write batches to shards, yielding the number of tokens after each. What is finished when the
         caller stops or an error comes is written, too."""
         waiting: list[PooledBatch] = []
@@ -377,6 +378,9 @@ class PartialRun:
 
     def activations(self, blocks: Iterable[int]) -> Activations:
         return load_activations(self.folder, blocks)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder)
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
@@ -459,6 +463,14 @@ class Workspace:
         found = [Run(path.parent) for path in self.root.glob("runs/*/manifest.json")]
         return sorted(found, key=lambda run: (run.folder / "manifest.json").stat().st_mtime, reverse=True)
 
+    def readable_runs(self) -> list[Run]:
+        """Finished runs, newest first, without those whose manifest this Basiscope cannot read."""
+        readable = []
+        for run in self.runs():
+            with suppress(BasiscopeError):
+                readable += [run] if run.manifest else []
+        return readable
+
     def partial_manifests(self) -> dict[str, dict[str, Any]]:
         """Run id -> what it was asked to be, of the runs under way or interrupted."""
         paths = sorted(self.root.glob("partial/*/request.json"))
@@ -482,9 +494,12 @@ class Workspace:
         raise BasiscopeError(f"Run {reference!r} is not in {self.root}. Runs there: {known}.")
 
     @contextmanager
-    def start(self, request: Mapping[str, Any], shared: str) -> Iterator[PartialRun]:
+    def start(
+        self, request: Mapping[str, Any], shared: str, asked: Mapping[str, str] | None = None
+    ) -> Iterator[PartialRun]:
         """The locked partial folder of the run that `request` asks for. `shared` names what determines its
-        examples and activations; a finished run that agrees in it lends its own.
+        examples and activations; a finished run that agrees in it lends its own. `asked` is kept with the
+        request: the names of model and data, for people.
 
         Raises BasiscopeError where another process is at work on the same run.
         """
@@ -493,8 +508,10 @@ class Workspace:
         folder = self.root / "partial" / content_hash(request)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder.with_suffix(".lock"), timeout=0):
-                write_json(folder / "request.json", dict(request))
+            with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
+                for leftover in folder.rglob(".*.tmp"):
+                    leftover.unlink()
+                write_json(folder / "request.json", {**request, "asked": dict(asked or {})})
                 under_way = PartialRun(folder, request["store_dtype"])
                 if not under_way.is_read:
                     self._borrow(folder, shared)
@@ -505,8 +522,8 @@ class Workspace:
             ) from error
 
     def _borrow(self, folder: Path, shared: str) -> None:
-        for manifest, run in self.manifests():
-            if manifest.get("shared") != shared:
+        for run in self.readable_runs():
+            if run.manifest.get("shared") != shared:
                 continue
             names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(run.folder))]
             for name in [*names, "tokens.safetensors", "read.json"]:

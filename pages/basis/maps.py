@@ -15,6 +15,7 @@ from pages.common.session import KEPT, is_dark, table, workspace
 PAGE_ROWS = 25
 
 
+@st.fragment
 def show_maps(run: Run) -> None:
     st.subheader("Map", help="Draw a lasso or a box in one map: the examples light up in both and are listed.")
     scores = table(run, "scores")
@@ -39,7 +40,8 @@ def show_maps(run: Run) -> None:
     if chosen is None:
         st.caption("No examples are chosen. Pick the lasso or the box at a map's upper right and draw.")
     else:
-        _list_chosen(run, scores, chosen)
+        with st.container(key="chosen"):
+            _list_chosen(run, scores, chosen)
 
 
 def _direction(run: Run, column: st.delta_generator.DeltaGenerator, label: str, key: str, first: int) -> int:
@@ -49,7 +51,7 @@ def _direction(run: Run, column: st.delta_generator.DeltaGenerator, label: str, 
 
 def _colour_values(run: Run, scores: pd.DataFrame, column: st.delta_generator.DeltaGenerator) -> pd.Series:
     labels = {f"d{j}": f"score on direction {j}" for j in range(1, run.k + 1)} | {"n_tokens": "length in tokens"}
-    names = [*colour_columns(run.columns()), *(f"d{j}" for j in range(1, run.k + 1))]
+    names = [*colour_columns(run), *(f"d{j}" for j in range(1, run.k + 1))]
     name = column.selectbox("Colour", names, key=f"colour_{run.id}", format_func=lambda n: labels.get(n, n))
     return scores[name] if name in scores else table(run, "examples", (name,))[name]
 
@@ -98,7 +100,7 @@ def _list_chosen(run: Run, scores: pd.DataFrame, chosen: np.ndarray) -> None:
         st.session_state["map_round"] = st.session_state.get("map_round", 0) + 1
         for plane in ("scatter", "map"):
             st.session_state.pop(f"areas_{plane}", None)
-        st.rerun()
+        st.rerun(scope="fragment")
     if kept := workspace().sets(run.id):
         with st.expander(f"{len(kept)} named sets of this run"):
             for named in kept:

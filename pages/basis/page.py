@@ -48,7 +48,12 @@ with right:
         help="Concentration: share on the ten largest dimensions; near 100% means massive activations "
         "survived the pooling. Length: Spearman correlation of score and number of tokens.",
     )
-    st.dataframe(table_of_directions(directions, run.labels()), hide_index=True, height=330)
+    st.dataframe(
+        table_of_directions(directions, run.labels()),
+        hide_index=True,
+        height=330,
+        column_config={"label": {"width": "large"}},
+    )
 
 try:
     show_maps(run)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -10,6 +12,7 @@ import streamlit as st
 from core.errors import BasiscopeError
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 
+T = TypeVar("T", int, str)
 RUN, DIRECTION = "run", "direction"
 KEPT = "kept_examples"
 """Session key: (run id, tuple of row numbers) last chosen with a lasso or box."""
@@ -48,23 +51,27 @@ def pick_run() -> Run:
     asked = st.session_state.get(RUN) or st.query_params.get(RUN)
     if asked and asked not in runs:
         st.warning("The address names a run that is not in this workspace. The newest is shown instead.")
-    if st.session_state.get(RUN) not in runs:
-        st.session_state[RUN] = asked if asked in runs else next(iter(runs))
-    run_id = st.sidebar.selectbox(
-        "Run",
-        list(runs),
-        index=None,
-        key=RUN,
-        bind="query-params",
-        persist_state="session",
-        format_func=lambda run_id: run_name(runs[run_id]),
+    run_id = pick_in_address(
+        RUN, list(runs), asked if asked in runs else next(iter(runs)), lambda run_id: run_name(runs[run_id])
     )
-    run = _open(run_id or next(iter(runs)))
+    run = _open(run_id)
     try:
         _ = run.manifest
     except BasiscopeError as error:
         stop_with(error)
     return run
+
+
+def pick_in_address(key: str, options: list[T], first: T, name: Callable[[T], str]) -> T:
+    """A sidebar choice that the address bar holds under `key`, so that a view can be shared.
+
+    Binding the widget itself would put its label into the address, which changes with every new label.
+    """
+    if st.session_state.get(key) not in options:
+        st.session_state[key] = first
+    chosen = st.sidebar.selectbox(key.capitalize(), options, key=key, persist_state="session", format_func=name)
+    st.query_params[key] = str(chosen)
+    return chosen
 
 
 def run_name(run: Run) -> str:

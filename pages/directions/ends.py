@@ -19,7 +19,7 @@ def show_ends(run: Run, direction: int) -> None:
     examples = table(run, "examples")
     first, second, third, fourth, fifth = st.columns([2, 2, 2, 1, 1], vertical_alignment="bottom")
     search = first.text_input("Search the texts", key="search")
-    names: list[str | None] = [None, *colour_columns(examples.columns.tolist())]
+    names: list[str | None] = [None, *colour_columns(run)]
     column = second.selectbox("Filter by column", names, key=f"by_{run.id}")
     options: list[str] = filter_values(examples[column]) if column else []
     values = third.multiselect("Values", options, key=f"values_{run.id}_{column}", disabled=not column)
@@ -56,13 +56,17 @@ def show_example(run: Run, direction: int, example: Extreme, shade: bool) -> Non
     st.caption(f"{example.value:+.4g} · example {example.example_id} · {example.n_tokens:,} tokens")
     tokens = run.token_scores(example.example_id) if shade else None
     long = len(example.text) > FOLD
+    if tokens is None:
+        st.text(one_line(example.text, FOLD) if long else example.text)
+    else:
+        scores = tokens.scores[:, direction - 1]
+        st.html(figures.shaded_tokens(tokens.tokens, scores, FOLD if long else None))
     if long:
-        st.text(one_line(example.text, FOLD))
-    with st.expander("Whole text") if long else st.container():
-        if tokens is None:
-            st.text(example.text)
-        else:
-            st.html(figures.shaded_tokens(tokens.tokens, tokens.scores[:, direction - 1]))
+        with st.expander("Whole text"):
+            if tokens is None:
+                st.text(example.text)
+            else:
+                st.html(figures.shaded_tokens(tokens.tokens, scores))
 
 
 def offer_token_scores(run: Run, shown: list[int]) -> None:

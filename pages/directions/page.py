@@ -9,7 +9,7 @@ from core.errors import BasiscopeError
 from core.reading import Label
 from core.tables import direction_facts, extremes, one_line
 from core.workspace import Run
-from pages.common.session import DIRECTION, pick_run, stop_with, table
+from pages.common.session import DIRECTION, pick_in_address, pick_run, stop_with, table
 from pages.directions.ends import show_ends
 
 CARD_COLUMNS = 2
@@ -40,11 +40,13 @@ def show_cards(run: Run) -> None:
 
 
 def show_direction(run: Run, direction: int) -> None:
-    before, title, after, overview = st.columns([1, 8, 1, 2], vertical_alignment="center")
+    title, before, after, overview = st.columns([6, 1.4, 1.2, 1.8], vertical_alignment="center")
     previous, following = (direction - 2) % run.k + 1, direction % run.k + 1
-    before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,))
-    after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,))
-    overview.button("All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,))
+    before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,), width="stretch")
+    after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,), width="stretch")
+    overview.button(
+        "All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,), width="stretch"
+    )
     label = run.labels().get(direction)
     title.title(f"Direction {direction}")
     title.text(label.text if label else "no label")
@@ -82,20 +84,18 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
 
 
 run = pick_run()
-numbers = list(range(run.k + 1))
-if st.session_state.get(DIRECTION) not in numbers:
-    asked = st.query_params.get(DIRECTION, "0")
-    st.session_state[DIRECTION] = int(asked) if asked.isdigit() and int(asked) in numbers else 0
 labels = run.labels()
-chosen = st.sidebar.selectbox(
-    "Direction",
-    numbers,
-    key=DIRECTION,
-    bind="query-params",
-    persist_state="session",
-    format_func=lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
+asked = st.query_params.get(DIRECTION, "0")
+chosen = pick_in_address(
+    DIRECTION,
+    list(range(run.k + 1)),
+    int(asked) if asked.isdigit() and int(asked) <= run.k else 0,
+    lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
 )
 try:
-    show_direction(run, chosen) if chosen else show_cards(run)
+    if chosen:
+        show_direction(run, chosen)
+    else:
+        show_cards(run)
 except BasiscopeError as error:
     stop_with(error)
