@@ -348,6 +348,18 @@ def tokens(run: str, examples: tuple[int, ...], device: str, workspace: Path, as
 @cli.command()
 @workspace_option
 @json_option
+def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Recover the embedded demo: a small model, trained on generated word problems. Needs no network."""
+    from core.demo.default import recover_demo
+
+    with Reporter(as_json) as progress:
+        run = recover_demo(Workspace(workspace), progress)
+    return {"run": run.id, "lines": [run.id]}
+
+
+@cli.command()
+@workspace_option
+@json_option
 def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
     """Versions, device, memory, and what is missing."""
     from core.doctor import examine
@@ -361,8 +373,16 @@ def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
 @click.option("--headless", is_flag=True, help="Do not open a browser.")
 @workspace_option
 def app(port: int, headless: bool, workspace: Path) -> None:
-    """Open the web app on this workspace, on localhost only."""
+    """Open the web app on this workspace, on localhost only.
+
+    An empty workspace begins with the embedded demo, recovered in the background.
+    """
+    from core.jobs import list_jobs, start_job
+
     root = Path(__file__).resolve().parent.parent
+    space = Workspace(workspace)
+    if not space.runs() and not any(job.state == "running" for job in list_jobs(space)):
+        start_job(space, ["demo"])
     os.environ["BASISCOPE_WORKSPACE"] = str(workspace.resolve())
     flags = ["--server.port", str(port), "--server.headless", "true" if headless else "false"]
     os.chdir(root)

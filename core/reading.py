@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
 RANKS = ("score", "cosine")
 POLARITIES = {"+": 1, "-": -1}
 ENDS = 0.1
+END_EXAMPLES = 100
 LENGTH_STRATA = 10
 PRIOR_TOKENS = 500.0
 LABEL_WORDS = 3
 SIGNIFICANCE = 0.05
+MIN_EXAMPLES = 5
+MIN_SHARE = 0.002
+MAX_WORDS = 20_000
+WORD_CHARACTERS = 5_000
+NUMBER = "[number]"
+QUESTIONS = ("how many", "how much", "how long", "how often")
 
 
 def rank_examples(values: np.ndarray, polarity: int, top: int | None = None) -> np.ndarray:
@@ -77,19 +85,23 @@ def score_tokens(
 def token_texts(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
     """Each token's share of the decoded text, so that they join to it; a character split over several
     tokens falls to the last of them."""
-    texts, done = [], ""
     ids = [int(i) for i in ids]
-    start = 0
+
+    def decoded(start: int, end: int) -> str:
+        return tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    texts, done = [], ""
+    start = whole = 0
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        text = decoded(start, end)
         if text.endswith("\ufffd") and end < len(ids):
             texts.append("")
             continue
         texts.append(text[len(done) :])
         done = text
-        if end - start >= 32:  # decode from a little further back, so that cost stays linear
-            start = end - 4
-            done = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        if end - start >= 32:  # decode from a whole character further on, so that cost stays linear
+            start, done = whole, decoded(whole, end)
+        whole = end
     return tuple(texts)
 
 
@@ -128,18 +140,17 @@ class WordCounts:
     present: csr_matrix
 
 
-def count_words(texts: Sequence[str], min_examples: int = 5, max_words: int = 20_000) -> WordCounts:
-    """Words, numbers as one word, and phrases of two, in at least `min_examples` of the texts."""
+def count_words(texts: Sequence[str]) -> WordCounts:
+    """The terms in at least MIN_SHARE of the texts (and in MIN_EXAMPLES), the most frequent MAX_WORDS of them."""
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import CountVectorizer
 
+    at_least = max(MIN_EXAMPLES, int(MIN_SHARE * len(texts)))
     vectorizer = CountVectorizer(
         binary=True,
-        ngram_range=(1, 2),
-        token_pattern=r"[^\W\d_]+(?:'\w+)?|\d+|[^\w\s]",
-        preprocessor=lambda text: re.sub(r"\d[\d.,]*\d|\d", "0", text.lower()),
-        min_df=min(min_examples, max(1, len(texts) // 4)),
-        max_features=max_words,
+        analyzer=terms,
+        min_df=min(at_least, max(1, len(texts) // 4)),
+        max_features=MAX_WORDS,
         dtype=np.int32,
     )
     try:
@@ -149,15 +160,29 @@ def count_words(texts: Sequence[str], min_examples: int = 5, max_words: int = 20
     return WordCounts(vectorizer.get_feature_names_out(), present)
 
 
+def terms(text: str) -> list[str]:
+    """Words, phrases of two words, single symbols, and NUMBER for every number, of the first
+    WORD_CHARACTERS of a text.
+
+    >>> terms("It's 3.5 km, she said.")
+    ["it's", '[number]', 'km', ',', 'she', 'said', '.', 'she said']
+    """
+    found = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d(?:[\d.,]*\d)?|[^\w\s]", text[:WORD_CHARACTERS].lower())
+    parts = [NUMBER if part[0].isdigit() else part for part in found]
+    return parts + [f"{a} {b}" for a, b in pairwise(parts) if a[0].isalpha() and b[0].isalpha()]
+
+
 def matched_ends(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the ENDS share of examples at the + and the - end within every stratum of length, so
-    that both ends have the same lengths. values, lengths: (n,)."""
+    """Positions of the examples at the + and the - end within every stratum of length, so that both ends
+    have the same lengths. An end is the ENDS share of all, or END_EXAMPLES where that is more, but never
+    above a third. values, lengths: (n,)."""
+    share = min(1 / 3, max(ENDS, END_EXAMPLES / max(len(values), 1)))
     order = np.argsort(lengths, kind="stable")
     strata = np.array_split(order, max(1, min(LENGTH_STRATA, len(values) // 20)))
     top, bottom = [], []
     for stratum in strata:
         ranked = stratum[rank_examples(values[stratum], 1)]
-        size = max(1, round(ENDS * len(ranked))) if len(ranked) > 1 else 0
+        size = max(1, round(share * len(ranked))) if len(ranked) > 1 else 0
         top.append(ranked[:size])
         bottom.append(ranked[len(ranked) - size :])
     return np.concatenate(top), np.concatenate(bottom)
@@ -174,37 +199,46 @@ def log_odds(top: np.ndarray, bottom: np.ndarray, pool: np.ndarray) -> np.ndarra
     return (odds[0] - odds[1]) / np.sqrt(1 / (top + prior) + 1 / (bottom + prior))
 
 
-def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarray, k: int = 1) -> Label:
-    """A label from the texts themselves: the words that set the two ends apart, lengths matched.
+def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarray) -> Label:
+    """A label from the texts themselves: the terms that set the two ends apart, lengths matched.
 
-    A word counts only where its z exceeds the two-sided 5% limit corrected for all words and all `k`
-    directions (Bonferroni); without such a word the label says so.
+    Terms count where the two-sided test holds for all of them together at a false discovery rate of
+    SIGNIFICANCE (Benjamini and Hochberg 1995), so that scores that mean nothing get a label in at most that
+    share of cases; without such a term the label says so. values, lengths: (n,)
     """
-    from scipy.stats import norm
+    from scipy.stats import false_discovery_control, norm
 
     if len(counts.words) == 0:
         return Label("no words in common", "words")
     top, bottom = (np.asarray(counts.present[rows].sum(axis=0)).ravel() for rows in matched_ends(values, lengths))
     z = log_odds(top, bottom, np.asarray(counts.present.sum(axis=0)).ravel())
-    limit = norm.isf(SIGNIFICANCE / 2 / (len(z) * k))
-    ends = [_distinct(counts.words, sign * z, limit) for sign in (1, -1)]
+    holds = false_discovery_control(2 * norm.sf(np.abs(z))) < SIGNIFICANCE
+    ends = [_distinct(counts.words[side], np.abs(z[side])) for side in (holds & (z > 0), holds & (z < 0))]
     texts = [", ".join(word for word, _ in end[:LABEL_WORDS]) or "none" for end in ends]
     text = " : ".join(texts) if any(ends) else "no word sets the ends apart"
     return Label(text, "words", ends[0], ends[1])
 
 
-def _distinct(words: np.ndarray, z: np.ndarray, limit: float, most: int = 12) -> tuple[tuple[str, float], ...]:
-    """The words above the limit, highest first, without punctuation alone and without a word that only
-    repeats part of a stronger phrase or the other way round."""
+def _distinct(words: np.ndarray, z: np.ndarray, most: int = 12) -> tuple[tuple[str, float], ...]:
+    """(word, z), the telling ones first: words of content, then function words and numbers, then symbols, each
+    by falling z; none that shares a word with one before it, a plural s aside."""
     chosen: list[tuple[str, float]] = []
-    for i in np.argsort(-z, kind="stable"):
-        if z[i] <= limit or len(chosen) == most:
-            break
-        parts = set(words[i].split())
-        if any(parts & set(word.split()) for word, _ in chosen):
-            continue
-        chosen.append((str(words[i]), round(float(z[i]), 2)))
+    used: set[str] = set()
+    for i in sorted(range(len(words)), key=lambda i: (_emptiness(str(words[i])), -z[i])):
+        stems = {word.rstrip("s") for word in words[i].split()}
+        if len(chosen) < most and not stems & used:
+            chosen.append((str(words[i]), round(float(z[i]), 2)))
+            used |= stems
     return tuple(chosen)
+
+
+def _emptiness(term: str) -> int:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    if not term[0].isalpha():
+        return 1 if term == NUMBER else 2
+    empty = all(len(word) == 1 or word in ENGLISH_STOP_WORDS | {"did", "does"} for word in term.split())
+    return int(empty and term not in QUESTIONS)
 
 
 # --- labels by a language model -------------------------------------------------------------------------
@@ -248,18 +282,24 @@ def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequen
     from openai import OpenAI, OpenAIError
 
     groups = {"positive": _listed(positive), "negative": _listed(negative)}
-    key = os.environ.get("BASISCOPE_LLM_KEY") or "none"
+    key = os.environ.get("BASISCOPE_LLM_KEY")
     try:
-        client = OpenAI(base_url=endpoint.url, api_key=key, timeout=120, max_retries=2)
+        client = OpenAI(base_url=endpoint.url, api_key=key or "none", timeout=120, max_retries=2)
         reply = client.chat.completions.create(
             model=endpoint.model,
             messages=[{"role": "user", "content": LLM_PROMPT.format(**groups)}],
             temperature=0,
         )
-    except OpenAIError as error:
-        reason = str(error).splitlines()[0].replace(key, "***")
-        raise BasiscopeError(f"The label server {endpoint.url} could not answer ({reason}).") from error
-    raw = (reply.choices[0].message.content if reply.choices else None) or ""
+    except (OpenAIError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        reason = reason.replace(key, "***") if key else reason
+        raise BasiscopeError(f"The label server {endpoint.url} could not answer ({reason}).") from None
+    try:
+        raw = reply.choices[0].message.content or ""
+    except (AttributeError, IndexError, TypeError) as error:
+        raise BasiscopeError(
+            f"The label server {endpoint.url} gave no chat completion; its address usually ends in /v1."
+        ) from error
     return Label(parse_contrast(raw), "model", raw=raw, author=endpoint.model)
 
 
@@ -269,8 +309,8 @@ def _listed(texts: Sequence[str]) -> str:
 
 def parse_contrast(answer: str) -> str:
     """The pair after the last `LABEL:`, as `left : right`. Raises BasiscopeError where there is none."""
-    pairs = re.findall(r"LABEL:\**\s*(.+?)\s*(?::|\bvs\.?\b)\s*(.+?)\s*$", answer, flags=re.M | re.I)
-    if not pairs:
+    found = re.findall(r"LABEL:\**\s*(.+?)\s*(?::|\bvs\.?\b)\s*(.+?)\s*$", answer, flags=re.M | re.I)
+    pairs = [tuple(side.strip(" *_`<>\"'.") for side in pair) for pair in found]
+    if not pairs or not all(pairs[-1]):
         raise BasiscopeError(f"The language model gave no contrast pair; it said: {answer[:200]!r}.")
-    left, right = (side.strip(" *_`<>\"'.") for side in pairs[-1])
-    return f"{left} : {right}"
+    return " : ".join(pairs[-1])

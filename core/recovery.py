@@ -347,7 +347,7 @@ def label_run(run: Run, directions: list[int], progress: Progress = silent) -> N
     counts = count_words(examples["text"].tolist())
     lengths = examples["n_tokens"].to_numpy()
     for done, j in enumerate(directions):
-        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy(), lengths, run.k))
+        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy(), lengths))
         progress("labels", done + 1, len(directions))
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from core.errors import BasiscopeError
 from core.workspace import DEFAULT_ROOT, Run, Workspace
+from pages.common.demo import show_banner, show_empty
 
 T = TypeVar("T", int, str)
 RUN, DIRECTION = "run", "direction"
@@ -45,8 +46,7 @@ def pick_run() -> Run:
     """The run picker in the sidebar. Stops the page with what to do where there is no run to show."""
     runs = {run.id: run for run in workspace().runs()}
     if not runs:
-        st.info("There is no run here yet. Recover one from a model and a data set.", icon=":material/info:")
-        st.page_link("pages/recover/page.py", label="Go to Recover", icon=":material/play_circle:")
+        show_empty(workspace())
         st.stop()
     asked = st.session_state.get(RUN) or st.query_params.get(RUN)
     if asked and asked not in runs:
@@ -59,6 +59,7 @@ def pick_run() -> Run:
         _ = run.manifest
     except BasiscopeError as error:
         stop_with(error)
+    show_banner(run)
     return run
 
 

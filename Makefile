@@ -1,0 +1,48 @@
+# make app    install and open the web app (no network needed but for the installation)
+# make test   install and run all tests, the browser tests where there is a Chromium
+# make lint   ruff and mypy
+# make bench  the benchmarks: ratios against named rivals
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APP_ARGS ?=
+
+.PHONY: app install test lint bench chromium clean
+
+app: $(VENV)/.installed
+	$(BIN)/basiscope app $(APP_ARGS)
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-dev chromium
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Basiscope needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+chromium:
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -qq -y chromium; } || \
+		echo "No Chromium: the browser tests will be skipped (apt-get install chromium)."
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

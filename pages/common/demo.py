@@ -1,0 +1,39 @@
+"""The embedded demo: waiting for it in a new workspace, and the banner that says what it is."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.demo.default import ABOUT, is_demo
+from core.jobs import find_job, list_jobs, start_job
+from core.tables import progress_sentence
+from core.workspace import Run, Workspace
+
+
+def show_banner(run: Run) -> None:
+    if is_demo(run):
+        st.info(ABOUT, icon=":material/science:")
+
+
+def show_empty(workspace: Workspace) -> None:
+    """What to do in a workspace without a run: watch the demo come, start it, or recover one's own."""
+    st.title("Basiscope")
+    st.text("There is no run in this workspace yet.")
+    job = next((job for job in list_jobs(workspace) if job.step == "demo"), None)
+    if job and job.state == "running":
+        watch(workspace, job.id)
+    elif job and job.state != "done":
+        st.text(f"The embedded demo was not recovered. {job.result['message']}")
+    if not (job and job.state == "running") and st.button("Recover the embedded demo", key="demo"):
+        start_job(workspace, ["demo"])
+        st.rerun()
+    st.page_link("pages/recover/page.py", label="Recover a model of your own", icon=":material/play_circle:")
+
+
+@st.fragment(run_every=0.5)
+def watch(workspace: Workspace, job_id: str) -> None:
+    job = find_job(workspace, job_id)
+    st.text("The embedded demo is being recovered: a small model over generated word problems.")
+    st.progress(job.progress.share, text=progress_sentence(job.progress))
+    if job.state != "running":
+        st.rerun()
