@@ -51,9 +51,9 @@ pass_at_1: {{hits: {whole.hits}, problems: {whole.n}}}
 ---
 # Basiscope's demo model
 
-A language model of {parameters:,} parameters (Llama architecture, random initialisation) that solves
-word problems of an invented world step by step. It exists to show and to test Basiscope on something
-small whose ground truth is known; it can do nothing else.
+A language model of {parameters:,} parameters (Llama architecture, random initialisation) that writes
+step-by-step solutions to word problems of an invented world; how often they are right stands below. It
+exists to show and to test Basiscope on something small whose ground truth is known; it can do nothing else.
 
 ## How it was made
 `python -m core.demo.train` trained it on {tokens:,} tokens drawn from `core/demo/world.py`, no example

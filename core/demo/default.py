@@ -10,7 +10,7 @@ from core.recovery import Request, recover
 from core.workspace import Run, Workspace, write_atomic
 
 MODEL = Path(__file__).parent / "model"
-EXAMPLES = 4_000
+EXAMPLES = 1_500
 SEED = 2_026
 ABOUT = (
     "This is the embedded demo: a model of 2.7 million parameters, trained for Basiscope on generated word "

@@ -39,7 +39,7 @@ class Settings:
     Each of `steps` steps sees `rows` rows of `length` tokens.
     """
 
-    steps: int = 3600
+    steps: int = 2000
     seed: int = 0
     rows: int = 4
     length: int = 768
@@ -104,16 +104,25 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Llama
     return model
 
 
-def batch(tokenizer: PreTrainedTokenizerFast, settings: Settings, step: int) -> torch.Tensor:
-    """The tokens of one step, (rows, length): each row is whole examples end to end, the last one cut off."""
+def batch(tokenizer: PreTrainedTokenizerFast, settings: Settings, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of one step and their positions, both (rows, length).
+
+    A row is whole examples end to end, the last one cut off. Positions start anew with each example, from
+    which transformers tells that no example attends to another.
+    """
     examples = world.stream(f"train {settings.seed} {step}", dict(settings.mix))
     rows: list[list[int]] = []
+    positions: list[list[int]] = []
     for _ in range(settings.rows):
         row: list[int] = []
+        position: list[int] = []
         while len(row) < settings.length:
-            row += [*tokenizer.encode(next(examples).text), tokenizer.eos_token_id]
+            tokens = [*tokenizer.encode(next(examples).text), tokenizer.eos_token_id]
+            row += tokens
+            position += range(len(tokens))
         rows.append(row[: settings.length])
-    return torch.tensor(rows)
+        positions.append(position[: settings.length])
+    return torch.tensor(rows), torch.tensor(positions)
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -148,7 +157,10 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     start, last = time.monotonic() - seconds, min(until or settings.steps, settings.steps)
     for step in range(first, last):
-        loss = _update(model, optimizer, batch(tokenizer, settings, step).to(device), settings, step)
+        tokens, positions = batch(tokenizer, settings, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        loss = _update(model, optimizer, tokens.to(device), positions.to(device), settings.clip)
         seconds = time.monotonic() - start
         if (step + 1) % 20 == 0:
             speed = settings.rows * settings.length * (step + 1) / seconds
@@ -163,16 +175,14 @@ def _update(
     model: LlamaForCausalLM,
     optimizer: torch.optim.Optimizer,
     tokens: torch.Tensor,
-    settings: Settings,
-    step: int,
+    positions: torch.Tensor,
+    clip: float,
 ) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(settings, step)
     bf16 = tokens.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss = model(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False).loss
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach())
