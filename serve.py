@@ -1,8 +1,15 @@
 """What `basiscope app` serves: app.py under headers that keep the page from fetching anything elsewhere."""
 
+from importlib import import_module
+from threading import Thread
+
 import streamlit as st
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.pages_manager import PagesManager
 
 POLICY = (
@@ -27,7 +34,22 @@ class OnlyLocal:
         await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
 
 
+async def to_start(request: Request) -> RedirectResponse:
+    """The default page has the address `/`; a person may well type its name."""
+    return RedirectResponse(f"/?{request.url.query}")
+
+
+def import_early() -> None:
+    """Import what the pages need while the browser still loads its own."""
+    for name in ("plotly.graph_objects", "pyarrow.parquet", "core.tables", "core.figures"):
+        import_module(name)
+
+
 # st.navigation says so on its first run; without it the first deep link into a new process is "not found".
 PagesManager.uses_pages_directory = False
+# The pages use no component packages; looking for some parses the metadata of everything installed.
+manifest_scanner.scan_component_manifests = lambda max_workers=None: []
 
-app = st.App("app.py", middleware=[Middleware(OnlyLocal)])
+Thread(target=import_early, daemon=True).start()
+
+app = st.App("app.py", routes=[Route("/basis", to_start)], middleware=[Middleware(OnlyLocal)])

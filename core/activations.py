@@ -222,7 +222,8 @@ def pad_batch(
     texts: Sequence[np.ndarray], first: np.ndarray, padding_side: str, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Model inputs for m texts padded to one length, and the weights (m, 1, tokens) float32 that take the
-    mean over each window. Left padding needs a mask and position ids, right padding neither."""
+    mean over each window. Left padding needs a mask and position ids, right padding neither. The padding is
+    the text's own last token: a foreign one whose activations are not finite would spoil the product."""
     import torch
 
     longest = max(len(text) for text in texts)
@@ -231,6 +232,7 @@ def pad_batch(
     weights = np.zeros((len(texts), 1, longest), dtype=np.float32)
     for row, (text, start) in enumerate(zip(texts, first, strict=True)):
         shift = longest - len(text) if padding_side == "left" else 0
+        ids[row] = text[-1]
         ids[row, shift : shift + len(text)] = text
         mask[row, shift : shift + len(text)] = 1
         weights[row, 0, shift + start : shift + len(text)] = 1.0 / (len(text) - start)

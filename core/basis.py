@@ -25,7 +25,14 @@ SIGN_RULE = "the coordinate of largest magnitude is positive"
 TOLERANCE = 1e-5
 MAX_PASSES = 40
 CHUNK_BYTES = 16 * 2**20
+SMALL_MEAN = 1e4
+"""Squared norm of the mean, in units of the total variance, up to which it may be taken out of products."""
+COLUMNS = 48
+"""Blocks are a multiple of this wide: the tile of float32 products, so that 32 columns take hardly less time."""
+ROUNDING = 2e-7
+"""Relative error of a float32 product, at the scale of the largest eigenvalue."""
 RESAMPLES = 200
+RESAMPLE_ROWS = 512
 STABLE_COSINE = 0.9
 FEW_DIMENSIONS = 10
 
@@ -124,42 +131,67 @@ class _Centred:
         self.buffer = torch.empty(self.rows, d, device=device)
         self.mean = torch.zeros(d, device=device)
         self.scale = torch.ones(d, device=device)
+        self.trace: float | None = None
+        """The trace of X^T X, known after the first product."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         import torch
 
         scaled = bool((self.scale != 1).any())
-        for shard in self.activations.shards:
-            for raw in shard.split(self.rows):
-                chunk = self.buffer[: len(raw)]
-                torch.sub(raw.to(self.device), self.mean, out=chunk)
-                if scaled:
-                    chunk.div_(self.scale)
-                yield chunk
+        for raw in self._stored():
+            chunk = self.buffer[: len(raw)]
+            torch.sub(raw, self.mean, out=chunk)
+            if scaled:
+                chunk.div_(self.scale)
+            yield chunk
 
     def gram_product(self, block: torch.Tensor) -> torch.Tensor:
-        """X^T X block for a block (d, width), in one pass."""
+        """X^T X block for a block (d, width), in one pass. Summed up transposed, which is a quarter faster."""
         import torch
 
-        total = torch.zeros_like(block)
+        product = torch.zeros(block.shape[1], len(block), device=block.device)
+        if self._may_centre_after():
+            shift, total = self.mean @ block, torch.zeros(block.shape[1], device=block.device)
+            for raw in self._stored():
+                scores = (raw @ block).sub_(shift)
+                product.addmm_(scores.T, raw)
+                total += scores.sum(dim=0)
+            return product.addr_(total, self.mean, alpha=-1).T.contiguous()
+        squares = 0.0
         for chunk in self:
-            total.addmm_(chunk.T, chunk @ block)
-        return total
+            product.addmm_((chunk @ block).T, chunk)
+            squares += float(torch.linalg.vector_norm(chunk, dim=1).double().square().sum())
+        self.trace = squares
+        return product.T.contiguous()
 
-    def square_sum(self) -> float:
-        """The trace of X^T X."""
+    def _may_centre_after(self) -> bool:
+        """Whether to multiply the rows as they are stored and take the mean out of the products, which saves a
+        copy of each chunk. Not where the mean is so large that the products would lose the rest to rounding."""
         import torch
 
-        return sum(float(torch.linalg.vector_norm(chunk, dim=1).double().square().sum()) for chunk in self)
+        stored = self.activations.shards
+        if self.trace is None or (self.scale != 1).any() or any(s.dtype != torch.float32 for s in stored):
+            return False
+        return self.activations.n * float(self.mean.double().square().sum()) < SMALL_MEAN * self.trace
+
+    def _stored(self) -> Iterator[torch.Tensor]:
+        for shard in self.activations.shards:
+            for raw in shard.split(self.rows):
+                yield raw.to(self.device)
+
+
+def _pieces(activations: Activations) -> Iterator[torch.Tensor]:
+    """The rows as they are stored, few enough at a time for sums in float32 to be exact to its rounding."""
+    for shard in activations.shards:
+        yield from shard.split(max(16, CHUNK_BYTES // (8 * activations.d)))
 
 
 def _mean(activations: Activations) -> torch.Tensor:
     import torch
 
     total = torch.zeros(activations.d, dtype=torch.float64)
-    for shard in activations.shards:
-        for raw in shard.split(4_096):
-            total += raw.sum(dim=0, dtype=torch.float64)
+    for raw in _pieces(activations):
+        total += raw.sum(dim=0, dtype=torch.float32)
     return total / activations.n
 
 
@@ -168,10 +200,9 @@ def _block_rms(activations: Activations) -> np.ndarray:
     import torch
 
     squares = torch.zeros(len(activations.blocks), dtype=torch.float64)
-    for shard in activations.shards:
-        for raw in shard.split(1_024):
-            parts = raw.float().view(len(raw), len(activations.blocks), -1)
-            squares += parts.square().sum(dim=2).sum(dim=0, dtype=torch.float64)
+    for raw in _pieces(activations):
+        parts = raw.float().view(len(raw), len(activations.blocks), -1)
+        squares += torch.linalg.vector_norm(parts, dim=2).double().square().sum(dim=0)
     return (squares / (activations.n * activations.hidden_size)).sqrt().numpy()
 
 
@@ -195,8 +226,8 @@ def recover_basis(
 ) -> _Recovered:
     """PCA of all blocks concatenated: the k leading right singular vectors of the centred activations.
 
-    Stops when every direction's relative residual is below `tolerance` or no longer falls (the rounding of
-    float32 products). Raises BasiscopeError where k directions cannot exist.
+    Stops when every direction's measured relative residual is below `tolerance` or no longer halves (the
+    rounding of float32 products). Raises BasiscopeError where k directions cannot exist.
     """
     import torch
 
@@ -216,8 +247,10 @@ def recover_basis(
     data.mean.copy_(mean)
     data.scale.copy_(torch.from_numpy(np.repeat(scale, activations.hidden_size)))
     values, rows, residuals, total = _leading(data, n, d, k, seed, tolerance, progress)
-    if total <= 0 or values[k - 1] <= 1e-12 * values[0]:
-        rank = int((values > 1e-12 * max(values[0], 1e-300)).sum())
+    rounding = torch.finfo(torch.float32).eps ** 2 * n * float((data.mean / data.scale).double().square().sum())
+    floor = max(1e-12 * values[0], rounding)
+    if values[k - 1] <= floor:
+        rank = int((values > floor).sum())
         raise BasiscopeError(f"The activations vary in only {rank} directions; lower --k (or check the data).")
     rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None]
     basis = Basis(
@@ -235,16 +268,24 @@ def recover_basis(
 def _leading(
     data: _Centred, n: int, d: int, k: int, seed: int, tolerance: float, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Eigenvalues (r,), eigenvectors (r, d) and relative residuals (r,) of X^T X, and its trace."""
+    """Eigenvalues (r,), eigenvectors (r, d) and relative residuals (r,) of X^T X, and its trace.
+
+    The residuals of a growing span are predictions, blind to the rounding of the products it grew from. Where
+    that could matter, because the eigenvalues span too wide a range, the iteration restarts from its own
+    eigenvectors when they look right: one pass then measures them, each at the scale of its own eigenvalue,
+    and refines them where they are not.
+    """
     import torch
 
     width = min(2 * k, n - 1, d)
+    start = min(COLUMNS * -(-3 * k // (2 * COLUMNS)), n - 1, d)
     generator = torch.Generator().manual_seed(seed)
-    block = torch.linalg.qr(torch.randn(d, width, generator=generator).to(data.device))[0]
-    span = block[:, :0]
-    projected = torch.zeros(0, 0, dtype=torch.float64)
-    worst = np.inf
+    block = torch.linalg.qr(torch.randn(d, start, generator=generator).to(data.device))[0]
+    span, projected = _nothing(block)
+    measured = np.inf
     for step in range(MAX_PASSES):
+        is_restart = step > 0 and span.shape[1] == 0
+        size = block.shape[1]
         product = data.gram_product(block)
         span = torch.cat([span, block], dim=1)
         projected = _bordered(projected, (span.T @ product).double().cpu())
@@ -252,15 +293,27 @@ def _leading(
         values, vectors = torch.linalg.eigh(projected)
         values, vectors = values.flip(0)[:width].clamp(min=0), vectors.flip(1)[:, :width]
         floor = max(float(values[0]), 1e-300) * 1e-12
-        residuals = (coupling @ vectors[-width:]).norm(dim=0) / values.clamp(min=floor)
-        previous, worst = worst, float(residuals[:k].max())
+        residuals = (coupling @ vectors[-size:]).norm(dim=0) / values.clamp(min=floor)
+        worst = float(residuals[:k].max())
         progress("basis", step + 1, MAX_PASSES)
-        exhausted = span.shape[1] + width > d
-        if worst < tolerance or exhausted or (worst < 100 * tolerance and worst > 0.5 * previous):
+        is_exact = worst < tolerance and ROUNDING * values[0] < tolerance * values[k - 1]
+        if is_exact or (is_restart and (worst < tolerance or worst > 0.5 * measured)):
             break
+        if is_restart:
+            measured = worst
+        if worst < tolerance or span.shape[1] == d:
+            block = torch.linalg.qr(span @ vectors.to(span))[0]
+            span, projected = _nothing(block)
     progress("basis", MAX_PASSES, MAX_PASSES)
-    ritz = torch.linalg.qr(span @ vectors.to(span))[0]
-    return values.numpy(), ritz.T.contiguous().cpu().numpy(), residuals.numpy(), data.square_sum()
+    ritz = torch.linalg.qr(span @ vectors.to(span))[0] if span.shape[1] else block
+    return values.numpy(), ritz.T.contiguous().cpu().numpy(), residuals.numpy(), data.trace or 0.0
+
+
+def _nothing(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An empty span (d, 0) and the empty matrix projected on it."""
+    import torch
+
+    return block[:, :0], torch.zeros(0, 0, dtype=torch.float64)
 
 
 def _bordered(projected: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
@@ -277,13 +330,14 @@ def _bordered(projected: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
 
 
 def _outside(span: torch.Tensor, product: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal columns for the part of `product` outside `span`, and their coupling to it. Projected
-    twice, which is enough in floating point."""
+    """Orthonormal columns for the part of `product` outside `span` (as many as fit into the d dimensions),
+    and their coupling to it. Projected twice, which is enough in floating point."""
     import torch
 
     outside = product - span @ (span.T @ product)
     outside = outside - span @ (span.T @ outside)
     block, coupling = torch.linalg.qr(outside)
+    block = block[:, : len(span) - span.shape[1]]
     block = torch.linalg.qr(block - span @ (span.T @ block))[0]
     return block, coupling.double().cpu()
 
@@ -341,27 +395,19 @@ def bootstrap_stability(
     arXiv 1405.0922); the turn out of that span is added to first order: its expected squared tangent for
     direction j is sum_i s_ij^2 e_i^2 / (n (lambda_j - lambda_r))^2, with e_i^2 what of example i lies outside.
     """
-    rng = np.random.default_rng(seed)
     scores = projected.wider_scores.astype(np.float64)
-    n = len(scores)
-    k = basis.k
+    n, k = len(scores), basis.k
     values = (scores**2).mean(axis=0)
     gap = np.maximum(values[:k] - values[-1], 1e-12 * values[0])
     leak = (scores[:, :k] ** 2 * projected.outside[:, None]).sum(axis=0) / (n * gap) ** 2
     leak = np.zeros(k) if projected.outside.sum() <= 1e-6 * (scores**2).sum() else leak
-    directions, subspaces = np.empty((resamples, k)), np.empty((resamples, k))
-    shares = np.empty((resamples, k))
-    for i in range(resamples):
-        weights = rng.multinomial(n, np.full(n, 1 / n)) / n
-        centre = weights @ scores
-        covariance = (scores * weights[:, None]).T @ scores - np.outer(centre, centre)
-        eigenvalues, vectors = np.linalg.eigh(covariance)
-        overlap = vectors[:k, ::-1][:, :k]
-        shares[i] = eigenvalues[::-1][:k] / (np.trace(covariance) + weights @ projected.outside)
-        directions[i] = np.abs(np.diag(overlap)) / np.sqrt(1 + leak)
-        for j in range(k):
-            smallest = np.linalg.svd(overlap[: j + 1, : j + 1], compute_uv=False)[-1]
-            subspaces[i, j] = smallest / np.sqrt(1 + leak[: j + 1].max())
+    covariances, outside = _resampled(scores, projected.outside, resamples, np.random.default_rng(seed))
+    eigenvalues, vectors = np.linalg.eigh(covariances)
+    overlap = vectors[:, :k, ::-1][:, :, :k]
+    shares = eigenvalues[:, ::-1][:, :k] / np.maximum(eigenvalues.sum(axis=1) + outside, 1e-300)[:, None]
+    directions = np.abs(np.diagonal(overlap, axis1=1, axis2=2)) / np.sqrt(1 + leak)
+    smallest = [np.linalg.svd(overlap[:, :j, :j], compute_uv=False)[:, -1] for j in range(1, k + 1)]
+    subspaces = np.stack(smallest, axis=1) / np.sqrt(1 + np.maximum.accumulate(leak))
     direction_angle, subspace_angle = _angles(directions), _angles(subspaces)
     closed = subspace_angle[:, 1] <= np.degrees(np.arccos(STABLE_COSINE))
     return Stability(
@@ -372,6 +418,30 @@ def bootstrap_stability(
         not closed[-1],
         resamples,
     )
+
+
+def _resampled(
+    scores: np.ndarray, outside: np.ndarray, resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances (resamples, r, r) of the scores and means (resamples,) of `outside` over resampled rows.
+
+    All resamples share one product of their counts with the moments of each row. The counts are drawn chunk
+    by chunk, given how many of the n draws fall into each chunk, which has the same distribution.
+    """
+    n, r = scores.shape
+    upper = np.triu_indices(r)
+    starts = np.arange(0, n, RESAMPLE_ROWS)
+    draws = rng.multinomial(n, np.diff(starts, append=n) / n, size=resamples)
+    moments = np.zeros((resamples, len(upper[0]) + r + 1))
+    for start, drawn in zip(starts, draws.T, strict=True):
+        rows = scores[start : start + RESAMPLE_ROWS].T.copy()
+        counts = rng.multinomial(drawn, np.full(rows.shape[1], 1 / rows.shape[1]))
+        second = rows[upper[0]] * rows[upper[1]]
+        moments += counts @ np.vstack([second, rows, outside[start : start + RESAMPLE_ROWS]]).T
+    second, centre, outside_mean = np.split(moments / n, [len(upper[0]), -1], axis=1)
+    covariances = np.empty((resamples, r, r))
+    covariances[:, upper[0], upper[1]] = covariances[:, upper[1], upper[0]] = second
+    return covariances - centre[:, :, None] * centre[:, None, :], outside_mean[:, 0]
 
 
 def _angles(cosines: np.ndarray) -> np.ndarray:

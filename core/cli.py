@@ -101,7 +101,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="float16 halves the disk space of the activations.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the basis and the map."),
         click.option("--token-budget", type=int, help="Tokens per batch. Default: by device."),
         click.option("--no-map", is_flag=True, help="Leave out the UMAP map."),
     ]
@@ -208,7 +208,13 @@ def _run_row(run: Run) -> dict[str, Any]:
 @click.option("--direction", type=int, help="One direction in full.")
 @click.option("--polarity", type=click.Choice(["+", "-"]), help="Only this end of the direction.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Examples at each end.")
-@click.option("--rank", type=click.Choice(["score", "cosine"]), default="score", show_default=True)
+@click.option(
+    "--rank",
+    type=click.Choice(["score", "cosine"]),
+    default="score",
+    show_default=True,
+    help="By the centred score, or by the published uncentred cosine.",
+)
 @workspace_option
 @json_option
 def show(
@@ -369,7 +375,7 @@ def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
 
 
 @cli.command()
-@click.option("--port", type=int, default=8501, show_default=True)
+@click.option("--port", type=int, default=8501, show_default=True, help="Port on localhost.")
 @click.option("--headless", is_flag=True, help="Do not open a browser.")
 @workspace_option
 def app(port: int, headless: bool, workspace: Path) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from core.activations import TOKEN_BUDGET
 from core.examples import Example, ReadReport, read_examples, resolve_template, tokenize
 from core.model import choose_device, choose_dtype, load_tokenizer, locate_model, resolve_blocks
-from core.recovery import Request
+from core.recovery import MAP_EXAMPLES, SHADED_PER_END, Request, model_name
 from core.workspace import SHARD_BYTES, Workspace
 
 SAMPLE = 400
 EFFICIENCY = 0.5
-"""Share of the speed of one large matrix product that a whole trunk reaches."""
+"""Share of the speed of its largest matrix product that a whole trunk reaches."""
+CPU_SOFTMAX = 5e8
+"""Attention weights a second."""
+START_SECONDS, MAP_SECONDS, MAP_EXAMPLE_SECONDS = 5.0, 15.0, 0.005
+PARQUET_COLUMN_BYTES = 600
+KRYLOV_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -57,33 +66,76 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     report = ReadReport()
     examples = read_examples(request.source, request.columns, template, tokenizer, report)
     sample, count = _reservoir(examples)
-    limit = min(request.recipe.max_tokens, context)
-    texts = tokenize(sample, tokenizer, limit, spans=False) if sample else []
+    texts = tokenize(sample, tokenizer, min(request.recipe.max_tokens, context), spans=False)
     lengths = np.array([len(text.ids) for text in texts])
     tokens = int(lengths.mean() * count)
-    d = len(blocks) * config.hidden_size
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    parameters = weights // 2 if _stored_half(config) else weights // 4
-    rate, rate_from = _tokens_per_second(request.model, dtype, device, parameters, workspace)
-    width = 2 if dtype != "float32" else 4
-    budget = request.token_budget or TOKEN_BUDGET[device.split(":")[0]]
-    working = budget * width * (8 * config.hidden_size + 2 * getattr(config, "intermediate_size", 0) or 0)
-    store = 2 if request.store_dtype == "float16" else 4
+    shape = _Shape.of(config, folder, blocks[-1] + 1)
+    rate, rate_from = _tokens_per_second(request, dtype, device, shape, float(lengths.mean()), workspace)
+    shaded = round(count * (1 - math.exp(-2 * request.k * SHADED_PER_END / count)))  # the ends overlap
+    d = len(blocks) * shape.hidden
     return Estimate(
         rows=report.rows,
         examples=count,
         tokens=tokens,
         cut=round(sum(text.was_cut for text in texts) / len(texts) * count),
         d=d,
-        seconds=tokens / rate * (blocks[-1] + 1) / config.num_hidden_layers,
+        seconds=START_SECONDS
+        + (tokens + 2 * shaded * lengths.mean()) / rate
+        + (MAP_SECONDS + MAP_EXAMPLE_SECONDS * min(count, MAP_EXAMPLES) if request.with_map else 0),
         rate_from=rate_from,
-        memory_bytes=int(parameters * width + working + 2 * SHARD_BYTES + 4 * 4 * request.k * d * 8),
-        disk_bytes=count * d * store + tokens * 5,
+        memory_bytes=_memory(request, shape, dtype, device, d),
+        disk_bytes=_disk(request, sample, count, tokens, shaded, d),
         free_bytes=workspace.free_bytes(),
         device=device,
         dtype=dtype,
         problems=tuple(report.sentences()),
     )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the cost depends on: `blocks` of the decoder run, `parameters` of them and the embeddings."""
+
+    hidden: int
+    inner: int
+    heads: int
+    blocks: int
+    parameters: float
+
+    @classmethod
+    def of(cls, config: Any, folder: Path, blocks: int) -> _Shape:
+        hidden = config.hidden_size
+        width = 2 if "16" in str(getattr(config, "dtype", None)) else 4
+        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return cls(
+            hidden,
+            getattr(config, "intermediate_size", None) or 4 * hidden,
+            config.num_attention_heads,
+            blocks,
+            stored / width * blocks / config.num_hidden_layers,
+        )
+
+
+def _memory(request: Request, shape: _Shape, dtype: str, device: str, d: int) -> int:
+    """Bytes: weights, one batch under way, two shards, and the Krylov span of the basis."""
+    width = 4 if dtype == "float32" else 2
+    budget = request.token_budget or TOKEN_BUDGET[device.split(":")[0]]
+    batch = budget * width * (8 * shape.hidden + 2 * shape.inner)
+    return int(shape.parameters * width + batch + 2 * SHARD_BYTES + 4 * 2 * request.k * d * KRYLOV_STEPS)
+
+
+def _disk(request: Request, sample: list[Example], count: int, tokens: int, shaded: int, d: int) -> int:
+    """Bytes of the finished run: activations, tokens, scores and cosines, examples, shaded examples."""
+    import pyarrow as pa
+
+    fields = [[example.text, example.prompt, example.response, *example.columns.values()] for example in sample]
+    columns = ("\n".join(map(str, column)).encode() for column in zip_longest(*fields, fillvalue=""))
+    text = sum(len(pa.compress(column, codec="zstd", asbytes=True)) for column in columns) / len(sample) * count
+    k = request.k
+    store = 2 if request.store_dtype == "float16" else 4
+    per_shaded = tokens / count * (4 * k + 2) + PARQUET_COLUMN_BYTES * (k + 4)
+    rows = count * (d * store + 8 * k + 48) + 4 * tokens
+    return int(rows + text + shaded * per_shaded + 4 * k * d + 20_000)
 
 
 def _reservoir(examples: object) -> tuple[list[Example], int]:
@@ -100,31 +152,33 @@ def _reservoir(examples: object) -> tuple[list[Example], int]:
     return sample, count
 
 
-def _stored_half(config: object) -> bool:
-    return "16" in str(getattr(config, "dtype", None))
-
-
 def _tokens_per_second(
-    name: str, dtype: str, device: str, parameters: int, workspace: Workspace
+    request: Request, dtype: str, device: str, shape: _Shape, length: float, workspace: Workspace
 ) -> tuple[float, str]:
-    for run in workspace.runs():
-        manifest = run.manifest
-        step = manifest["steps"].get("activations", {})
-        same = manifest["model"]["name"] == name and manifest["model"]["dtype"] == dtype
-        if same and step.get("tokens", 0) > 10_000:
-            return step["tokens_per_second"], f"measured in run {run.id}"
-    return EFFICIENCY * _flops(dtype, device) / (2 * parameters), "from the speed of a matrix product"
+    """The rate of texts of this mean length, and where it comes from."""
+    name = model_name(request.model)
+    for run in workspace.readable_runs():
+        step, model = run.manifest["steps"].get("activations", {}), run.manifest["model"]
+        if (model["name"], model["dtype"]) == (name, dtype) and step.get("tokens", 0) > 10_000:
+            blocks = run.manifest["blocks"][-1] + 1
+            return step["tokens_per_second"] * blocks / shape.blocks, f"measured in run {run.id}"
+    flops = 2 * shape.parameters + 4 * length * shape.hidden * shape.blocks
+    seconds = flops / (EFFICIENCY * _flops(dtype, device, shape))
+    if device == "cpu":
+        seconds += shape.heads * length * shape.blocks / CPU_SOFTMAX
+    return 1 / seconds, "from the speed of a matrix product"
 
 
-def _flops(dtype: str, device: str) -> float:
-    """Floating-point operations per second of one large matrix product."""
+def _flops(dtype: str, device: str, shape: _Shape) -> float:
+    """Floating-point operations per second of the model's largest matrix product on a batch of tokens."""
     import torch
 
-    size = 1_024 if device == "cpu" else 4_096
-    a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
-    (a @ a).sum().item()
-    start = time.perf_counter()
-    for _ in range(4):
-        product = a @ a
-    product.sum().item()
-    return 4 * 2 * size**3 / (time.perf_counter() - start)
+    kind = {"dtype": getattr(torch, dtype), "device": device}
+    rows = min(4_096, 1 + 4_000_000_000 // (shape.hidden * shape.inner))
+    a, b = torch.ones(rows, shape.hidden, **kind), torch.ones(shape.hidden, shape.inner, **kind)
+    (a @ b).sum().item()
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.2:
+        (a @ b)[0, 0].item()
+        products += 1
+    return products * 2 * rows * shape.hidden * shape.inner / (time.perf_counter() - start)

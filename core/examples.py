@@ -396,7 +396,7 @@ def read_examples(
     Raises BasiscopeError where a named column is in no row at all.
     """
     seen: set[str] = set()
-    example = None
+    usable = 0
     for number, row in read_rows(source, report):
         values = {role: field_value(row, column) for role, column in columns.named().items()}
         seen.update(role for role, value in values.items() if value is not None)
@@ -408,13 +408,14 @@ def read_examples(
         if not example.text.strip():
             report.count("left out, empty text", number)
             continue
+        usable += 1
         yield example
     missing = [column for role, column in columns.named().items() if role not in seen]
     if missing and (some := column_paths(preview_rows(source))):
         raise BasiscopeError(
             f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(some)}."
         )
-    if example is None:
+    if not usable:
         problems = "; ".join(report.sentences()) or "it is empty"
         raise BasiscopeError(f"Data {source.path}: no usable example in {report.rows:,} rows ({problems}).")
 

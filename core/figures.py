@@ -17,6 +17,7 @@ BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#9aa0a6"
 DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "#b3541e")
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
 OTHER = "#9aa0a6"
+NAME_CHARACTERS = 40
 
 
 def spectrum(directions: pd.DataFrame) -> go.Figure:
@@ -49,7 +50,7 @@ def spectrum(directions: pd.DataFrame) -> go.Figure:
         line={"color": ORANGE},
         hovertemplate="1 to %{x}: %{y:.1%}<extra></extra>",
     )
-    return _styled(go.Figure([bars, line]), "direction", "share of the variance", percent=True)
+    return _figure([bars, line], _directions_axis(share), {"title": "share of the variance"} | PERCENT)
 
 
 def block_energy_map(energies: np.ndarray, blocks: Sequence[int]) -> go.Figure:
@@ -65,31 +66,44 @@ def block_energy_map(energies: np.ndarray, blocks: Sequence[int]) -> go.Figure:
         hovertemplate="direction %{y}, block %{x}: %{z:.1%}<extra></extra>",
         colorbar={"tickformat": ".0%", "thickness": 12},
     )
-    figure = _styled(go.Figure(heat), "block", "direction")
-    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+    down = {"title": "direction", "autorange": "reversed", "type": "category"}
+    return _figure([heat], {"title": "block", "type": "category"}, down)
 
 
 def stability(directions: pd.DataFrame, limit: float) -> go.Figure:
-    """Angles under resampling, median and 95th percentile, of each direction and of each leading span."""
+    """Angles under resampling, median and 95th percentile, of each direction and of each leading span, and
+    the angle up to which they count as stable."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    for column, name, colour in (
-        ("angle", "direction alone", BLUE),
-        ("subspace_angle", "span of 1 to it", ORANGE),
-    ):
-        median, high = directions[column], directions[f"{column}_95"]
-        figure.add_scatter(
-            x=directions["direction"],
-            y=median,
-            error_y={"type": "data", "symmetric": False, "array": high - median, "arrayminus": 0 * median},
+    series = (("angle", "direction alone", BLUE, -0.12), ("subspace_angle", "span of 1 to it", ORANGE, 0.12))
+    points = [
+        go.Scatter(
+            x=directions["direction"] + shift,
+            y=directions[column],
+            customdata=directions[["direction", f"{column}_95"]],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": directions[f"{column}_95"] - directions[column],
+                "arrayminus": 0 * directions[column],
+                "thickness": 1.2,
+            },
             name=name,
             mode="markers",
             marker={"color": colour, "size": 8},
-            hovertemplate="%{x}: median %{y:.0f} degrees<extra></extra>",
+            hovertemplate="%{customdata[0]}: median %{y:.0f}°, 95%: %{customdata[1]:.0f}°<extra></extra>",
         )
-    figure.add_hline(y=limit, line_dash="dot", line_color=GREY)
-    return _styled(figure, "direction", "angle in degrees").update_yaxes(range=[0, 92])
+        for column, name, colour, shift in series
+    ]
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit}
+    note = {"xref": "paper", "x": 1, "y": limit, "yanchor": "bottom", "showarrow": False, "text": "stable below"}
+    return _figure(
+        points,
+        _directions_axis(directions["angle"]),
+        {"title": "angle in degrees", "range": [0, 92]},
+        shapes=[line | {"line": {"dash": "dot", "color": GREY, "width": 2}}],
+        annotations=[note | {"font": {"color": GREY}}],
+    )
 
 
 def histogram(values: np.ndarray) -> go.Figure:
@@ -104,19 +118,28 @@ def histogram(values: np.ndarray) -> go.Figure:
         marker_color=BLUE,
         hovertemplate="score %{x:.3g}: %{y} examples<extra></extra>",
     )
-    figure = _styled(go.Figure(bars), "score", "examples")
-    return figure.update_layout(height=220, showlegend=False, bargap=0.02)
+    return _figure([bars], {"title": "score"}, {"title": "examples"}, height=220, showlegend=False, bargap=0.02)
 
 
-def _styled(figure: go.Figure, x: str, y: str, percent: bool = False) -> go.Figure:
-    figure.update_layout(
-        height=330,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        legend={"orientation": "h", "y": 1.08, "x": 0},
-        xaxis_title=x,
-        yaxis_title=y,
-    )
-    return figure.update_yaxes(tickformat=".0%", rangemode="tozero") if percent else figure
+PERCENT = {"tickformat": ".0%", "rangemode": "tozero"}
+
+
+def _directions_axis(values: pd.Series) -> dict[str, Any]:
+    return {"title": "direction"} | ({"tickmode": "linear", "dtick": 1} if len(values) <= 25 else {})
+
+
+def _figure(traces: Sequence[Any], x: dict[str, Any], y: dict[str, Any], **layout: Any) -> go.Figure:
+    """A figure made at once: every later update_layout would cost 10 ms."""
+    import plotly.graph_objects as go
+
+    style = {
+        "height": 330,
+        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "legend": {"orientation": "h", "y": 1.1, "x": 0},
+        "xaxis": x,
+        "yaxis": y,
+    }
+    return go.Figure(traces, style | layout)
 
 
 # --- scatters of many points ----------------------------------------------------------------------------
@@ -135,18 +158,36 @@ def colour_bins(values: pd.Series) -> ColourBins:
     """Numbers in seven bins of equal count from low to high, anything else by its most frequent values."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 8:
         codes, edges = pd.qcut(values, len(DIVERGING), labels=False, retbins=True, duplicates="drop")
-        names = tuple(f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges))
+        names = tuple(f"{_short(low)} to {_short(high)}" for low, high in pairwise(edges))
         picks = np.linspace(0, len(DIVERGING) - 1, len(names)).round().astype(int)
         colours = tuple(DIVERGING[i] for i in picks)
     else:
-        text = values.map(lambda value: None if pd.isna(value) else str(value)[:40])
-        names = tuple(text.value_counts().index[: len(CATEGORIES)])
-        codes = text.map({name: i for i, name in enumerate(names)})
-        colours = CATEGORIES[: len(names)]
-    numbers = pd.Series(codes).fillna(len(names)).to_numpy(dtype=int)
+        found, distinct = pd.factorize(values)
+        frequent = np.argsort(-np.bincount(found[found >= 0], minlength=len(distinct)), kind="stable")
+        places = np.full(len(distinct) + 1, np.nan)  # the last for the missing, whose code is -1
+        names = tuple(str(distinct[i])[:NAME_CHARACTERS] for i in frequent[: len(CATEGORIES)])
+        places[frequent[: len(names)]] = np.arange(len(names))
+        codes, colours = pd.Series(places[found]), CATEGORIES[: len(names)]
+    numbers = codes.fillna(len(names)).to_numpy(dtype=int)
     if (numbers == len(names)).any():
         names, colours = (*names, "other or missing"), (*colours, OTHER)
     return ColourBins(numbers, names, colours)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+
+
+def legend(bins: ColourBins) -> str:
+    """HTML of the colours and what they stand for. Names are escaped."""
+    from html import escape
+
+    entry = (
+        '<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:0.75em;'
+        'height:0.75em;border-radius:50%;margin-right:0.4em;background:{}"></span>{}</span> '
+    )
+    entries = (entry.format(colour, escape(name)) for name, colour in zip(bins.names, bins.colours, strict=True))
+    return f'<div style="font-size:0.875rem;line-height:1.6">{"".join(entries)}</div>'
 
 
 def scatter(
@@ -173,10 +214,9 @@ def scatter(
         "series": series,
         "xAxis": {"name": x} | axis,
         "yAxis": {"name": y} | axis,
-        "grid": {"left": 48, "right": 12, "top": 56, "bottom": 44},
-        "legend": {"type": "scroll", "top": 0, "left": 0, "width": "94%", "data": _legend(bins, series)},
+        "grid": {"left": 20, "right": 12, "top": 40, "bottom": 20},
         "toolbox": {
-            "top": 22,
+            "top": 8,
             "right": 8,
             "itemSize": 18,
             "itemGap": 12,
@@ -203,12 +243,6 @@ def _series(name: str, dataset: int, colour: str, opacity: float, n: int) -> dic
     }
 
 
-def _legend(bins: ColourBins, series: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    shown = {entry["name"] for entry in series}
-    pairs = zip(bins.names, bins.colours, strict=True)
-    return [{"name": name, "itemStyle": {"color": c, "opacity": 1}} for name, c in pairs if name in shown]
-
-
 def inside(points: np.ndarray, areas: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(n,) whether each of points (n, 2) lies in any brushed area, `rect` or `polygon` (even-odd rule)."""
     found = np.zeros(len(points), dtype=bool)
@@ -232,31 +266,72 @@ def _in_polygon(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
     return odd
 
 
-# --- shaded tokens --------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------------
+
+SHADED_TOKENS = 3_000
+"""Tokens beyond these are shown without shade: a browser is slow with more."""
+CARD_STYLE = """<style>
+.example-card {border: 1px solid rgba(128,128,128,0.3); border-radius: 0.5rem; padding: 0.75rem 1rem;
+  margin-bottom: 0.75rem}
+.example-facts {font-size: 0.875rem; opacity: 0.65; margin-bottom: 0.35rem}
+.example-text {white-space: pre-wrap; line-height: 1.7; overflow-wrap: anywhere}
+.example-text summary {cursor: pointer; display: block}
+.example-more {font-size: 0.875rem; opacity: 0.65; text-decoration: underline}
+.example-text details[open] .example-more {display: none}
+.example-text .unpooled {opacity: 0.5}
+</style>"""
 
 
-def shaded_tokens(tokens: Sequence[str], scores: np.ndarray, characters: int | None = None) -> str:
-    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below.
-
-    Tokens are escaped. Tokens without a score are grey. The scale is the whole text's own 95th percentile,
-    also where only the first `characters` are shown.
-    """
+def example_cards(cards: Sequence[tuple[str, str]]) -> str:
+    """HTML of examples, one card each: (facts in plain text, HTML of its text). One element for all of them:
+    a browser takes several milliseconds for each of Streamlit's own."""
     from html import escape
 
+    parts = [
+        f'<div class="example-card"><div class="example-facts">{escape(facts)}</div>{text}</div>'
+        for facts, text in cards
+    ]
+    return CARD_STYLE + "".join(parts)
+
+
+def plain_text(text: str, fold: int | None = None) -> str:
+    """HTML of a text as it is, folded after `fold` characters."""
+    return _folded([text[:fold], text[fold:]] if fold else [text], fold)
+
+
+def shaded_tokens(tokens: Sequence[str], scores: np.ndarray, fold: int | None = None) -> str:
+    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below, faint
+    without a score; folded after `fold` characters. The scale is the text's own 95th percentile. Tokens are
+    escaped."""
     finite = scores[np.isfinite(scores)]
     scale = max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
-    parts: list[str] = []
-    shown = 0
-    for token, score in zip(tokens, scores, strict=True):
-        if characters is not None and shown > characters:
-            parts.append("…")
-            break
-        shown += len(token)
-        text = escape(token).replace("\n", "<br>")
-        if not np.isfinite(score):
-            parts.append(f'<span style="opacity:0.5">{text}</span>')
-            continue
-        colour = "217,130,43" if score > 0 else "59,111,182"
-        alpha = min(1.0, abs(float(score)) / scale) * 0.65
-        parts.append(f'<span title="{score:+.3g}" style="background:rgba({colour},{alpha:.2f})">{text}</span>')
-    return f'<div style="white-space:pre-wrap;line-height:1.7;overflow-wrap:anywhere">{"".join(parts)}</div>'
+    opacities = np.minimum(1.0, np.abs(scores) / scale) * 0.65
+    shades = [
+        None if score != score else (f"{score:+.3g}", "217,130,43" if score > 0 else "59,111,182", f"{alpha:.2f}")
+        for score, alpha in zip(scores[:SHADED_TOKENS].tolist(), opacities.tolist(), strict=False)
+    ]
+    return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, shades)
+
+
+def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str, str, str] | None] = ()) -> str:
+    from html import escape
+
+    parts, shown, cut = [], 0, None
+    for i, piece in enumerate(pieces):
+        if cut is None and fold is not None and shown >= fold:
+            cut = i
+        shown += len(piece)
+        text = escape(piece).replace("\n", "<br>")
+        if i >= len(shades):
+            parts.append(text)
+        elif shade := shades[i]:
+            title, colour, alpha = shade
+            parts.append(f'<span title="{title}" style="background:rgba({colour},{alpha})">{text}</span>')
+        else:
+            parts.append(f'<span class="unpooled">{text}</span>')
+    rest = "" if cut is None else "".join(parts[cut:])
+    if not rest:
+        return f'<div class="example-text">{"".join(parts)}</div>'
+    more = f'<span class="example-more">… show all {shown:,} characters</span>'
+    start = "".join(parts[:cut])
+    return f'<div class="example-text"><details><summary>{start} {more}</summary>{rest}</details></div>'

@@ -199,7 +199,7 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -208,8 +208,12 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     dtype = choose_dtype(dtype, device)
     spread = device == "cuda" and _weight_bytes(folder) > 0.9 * torch.cuda.mem_get_info()[0]
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=getattr(torch, dtype),
             device_map="auto" if spread else None,
             use_safetensors=True,
@@ -243,7 +247,8 @@ def _weight_bytes(folder: Path) -> int:
 def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
     """The decoder's layers: the outermost module list with as many members as the config has layers.
 
-    Raises BasiscopeError where there is none, as in an encoder-decoder model.
+    Raises BasiscopeError where there is none, or where its attention looks ahead, as in an encoder: then
+    padding on the right would not be harmless.
     """
     from torch import nn
 
@@ -253,12 +258,13 @@ def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
         for name, part in module.get_decoder().named_modules()
         if isinstance(part, nn.ModuleList) and len(part) == depth
     ]
-    if getattr(module.config, "is_encoder_decoder", False) or not found:
-        raise BasiscopeError(
-            f"Model of type {module.config.model_type}: no list of {depth} decoder layers in it. "
-            "Basiscope works on decoder-only models."
-        )
-    return min(found, key=lambda item: item[0])[1]
+    kind = f"Model of type {module.config.model_type}"
+    if not found:
+        raise BasiscopeError(f"{kind}: no list of {depth} decoder layers in it, which Basiscope needs.")
+    blocks = min(found, key=lambda item: item[0])[1]
+    if any(getattr(part, "is_causal", True) is False for part in blocks.modules()):
+        raise BasiscopeError(f"{kind}: its tokens attend to later ones, Basiscope needs a decoder-only model.")
+    return blocks
 
 
 def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:

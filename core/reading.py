@@ -177,8 +177,9 @@ def matched_ends(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, n
     have the same lengths. An end is the ENDS share of all, or END_EXAMPLES where that is more, but never
     above a third. values, lengths: (n,)."""
     share = min(1 / 3, max(ENDS, END_EXAMPLES / max(len(values), 1)))
-    order = np.argsort(lengths, kind="stable")
-    strata = np.array_split(order, max(1, min(LENGTH_STRATA, len(values) // 20)))
+    chance = np.random.default_rng(0).permutation(len(lengths))  # not the data's order among equal lengths
+    order = np.lexsort((chance, lengths))
+    strata = np.array_split(order, max(1, min(LENGTH_STRATA, len(values) // 6)))
     top, bottom = [], []
     for stratum in strata:
         ranked = stratum[rank_examples(values[stratum], 1)]
@@ -214,7 +215,8 @@ def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarra
     z = log_odds(top, bottom, np.asarray(counts.present.sum(axis=0)).ravel())
     holds = false_discovery_control(2 * norm.sf(np.abs(z))) < SIGNIFICANCE
     ends = [_distinct(counts.words[side], np.abs(z[side])) for side in (holds & (z > 0), holds & (z < 0))]
-    texts = [", ".join(word for word, _ in end[:LABEL_WORDS]) or "none" for end in ends]
+    spoken = [[word for word, _ in end if _emptiness(word) < 2] or [word for word, _ in end] for end in ends]
+    texts = [", ".join(words[:LABEL_WORDS]) or "none" for words in spoken]
     text = " : ".join(texts) if any(ends) else "no word sets the ends apart"
     return Label(text, "words", ends[0], ends[1])
 

@@ -55,6 +55,7 @@ from core.workspace import FORMAT_VERSION, STORE_DTYPES, PartialRun, Run, Worksp
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "umap-learn")
 READ_BATCH = 256
 MAP_EXAMPLES = 50_000
+LABEL_EXAMPLES = 20_000
 SHADED_PER_END = 10
 OWN_CHOICES = ("k", "block_scale", "seed", "with_map")
 """What two runs may differ in and still share examples and activations."""
@@ -340,14 +341,16 @@ def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None
 
 
 def label_run(run: Run, directions: list[int], progress: Progress = silent) -> None:
-    """Give the directions (from 1) labels from the texts."""
-    examples = run.examples(["text", "n_tokens"])
-    scores = run.scores()
+    """Give the directions (from 1) labels from the texts, a random LABEL_EXAMPLES of them where there are more."""
+    examples, scores = run.examples(["text", "n_tokens"]), run.scores()
+    rows = np.arange(len(examples))
+    if len(rows) > LABEL_EXAMPLES:
+        rows = np.sort(np.random.default_rng(0).choice(len(rows), LABEL_EXAMPLES, replace=False))
     progress("labels", 0, len(directions))
-    counts = count_words(examples["text"].tolist())
-    lengths = examples["n_tokens"].to_numpy()
+    counts = count_words(examples["text"].iloc[rows].tolist())
+    lengths = examples["n_tokens"].to_numpy()[rows]
     for done, j in enumerate(directions):
-        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy(), lengths))
+        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy()[rows], lengths))
         progress("labels", done + 1, len(directions))
 
 

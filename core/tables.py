@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import acos, degrees
 from typing import Any
@@ -26,10 +26,15 @@ def basis_summary(manifest: Mapping[str, Any]) -> str:
     blocks = manifest["blocks"]
     where = f"blocks {blocks[0]} to {blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
     return (
-        f"{manifest['model']['name']} on {data['path']}: {manifest['n']:,} examples, {data['tokens']:,} tokens, "
-        f"{where} of {manifest['model']['n_blocks']}, pooling {recipe['pooling']}, "
+        f"{short_name(manifest['model']['name'])} on {short_name(data['path'])}: {manifest['n']:,} examples, "
+        f"{data['tokens']:,} tokens, {where} of {manifest['model']['n_blocks']}, pooling {recipe['pooling']}, "
         f"block scale {recipe['block_scale']}, {manifest['d']:,} dimensions, {manifest['k']} directions."
     )
+
+
+def short_name(path: str) -> str:
+    """A file or folder by its own name, a hub id as it is."""
+    return path.rstrip("/").rsplit("/", 1)[-1] if path.startswith(("/", ".", "~")) else path
 
 
 def grouping_sentence(directions: pd.DataFrame, last_is_open: bool) -> str:
@@ -61,9 +66,9 @@ def table_of_directions(directions: pd.DataFrame, labels: Mapping[int, Label]) -
     return pd.DataFrame(
         {
             "direction": directions["direction"],
-            "label": [labels[j].text if j in labels else "" for j in directions["direction"]],
             f"on {FEW_DIMENSIONS} dimensions": directions["concentration"].map("{:.0%}".format),
             "length correlation": [length_correlation(row) for _, row in directions.iterrows()],
+            "label": [labels[j].text if j in labels else "" for j in directions["direction"]],
         }
     )
 
@@ -123,12 +128,10 @@ def extremes(
     """The `top` examples at one end by `values` (n,), among those `allowed` (n,)."""
     rows = np.arange(len(values)) if allowed is None else np.flatnonzero(allowed)
     ranked = rows[rank_examples(values[rows], polarity, top)]
-    chosen = examples.iloc[ranked]
+    ids, texts, lengths = (examples[name].iloc[ranked] for name in ("example_id", "text", "n_tokens"))
     return [
         Extreme(int(row), int(example_id), float(values[row]), text, int(n_tokens))
-        for row, example_id, text, n_tokens in zip(
-            ranked, chosen["example_id"], chosen["text"], chosen["n_tokens"], strict=True
-        )
+        for row, example_id, text, n_tokens in zip(ranked, ids, texts, lengths, strict=True)
     ]
 
 
@@ -138,10 +141,11 @@ def one_line(text: str, characters: int = 90) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
-def chosen_examples(examples: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """The examples in `rows` with short texts and their columns."""
-    chosen = examples.iloc[rows].drop(columns=["prompt", "response"], errors="ignore")
-    return chosen.assign(text=chosen["text"].map(lambda text: one_line(text, 300)))
+def chosen_examples(examples: pd.DataFrame, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+    """The examples in `rows`: id, short text, length in tokens and these of their columns."""
+    names = [*dict.fromkeys(["example_id", "text", "n_tokens", *columns])]
+    chosen = examples[names].iloc[rows].assign(text=lambda found: found["text"].map(lambda t: one_line(t, 300)))
+    return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 
 
 def estimate_sentences(facts: Mapping[str, Any]) -> list[str]:

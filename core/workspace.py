@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
+MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
@@ -109,6 +110,8 @@ class Run:
                 "Recover it again, or open it with the version that wrote it: "
                 f"{manifest.get('versions', {}).get('basiscope', 'unknown')}."
             )
+        if lacking := [name for name in MANIFEST_PARTS if name not in manifest]:
+            raise BasiscopeError(f"{path} is damaged: it lacks {', '.join(lacking)}.")
         return manifest
 
     @property
@@ -199,9 +202,15 @@ class Run:
         path = self.folder / "tokens" / f"{example_id}.parquet"
         if not path.exists():
             return None
-        table = self._table(f"tokens/{example_id}.parquet")
-        scores = table.drop(columns="token").to_numpy(dtype=np.float32)
-        return TokenScores(example_id, tuple(table["token"]), scores)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            tokens, *scores = pq.read_table(path, use_threads=False).columns
+        except (pa.ArrowException, OSError) as error:
+            raise BasiscopeError(f"Run {self.id}: {path} cannot be read ({error}).") from error
+        by_direction = [column.to_numpy().astype(np.float32) for column in scores]
+        return TokenScores(example_id, tuple(tokens.to_pylist()), np.stack(by_direction, axis=1))
 
     def has_token_scores(self, example_id: int) -> bool:
         return (self.folder / "tokens" / f"{example_id}.parquet").exists()
@@ -366,7 +375,8 @@ class PartialRun:
 
         rows = np.concatenate([batch.activations for batch in batches])
         ids = example_id[np.concatenate([batch.positions for batch in batches])]
-        stored = rows.astype(self.store_dtype)
+        with np.errstate(over="ignore"):
+            stored = rows.astype(self.store_dtype)
         if not np.isfinite(stored).all():
             bad = ids[~np.isfinite(stored).all(axis=1)][0]
             raise BasiscopeError(
@@ -560,8 +570,8 @@ class Workspace:
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
         at work on it, and where there is none."""
-        folders = [self.root / part / Path(run_id).name for part in ("runs", "partial")]
-        if not run_id or not any(folder.is_dir() for folder in folders):
+        folders = [self.root / part / run_id for part in ("runs", "partial")]
+        if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
         if self.is_locked(run_id):
             raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")

@@ -10,25 +10,27 @@ from core import figures
 from core.errors import BasiscopeError
 from core.tables import chosen_examples, colour_columns
 from core.workspace import NamedSet, Run
-from pages.common.session import KEPT, is_dark, table, workspace
+from pages.common.session import KEPT, colours, is_dark, table, with_sentences, workspace
 
 PAGE_ROWS = 25
 
 
 @st.fragment
+@with_sentences
 def show_maps(run: Run) -> None:
     st.subheader("Map", help="Draw a lasso or a box in one map: the examples light up in both and are listed.")
     scores = table(run, "scores")
     controls = st.columns(3)
     across = _direction(run, controls[0], "Across", "map_x", 1)
     up = _direction(run, controls[1], "Up", "map_y", min(2, run.k))
-    bins = figures.colour_bins(_colour_values(run, scores, controls[2]))
+    bins = colours(run, _colour(run, controls[2]))
     planes = {
         "scatter": (scores[[f"d{across}", f"d{up}"]].to_numpy(), f"direction {across}", f"direction {up}"),
         "map": (_map_points(run, len(scores)), "map, across", "map, up"),
     }
     chosen = _chosen(run, planes)
     mask = None if chosen is None else np.isin(np.arange(len(scores)), chosen)
+    st.html(figures.legend(bins))
     left, right = st.columns(2)
     for column, (name, (points, x, y)) in zip((left, right), planes.items(), strict=True):
         with column:
@@ -49,11 +51,10 @@ def _direction(run: Run, column: st.delta_generator.DeltaGenerator, label: str, 
     return column.selectbox(label, options, index=first - 1, key=key, format_func="direction {}".format)
 
 
-def _colour_values(run: Run, scores: pd.DataFrame, column: st.delta_generator.DeltaGenerator) -> pd.Series:
+def _colour(run: Run, column: st.delta_generator.DeltaGenerator) -> str:
     labels = {f"d{j}": f"score on direction {j}" for j in range(1, run.k + 1)} | {"n_tokens": "length in tokens"}
     names = [*colour_columns(run), *(f"d{j}" for j in range(1, run.k + 1))]
-    name = column.selectbox("Colour", names, key=f"colour_{run.id}", format_func=lambda n: labels.get(n, n))
-    return scores[name] if name in scores else table(run, "examples", (name,))[name]
+    return column.selectbox("Colour", names, key=f"colour_{run.id}", format_func=lambda n: labels.get(n, n))
 
 
 def _map_points(run: Run, n: int) -> np.ndarray | None:
@@ -94,7 +95,10 @@ def _list_chosen(run: Run, scores: pd.DataFrame, chosen: np.ndarray) -> None:
         pages = -(-len(chosen) // PAGE_ROWS)
         page = st.number_input("Page", 1, pages, key=f"chosen_page_{pages}") if pages > 1 else 1
         rows = chosen[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
-        st.dataframe(chosen_examples(table(run, "examples"), rows), hide_index=True, key="chosen_examples")
+        st.dataframe(
+            chosen_examples(table(run, "examples"), rows, colour_columns(run)),
+            hide_index=True,
+        )
     if st.button("Clear the choice", key="clear_chosen"):
         st.session_state[KEPT] = None
         st.session_state["map_round"] = st.session_state.get("map_round", 0) + 1

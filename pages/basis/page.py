@@ -8,7 +8,7 @@ from core import figures
 from core.errors import BasiscopeError
 from core.tables import STABLE_ANGLE, basis_summary, grouping_sentence, table_of_directions
 from pages.basis.maps import show_maps
-from pages.common.session import pick_run, stop_with, table
+from pages.common.session import PLAIN, pick_run, stop_with, table
 
 run = pick_run()
 manifest = run.manifest
@@ -20,7 +20,7 @@ if manifest["warnings"]:
             st.text(warning)
 
 try:
-    basis = run.basis()
+    basis, labels = run.basis(), run.labels()
     directions = table(run, "directions")
 except BasiscopeError as error:
     stop_with(error)
@@ -28,10 +28,11 @@ except BasiscopeError as error:
 left, right = st.columns(2)
 with left:
     st.subheader("Spectrum", help="Share of the variance per direction; whiskers are 95% bootstrap intervals.")
-    st.plotly_chart(figures.spectrum(directions), key="spectrum")
+    st.plotly_chart(figures.spectrum(directions), key="spectrum", config=PLAIN)
 with right:
     st.subheader("Block energies", help="Squared norm of each direction's part in each block; rows sum to 1.")
-    st.plotly_chart(figures.block_energy_map(basis.block_energies, manifest["blocks"]), key="block_energies")
+    energies = figures.block_energy_map(basis.block_energies, manifest["blocks"])
+    st.plotly_chart(energies, key="block_energies", config=PLAIN)
 
 left, right = st.columns(2)
 with left:
@@ -40,7 +41,7 @@ with left:
         help="How far the directions turn when the examples are resampled: median, and whisker to the 95th "
         "percentile. Directions whose eigenvalues lie close together are stable only as a span.",
     )
-    st.plotly_chart(figures.stability(directions, STABLE_ANGLE), key="stability")
+    st.plotly_chart(figures.stability(directions, STABLE_ANGLE), key="stability", config=PLAIN)
     st.text(grouping_sentence(directions, manifest["basis"]["last_group_is_open"]))
 with right:
     st.subheader(
@@ -49,13 +50,9 @@ with right:
         "survived the pooling. Length: Spearman correlation of score and number of tokens.",
     )
     st.dataframe(
-        table_of_directions(directions, run.labels()),
+        table_of_directions(directions, labels),
         hide_index=True,
-        height=330,
-        column_config={"label": {"width": "large"}},
+        height=min(330, 38 + 35 * run.k),
     )
 
-try:
-    show_maps(run)
-except BasiscopeError as error:
-    stop_with(error)
+show_maps(run)

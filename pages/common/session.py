@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pandas as pd
 import streamlit as st
 
 from core.errors import BasiscopeError
+from core.figures import ColourBins, colour_bins
+from core.reading import TokenScores
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 from pages.common.demo import show_banner, show_empty
 
 T = TypeVar("T", int, str)
+P = ParamSpec("P")
 RUN, DIRECTION = "run", "direction"
+PLAIN = {"displayModeBar": False}
+"""Plotly without its tools, which lie over the legend."""
 KEPT = "kept_examples"
 """Session key: (run id, tuple of row numbers) last chosen with a lasso or box."""
 
@@ -23,42 +30,64 @@ def workspace() -> Workspace:
     return Workspace(os.environ.get("BASISCOPE_WORKSPACE", DEFAULT_ROOT))
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@st.cache_resource(max_entries=256, show_spinner=False)
 def _open(folder: str) -> Run:
-    return Run(workspace().root / "runs" / folder)
+    """The run, whose manifest is then read once."""
+    return Run(Path(folder))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _table(folder: str, name: str, columns: tuple[str, ...] | None) -> pd.DataFrame | None:
+def _table(folder: str, name: str) -> pd.DataFrame | None:
     run = _open(folder)
-    if name == "examples":
-        return run.examples(list(columns) if columns else None)
-    return {"scores": run.scores, "cosines": run.cosines, "map": run.map, "directions": run.directions}[name]()
+    read = {"examples": run.examples, "scores": run.scores, "cosines": run.cosines, "map": run.map}
+    return (read | {"directions": run.directions})[name]()
 
 
-def table(run: Run, name: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+def table(run: Run, name: str) -> pd.DataFrame:
     """A table of a run, shared by all sessions: read it, never change it."""
-    found = _table(run.id, name, columns)
+    found = _table(str(run.folder), name)
     return pd.DataFrame() if found is None else found
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _colours(folder: str, name: str) -> ColourBins:
+    run = _open(folder)
+    scores = table(run, "scores")
+    return colour_bins(scores[name] if name in scores else table(run, "examples")[name])
+
+
+def colours(run: Run, name: str) -> ColourBins:
+    """Every example's colour by a direction (`d1` to `dk`) or a column."""
+    return _colours(str(run.folder), name)
+
+
+@st.cache_resource(max_entries=1_000, show_spinner=False)
+def _token_scores(folder: str, example_id: int) -> TokenScores | None:
+    return _open(folder).token_scores(example_id)
+
+
+def token_scores(run: Run, example_id: int) -> TokenScores | None:
+    """Scores of an example's tokens, where they have been computed."""
+    return _token_scores(str(run.folder), example_id) if run.has_token_scores(example_id) else None
 
 
 def pick_run() -> Run:
     """The run picker in the sidebar. Stops the page with what to do where there is no run to show."""
-    runs = {run.id: run for run in workspace().runs()}
+    runs = {run.id: _open(str(run.folder)) for run in workspace().runs()}
     if not runs:
         show_empty(workspace())
         st.stop()
     asked = st.session_state.get(RUN) or st.query_params.get(RUN)
     if asked and asked not in runs:
         st.warning("The address names a run that is not in this workspace. The newest is shown instead.")
-    run_id = pick_in_address(
-        RUN, list(runs), asked if asked in runs else next(iter(runs)), lambda run_id: run_name(runs[run_id])
-    )
-    run = _open(run_id)
+    newest = next((run_id for run_id, run in runs.items() if is_readable(run)), next(iter(runs)))
+    first = asked if asked in runs else newest
+    run = runs[pick_in_address(RUN, list(runs), first, lambda run_id: run_name(runs[run_id]))]
     try:
         _ = run.manifest
     except BasiscopeError as error:
         stop_with(error)
+    st.sidebar.text(run_name(run))  # the picker cuts it
     show_banner(run)
     return run
 
@@ -73,6 +102,13 @@ def pick_in_address(key: str, options: list[T], first: T, name: Callable[[T], st
     chosen = st.sidebar.selectbox(key.capitalize(), options, key=key, persist_state="session", format_func=name)
     st.query_params[key] = str(chosen)
     return chosen
+
+
+def is_readable(run: Run) -> bool:
+    try:
+        return bool(run.manifest)
+    except BasiscopeError:
+        return False
 
 
 def run_name(run: Run) -> str:
@@ -92,6 +128,20 @@ def stop_with(error: BasiscopeError) -> None:
     with st.container(border=True):
         st.text(f"This could not be done. {error}")
     st.stop()
+
+
+def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
+    """Has a page or fragment end in the error's sentence. An error inside a fragment never reaches the page
+    around it, so each needs its own."""
+
+    @wraps(show)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            show(*args, **kwargs)
+        except BasiscopeError as error:
+            stop_with(error)
+
+    return shown
 
 
 def is_dark() -> bool:

@@ -7,14 +7,16 @@ import streamlit as st
 from core import figures
 from core.jobs import find_job, start_job
 from core.reading import RANKS
-from core.tables import Extreme, colour_columns, extremes, filter_values, matching, one_line
+from core.tables import Extreme, colour_columns, extremes, filter_values, matching
 from core.workspace import Run
-from pages.common.session import table, workspace
+from pages.common.session import table, token_scores, with_sentences, workspace
 
 FOLD = 420
 TOKENS_JOB = "tokens_job"
 
 
+@st.fragment
+@with_sentences
 def show_ends(run: Run, direction: int) -> None:
     examples = table(run, "examples")
     first, second, third, fourth, fifth = st.columns([2, 2, 2, 1, 1], vertical_alignment="bottom")
@@ -34,7 +36,7 @@ def show_ends(run: Run, direction: int) -> None:
         "Shade tokens",
         value=True,
         key="shade",
-        help="Orange raises the score, blue lowers it. Grey is not pooled.",
+        help="Orange raises the score, blue lowers it. Faint is not pooled.",
     )
     allowed = matching(examples, search, column, values)
     if not allowed.any():
@@ -47,26 +49,16 @@ def show_ends(run: Run, direction: int) -> None:
     for box, (sign, end) in zip(st.columns(2), ends.items(), strict=True):
         with box:
             st.subheader("+ end" if sign == 1 else "− end")
-            for example in end:
-                with st.container(border=True, key=f"example_{sign}_{example.row}"):
-                    show_example(run, direction, example, shade)
+            st.html(figures.example_cards([describe_example(run, direction, example, shade) for example in end]))
 
 
-def show_example(run: Run, direction: int, example: Extreme, shade: bool) -> None:
-    st.caption(f"{example.value:+.4g} · example {example.example_id} · {example.n_tokens:,} tokens")
-    tokens = run.token_scores(example.example_id) if shade else None
-    long = len(example.text) > FOLD
+def describe_example(run: Run, direction: int, example: Extreme, shade: bool) -> tuple[str, str]:
+    """What is known of an example, and the HTML of its text."""
+    facts = f"{example.value:+.4g} · example {example.example_id} · {example.n_tokens:,} tokens"
+    tokens = token_scores(run, example.example_id) if shade else None
     if tokens is None:
-        st.text(one_line(example.text, FOLD) if long else example.text)
-    else:
-        scores = tokens.scores[:, direction - 1]
-        st.html(figures.shaded_tokens(tokens.tokens, scores, FOLD if long else None))
-    if long:
-        with st.expander("Whole text"):
-            if tokens is None:
-                st.text(example.text)
-            else:
-                st.html(figures.shaded_tokens(tokens.tokens, scores))
+        return facts, figures.plain_text(example.text, FOLD)
+    return facts, figures.shaded_tokens(tokens.tokens, tokens.scores[:, direction - 1], FOLD)
 
 
 def offer_token_scores(run: Run, shown: list[int]) -> None:
@@ -80,7 +72,7 @@ def offer_token_scores(run: Run, shown: list[int]) -> None:
         st.text(f"The tokens could not be scored. {job.result['message']}")
         st.session_state.pop(TOKENS_JOB)
     if missing and not (job and job.state == "running"):
-        label = f"Score the tokens of {len(missing)} more examples"
+        label = f"Score the tokens of {len(missing)} more example{'s' * (len(missing) > 1)}"
         if st.button(label, key="score_tokens", help="Loads the model in a job of its own; the scores are kept."):
             arguments = ["tokens", run.id, *(word for i in missing for word in ("--example", str(i)))]
             st.session_state[TOKENS_JOB] = start_job(workspace(), arguments).id

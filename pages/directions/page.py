@@ -5,11 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from core import figures
-from core.errors import BasiscopeError
 from core.reading import Label
 from core.tables import direction_facts, extremes, one_line
 from core.workspace import Run
-from pages.common.session import DIRECTION, pick_in_address, pick_run, stop_with, table
+from pages.common.session import DIRECTION, PLAIN, pick_in_address, pick_run, table, with_sentences
 from pages.directions.ends import show_ends
 
 CARD_COLUMNS = 2
@@ -56,9 +55,8 @@ def show_direction(run: Run, direction: int) -> None:
         column.text(value)
     left, right = st.columns([3, 2])
     with left:
-        st.plotly_chart(
-            figures.histogram(table(run, "scores")[f"d{direction}"].to_numpy()), key=f"histogram_{direction}"
-        )
+        scores = table(run, "scores")[f"d{direction}"].to_numpy()
+        st.plotly_chart(figures.histogram(scores), key="histogram", config=PLAIN)
     with right:
         edit_label(run, direction, label)
     show_ends(run, direction)
@@ -83,19 +81,20 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
             st.text(label.raw)
 
 
-run = pick_run()
-labels = run.labels()
-asked = st.query_params.get(DIRECTION, "0")
-chosen = pick_in_address(
-    DIRECTION,
-    list(range(run.k + 1)),
-    int(asked) if asked.isdigit() and int(asked) <= run.k else 0,
-    lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
-)
-try:
+@with_sentences
+def show(run: Run) -> None:
+    labels = run.labels()
+    asked = st.query_params.get(DIRECTION, "0")
+    chosen = pick_in_address(
+        DIRECTION,
+        list(range(run.k + 1)),
+        int(asked) if asked.isdigit() and int(asked) <= run.k else 0,
+        lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
+    )
     if chosen:
         show_direction(run, chosen)
     else:
         show_cards(run)
-except BasiscopeError as error:
-    stop_with(error)
+
+
+show(pick_run())

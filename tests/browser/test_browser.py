@@ -1,0 +1,267 @@
+"""The three pages in a real Chromium, served as `basiscope app` serves them, on a real run."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import driver
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from core.demo.default import MODEL as DEMO
+from core.examples import Columns, DataSource
+from core.recovery import Request, recover
+from core.workspace import Workspace
+
+STORIES = driver.ROOT.parent / "shared" / "data" / "models" / "stories260K"
+HOSTILE = [
+    "<img src=http://evil.test/x> is an image tag",
+    "![](http://evil.test/y) is an image in markdown",
+    "$$x$$ and $y$, :material/home: :red[red] `code` **bold** [link](http://evil.test/z)",
+    "<script>document.title = 'taken over'</script> is a script",
+    "long " + "x" * 6_000,
+    "w o r d " * 500,
+    "🙂👩‍👩‍👧‍👦🇨🇭 " * 8,
+    "שלום עולם and مرحبا بالعالم",
+    "# heading\n\n* item\n\n---\n\n| a | b |\n| - | - |\n| 1 | 2 |",
+    "</div></section><style>body { display: none }</style> closes everything",
+]
+OFFER = (
+    ("Ann has {} apples and gives {} of them away.", "She keeps {} apples."),
+    ("A train runs {} miles and then {} miles more.", "It runs {} miles."),
+    ("Tom buys {} pens at {} dollars each.", "He pays {} dollars."),
+)
+
+
+def rows(n):
+    made = []
+    for i in range(n):
+        question, answer = OFFER[i % 3]
+        words = {"question": question.format(3 * i + 7, i + 2), "answer": answer.format(2 * i + 5)}
+        kind = ("<b>apples</b>", "trains", "![](http://evil.test/k)")[i % 3]
+        made.append(words | {"kind": kind, "level": i % 20})
+    hostile = [{"question": text, "answer": text[:40], "kind": "hostile", "level": 99} for text in HOSTILE]
+    return [*made, *hostile]
+
+
+def write(path, made):
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in made), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model():
+    for folder in (DEMO, STORIES):
+        if list(folder.glob("*.safetensors")):
+            return str(folder)
+    pytest.skip("no model here: neither the demo model's weights nor the shared ones")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        path = driver.chromium_path(playwright)
+        if path is None:
+            pytest.skip("no Chromium here; `python -m playwright install chromium` brings one")
+        chromium = driver.launch(playwright, path)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def workspace(browser, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    data = DataSource(write(folder / "examples.jsonl", rows(190)))
+    recover(Request(model, data, Columns(prompt="question", response="answer"), k=5), Workspace(folder))
+    return Workspace(folder)
+
+
+@pytest.fixture(scope="module")
+def run(workspace):
+    return workspace.runs()[0]
+
+
+@pytest.fixture(scope="module")
+def address(workspace):
+    with driver.serve(workspace.root) as url:
+        yield url
+
+
+@pytest.fixture
+def visit(browser):
+    """A fresh visitor, who at the end has fetched nothing from elsewhere, and seen no exception."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    seen = driver.Visit(page)
+    yield seen
+    assert page.locator("[data-testid=stException]").count() == 0
+    assert seen.remote() == []
+    assert seen.serious() == []
+    context.close()
+
+
+def asked(page, name):
+    return parse_qs(urlsplit(page.url).query).get(name, [None])[0]
+
+
+def expect_asked(page, name, value):
+    page.wait_for_function(f"new URL(location).searchParams.get('{name}') === '{value}'")
+
+
+# --- every page -----------------------------------------------------------------------------------------
+
+
+def test_a_deep_link_into_a_new_process_opens_the_direction(visit, workspace, run):
+    with driver.serve(workspace.root) as url:
+        driver.open_page(visit.page, f"{url}/directions?run={run.id}&direction=3")
+        expect(visit.page.locator("h1")).to_have_text("Direction 3")
+        assert visit.page.get_by_role("dialog").count() == 0
+
+
+@pytest.mark.parametrize("path", ["", "basis", "directions", "recover"])
+def test_every_page_opens(visit, address, run, path):
+    driver.open_page(visit.page, f"{address}/{path}?run={run.id}")
+    expect(visit.page.locator("h1")).to_have_text(path.capitalize() or "Basis")
+    assert visit.page.get_by_role("dialog").count() == 0
+
+
+@pytest.mark.parametrize("width", [1_400, 390])
+@pytest.mark.parametrize("path", ["", "directions", "directions?direction=1", "recover"])
+def test_pages_in_the_dark_and_in_a_narrow_window_do_not_overflow(browser, address, path, width):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark")
+    page = context.new_page()
+    driver.open_page(page, f"{address}/{path}")
+    sizes = "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('[data-testid=stMain]'))"
+    wide, there = page.evaluate(sizes)
+    assert wide <= there
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", background)[:3])) < 60
+    context.close()
+
+
+# --- Basis ----------------------------------------------------------------------------------------------
+
+
+def test_a_lasso_lists_the_examples_links_the_maps_and_keeps_a_set(visit, address, workspace, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/?run={run.id}")
+    other = page.locator("[class*=st-key-map_] canvas").first
+    other.wait_for()
+    page.wait_for_timeout(500)
+    before = other.screenshot()
+    driver.lasso(page, "scatter", [(0.3, 0.2), (0.85, 0.2), (0.85, 0.55), (0.3, 0.55)])
+    table = page.locator(".st-key-chosen [data-testid=stDataFrame]")
+    table.wait_for()
+    driver.settle(page)
+    said = page.locator(".st-key-chosen").get_by_text("examples are chosen").inner_text()
+    chosen, n = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+", said))
+    assert 0 < chosen < n == 200
+    assert other.screenshot() != before
+    page.locator(".st-key-set_name input").fill("a set")
+    page.locator(".st-key-set_name input").press("Tab")
+    page.locator(".st-key-keep_set button:not([disabled])").click()
+    expect(page.get_by_text("The set is kept")).to_be_visible()
+    (kept,) = workspace.sets(run.id)
+    assert kept.name == "a set" and len(kept.example_id) == chosen
+    page.locator(".st-key-clear_chosen button").click()
+    table.wait_for(state="detached")
+
+
+# --- Directions -----------------------------------------------------------------------------------------
+
+
+def test_arrow_keys_go_through_the_directions_and_the_address_follows(visit, address, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/directions?run={run.id}&direction=5")
+    for key, direction in (("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1")):
+        page.keyboard.press(key)
+        expect(page.locator("h1")).to_have_text(f"Direction {direction}")
+        expect_asked(page, "direction", direction)
+        driver.settle(page)
+    assert asked(page, "run") == run.id
+    page.keyboard.press("Escape")
+    expect(page.locator("h1")).to_have_text("Directions")
+
+
+def test_a_label_outlives_a_reload(visit, address, run):
+    page = visit.page
+    link = f"{address}/directions?run={run.id}&direction=2"
+    driver.open_page(page, link)
+    field = page.locator(f".st-key-label_{run.id}_2 input")
+    field.fill("<b>mine</b> : $yours$")
+    field.press("Enter")
+    expect(page.get_by_text("This label is yours.")).to_be_visible()
+    driver.open_page(page, link)
+    expect(field).to_have_value("<b>mine</b> : $yours$")
+    expect(page.get_by_test_id("stMain").get_by_text("<b>mine</b> : $yours$")).to_be_visible()
+
+
+@pytest.mark.parametrize("shaded", [True, False])
+def test_hostile_texts_are_shown_as_texts(visit, address, run, shaded):
+    page = visit.page
+    driver.open_page(page, f"{address}/directions?run={run.id}&direction=1")
+    if not shaded:
+        page.locator(".st-key-shade label").first.click()
+        driver.settle(page)
+    for text in HOSTILE[:4]:
+        search = page.locator(".st-key-search input")
+        search.fill(text[:24])
+        search.press("Enter")
+        cards = page.locator(".example-card")
+        expect(cards).to_have_count(2)
+        driver.settle(page)
+        expect(cards.first).to_contain_text(text)
+        assert cards.locator("img, script, a, .katex").count() == 0
+    assert page.title() != "taken over"
+
+
+# --- Recover --------------------------------------------------------------------------------------------
+
+
+def start_job(page, address, model, data, limit=None):
+    driver.open_page(page, f"{address}/recover")
+    field = page.locator(".st-key-model input")
+    field.fill(model)
+    field.press("Enter")
+    driver.settle(page)
+    page.locator(".st-key-data_path input").fill(data)
+    page.locator(".st-key-data_path input").press("Enter")
+    page.locator(".st-key-start button").wait_for()
+    if limit:
+        page.locator(".st-key-limit input").fill(str(limit))
+        page.locator(".st-key-limit input").press("Enter")
+        expect(page.locator("[data-testid=stCode]").first).to_contain_text(f"--limit {limit}")
+    driver.settle(page)
+    page.locator(".st-key-start button").click()
+    job = page.locator("[class*=st-key-job_]").first
+    job.wait_for()
+    return job
+
+
+def test_a_job_is_cancelled_resumed_survives_a_reload_and_opens_its_run(visit, address, model, tmp_path):
+    page = visit.page
+    data = write(tmp_path / "tiny.jsonl", rows(60))
+    job = start_job(page, address, model, data, limit=30)
+    expect(job.locator("[data-testid=stProgress]")).to_be_visible()
+    job.get_by_role("button", name="Cancel").click()
+    expect(job).to_contain_text("Cancelled.")
+    job.get_by_role("button", name="Resume").click()
+    jobs = page.locator("[class*=st-key-job_]")
+    expect(jobs).to_have_count(2)
+    driver.open_page(page, f"{address}/recover")
+    expect(jobs).to_have_count(2)
+    expect(jobs.first).to_contain_text("--limit 30")
+    opened = jobs.first.get_by_role("button", name="Open")
+    opened.click(timeout=120_000)
+    expect(page.locator("h1")).to_have_text("Basis")
+    expect(page.get_by_test_id("stMain")).to_contain_text("on tiny.jsonl: 30 examples")
+
+
+def test_data_that_is_not_there_is_said(visit, address):
+    page = visit.page
+    driver.open_page(page, f"{address}/recover")
+    page.locator(".st-key-data_path input").fill(str(Path("/no/such/file.jsonl")))
+    page.locator(".st-key-data_path input").press("Enter")
+    expect(page.get_by_test_id("stMain")).to_contain_text("/no/such/file.jsonl")

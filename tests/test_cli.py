@@ -1,0 +1,261 @@
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+from test_recovery import Reference, gsm8k_texts
+
+from core.cli import cli, main
+from core.workspace import DEFAULT_ROOT, Workspace
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """run_cli(*arguments) -> (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def read(run_cli, gsm8k_copy):
+    """read(*arguments) -> the JSON that the command prints, nothing else, about the copied run."""
+
+    def parsed(*arguments):
+        status, out, err = run_cli(*arguments, "--json", "--workspace", gsm8k_copy.root)
+        assert status == 0, err
+        return json.loads(out)
+
+    return parsed
+
+
+RECOVER = (
+    "--prompt",
+    "question",
+    "--response",
+    "answer",
+    "--limit",
+    60,
+    "--k",
+    3,
+    "--max-tokens",
+    200,
+    "--no-map",
+)
+
+
+def test_recover_prints_the_run_as_its_last_line(run_cli, gsm8k_copy, stories, gsm8k):
+    options = ("recover", "--model", stories, "--data", gsm8k, *RECOVER, "--dtype", "float32")
+    options += ("--device", "cpu", "--workspace", gsm8k_copy.root)
+    run_id = gsm8k_copy.run().id
+    status, out, err = run_cli(*options)
+    assert status == 0 and out.splitlines()[-1] == run_id and err == ""
+    assert any(line.startswith("warning: ") and "cut at 200 tokens" in line for line in out.splitlines())
+    status, out, _ = run_cli(*options, "--json")
+    assert status == 0 and json.loads(out) == {"run": run_id}
+
+
+def test_the_presets_are_the_published_recipes():
+    from core.cli import build_request
+
+    options = {option.name: option.default for option in cli.commands["recover"].params} | {
+        "model": "m", "data": "d", "text": "t", "pooling": None, "blocks": None, "template": None, "limit": None,
+    }  # fmt: skip
+    options |= dict.fromkeys(("revision", "config", "split", "prompt", "response", "messages", "token_budget"))
+    reasoning, safety = (build_request(options | {"preset": preset}).recipe for preset in ("reasoning", "safety"))
+    assert (reasoning.pooling, reasoning.blocks, reasoning.template) == ("mean", "1:-1", "auto")
+    assert (reasoning.block_scale, reasoning.max_tokens) == ("raw", 8_000)
+    assert (safety.pooling, safety.blocks, safety.template) == ("last", "middle", "chat-prompt")
+    mixed = build_request(options | {"preset": "safety", "blocks": "3"}).recipe
+    assert (mixed.pooling, mixed.blocks) == ("last", "3")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("recover", "--model", "m"),
+        ("recover", "--model", "m", "--data", "d"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--prompt", "p"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--k", "0"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--limit", "0"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--pooling", "max"),
+        ("show",),
+        ("show", "latest", "--top", "0"),
+        ("label", "latest", "--words", "--llm"),
+        ("label", "latest", "--set", "x"),
+        ("label", "latest", "--set", " ", "--direction", "1"),
+    ],
+)
+def test_wrong_usage_is_2(run_cli, arguments):
+    status, out, err = run_cli(*arguments)
+    assert status == 2 and out == "" and "Usage: " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("show", "nope"), "Run 'nope' is not in"),
+        (("show", "latest", "--direction", "4"), "has directions 1 to 3"),
+        (("show", "latest", "--direction", "0"), "has directions 1 to 3"),
+        (("label", "latest", "--direction", "9"), "has directions 1 to 3"),
+        (("tokens", "latest", "--example", "999"), "has no example 999"),
+        (("label", "latest", "--llm"), "set BASISCOPE_LLM_URL"),
+        (("recover", "--model", "/no/model", "--data", "d.csv", "--text", "t"), "no folder /no/model"),
+    ],
+)
+def test_what_cannot_be_done_is_1_with_one_sentence(run_cli, gsm8k_copy, arguments, sentence, monkeypatch):
+    monkeypatch.delenv("BASISCOPE_LLM_URL", raising=False)
+    for flags in ((), ("--json",)):
+        status, out, err = run_cli(*arguments, *flags, "--workspace", gsm8k_copy.root)
+        assert status == 1 and out == "" and sentence in err and len(err.splitlines()) == 1
+
+
+def test_data_that_cannot_be_used_is_1(run_cli, stories, gsm8k, tmp_path):
+    options = (
+        "recover",
+        "--model",
+        stories,
+        "--data",
+        gsm8k,
+        "--text",
+        "body",
+        "--limit",
+        5,
+        "--workspace",
+        tmp_path,
+    )
+    status, _, err = run_cli(*options)
+    assert status == 1 and "no row has the column 'body'. Its columns: question, answer." in err
+
+
+@pytest.mark.parametrize("command", [None, *cli.commands])
+def test_help_is_enough(run_cli, command):
+    status, out, _ = run_cli(*([command] if command else []), "--help")
+    assert status == 0
+    for parameter in cli.commands[command].params if command else ():
+        if parameter.param_type_name == "option":
+            assert parameter.opts[0] in out and parameter.help
+    if command:
+        assert len(cli.commands[command].help) > 20 and "--workspace" in out
+    else:
+        assert all(name in out for name in cli.commands) and "Exit status" in out
+
+
+def test_the_default_workspace_is_the_project_s(run_cli):
+    assert str(DEFAULT_ROOT.name) == "cache" and "cache" in run_cli("runs", "--help")[1]
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def test_runs_lists_finished_unreadable_and_interrupted(read, run_cli, gsm8k_copy, stories):
+    run = gsm8k_copy.run()
+    shutil.copytree(run.folder, gsm8k_copy.root / "runs" / ("e" * 12))
+    (gsm8k_copy.root / "runs" / ("e" * 12) / "manifest.json").write_text("{")
+    with gsm8k_copy.start(run.manifest["request"] | {"k": 2}, "x", {"model": "m", "data": "d"}) as partial:
+        found = {row["run"]: row for row in read("runs")["runs"]}
+        assert found[partial.folder.name] == {
+            "run": partial.folder.name,
+            "status": "running",
+            "k": 2,
+            "model": "m",
+            "data": "d",
+        }
+    assert found[run.id]["status"] == "finished" and found["e" * 12]["status"] == "unreadable"
+    assert [found[run.id][key] for key in ("n", "d", "k", "model")] == [60, 192, 3, stories]
+    _, out, _ = run_cli("runs", "--workspace", gsm8k_copy.root)
+    assert re.search(rf"{run.id} +finished +60 +192 +3 +{stories}", out) and "interrupted" in out
+
+
+def test_show_tells_all_directions_from_1(read, run_cli, gsm8k_copy):
+    shown = read("show", "latest")
+    assert [row["direction"] for row in shown["directions"]] == [1, 2, 3]
+    assert shown["manifest"]["k"] == 3 and all(row["label"] for row in shown["directions"])
+    _, out, _ = run_cli("show", gsm8k_copy.run().id[:6], "--workspace", gsm8k_copy.root)
+    assert "60 examples, 192 dimensions, blocks 1:-1, pooling mean, block scale raw" in out
+
+
+def test_show_ranks_by_score_at_both_ends(read, gsm8k_copy):
+    scores = gsm8k_copy.run().scores()["d2"].to_numpy()
+    ends = read("show", "latest", "--direction", 2, "--top", 4)["ends"]
+    order = np.argsort(-scores, kind="stable")
+    assert [row["example_id"] for row in ends["+"]] == order[:4].tolist()
+    assert [row["example_id"] for row in ends["-"]] == order[::-1][:4].tolist()
+    assert ends["+"][0]["score"] == pytest.approx(float(scores.max()), rel=1e-6)
+    assert {"text", "question", "answer", "n_tokens"} <= set(ends["+"][0])
+    assert set(read("show", "latest", "--direction", 2, "--polarity", "-")["ends"]) == {"-"}
+
+
+def test_the_cosine_is_the_plain_uncentred_one(read, gsm8k, stories):
+    reference = Reference(stories, gsm8k_texts(gsm8k, 60), (1, 2, 3), max_tokens=200)
+    shown = read("show", "latest", "--direction", 1, "--rank", "cosine", "--top", 60, "--polarity", "+")["ends"][
+        "+"
+    ]
+    plain = reference.cosines[:, 0]
+    # the cosine of two float32 directions that agree to 1e-3
+    np.testing.assert_allclose(
+        [row["cosine"] for row in shown], plain[[row["example_id"] for row in shown]], atol=2e-3
+    )
+    assert shown[0]["example_id"] == plain.argmax() and shown[-1]["example_id"] == plain.argmin()
+
+
+def test_labels_are_set_shown_and_kept(read, run_cli, gsm8k_copy):
+    assert (
+        read("label", "latest", "--direction", 2, "--set", " tales : sums ")["labels"]["2"]["text"]
+        == "tales : sums"
+    )
+    labels = read("label", "latest")["labels"]
+    assert list(labels) == ["1", "2", "3"] and labels["2"]["source"] == "person"
+    assert read("label", "latest", "--words")["labels"]["2"]["source"] == "person"  # left alone
+    assert read("label", "latest", "--words", "--direction", 2)["labels"]["2"]["source"] == "words"
+    _, out, _ = run_cli("label", "latest", "--direction", 1, "--workspace", gsm8k_copy.root)
+    assert out.startswith("1  ") and out.rstrip().endswith("(words)")
+
+
+def test_tokens_are_scored_once(read, gsm8k_copy):
+    run = gsm8k_copy.run()
+    missing = next(i for i in range(60) if not run.has_token_scores(i))
+    assert read("tokens", "latest", "--example", missing, "--device", "cpu") == {"examples": [missing]}
+    assert run.token_scores(missing).scores.shape[1] == 3
+    made = (run.folder / "tokens" / f"{missing}.parquet").stat().st_mtime_ns
+    read("tokens", "latest", "--example", missing)
+    assert (run.folder / "tokens" / f"{missing}.parquet").stat().st_mtime_ns == made
+    assert len(read("tokens", "latest")["examples"]) > 20
+
+
+def test_the_doctor_looks_at_this_machine(read, run_cli):
+    facts = read("doctor")
+    assert facts["device"] and facts["torch"] and facts["missing"] and "GB free" in facts["disk"]
+    assert "torch: " in run_cli("doctor")[1]
+
+
+# --- the estimate ---------------------------------------------------------------------------------------
+
+
+def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
+    options = ("recover", "--model", stories, "--data", gsm8k, "--text", "question", "--limit", 500, "--no-map")
+    options += ("--workspace", tmp_path, "--device", "cpu", "--json")
+    status, out, _ = run_cli(*options, "--estimate")
+    facts = json.loads(out)
+    assert status == 0 and Workspace(tmp_path).runs() == []
+    start = time.monotonic()
+    assert run_cli(*options)[0] == 0
+    seconds = time.monotonic() - start
+    run = Workspace(tmp_path).run()
+    assert (facts["rows"], facts["examples"], facts["d"]) == (500, run.manifest["n"], run.manifest["d"])
+    # 400 of the 500 texts stand for all: their mean length has a standard error of about 1%
+    assert facts["tokens"] == pytest.approx(run.manifest["data"]["tokens"], rel=0.05)
+    disk = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+    assert facts["disk_bytes"] == pytest.approx(disk, rel=0.2)
+    assert seconds / 4 < facts["seconds"] < 4 * seconds + 5  # a loaded machine is not steady
+    status, out, _ = run_cli(*options, "--k", 4, "--estimate")
+    assert json.loads(out)["rate_from"] == f"measured in run {run.id}"

@@ -1,0 +1,216 @@
+import re
+from html import unescape
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core import figures
+from core.figures import CATEGORIES, colour_bins, inside, legend, scatter, shaded_tokens
+
+HOSTILE = '<script>alert(1)</script> ![](http://x) $x$ & "quoted" </div>'
+
+
+def plainly_inside(point, corners):
+    """Even-odd rule, one edge at a time, with the crossing found along the edge."""
+    x, y = point
+    crossings = 0
+    for i, (ax, ay) in enumerate(corners):
+        bx, by = corners[i - 1]
+        if min(ay, by) <= y < max(ay, by):
+            share = (y - ay) / (by - ay)
+            crossings += ax + share * (bx - ax) > x
+    return crossings % 2 == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_polygon_holds_what_a_plain_test_of_each_point_says(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.normal(size=(rng.integers(3, 12), 2))
+    points = rng.normal(size=(300, 2))
+    area = {"brush_type": "polygon", "coord_range": corners.tolist()}
+    expected = [plainly_inside(point, corners) for point in points]
+    assert inside(points, [area]).tolist() == expected
+
+
+def test_areas_add_up_and_rectangles_may_be_drawn_from_any_corner():
+    points = np.array([[0.5, 0.5], [2.5, 2.5], [5.0, 5.0], [np.nan, 0.5]])
+    areas = [
+        {"brush_type": "rect", "coord_range": [[1, 0], [1, 0]]},
+        {"brush_type": "polygon", "coord_range": [[2, 2], [3, 2], [3, 3], [2, 3]]},
+        {"brush_type": "polygon", "coord_range": [[5, 5], [6, 6]]},
+        {"brush_type": "lineX", "coord_range": [0, 9]},
+    ]
+    assert inside(points, areas).tolist() == [True, True, False, False]
+    assert not inside(points, []).any()
+
+
+# --- colours --------------------------------------------------------------------------------------------
+
+
+def test_numbers_fall_into_bins_of_equal_count_from_low_to_high():
+    values = pd.Series(np.random.default_rng(0).normal(size=700))
+    bins = colour_bins(values)
+    assert np.bincount(bins.codes).tolist() == [100] * 7
+    assert bins.colours == figures.DIVERGING
+    highest = values.groupby(bins.codes).max()
+    assert (highest.to_numpy()[:-1] <= values.groupby(bins.codes).min().to_numpy()[1:]).all()
+
+
+def test_missing_numbers_are_named_last():
+    values = pd.Series([*range(100), None, None], dtype="Float64")
+    bins = colour_bins(values)
+    assert bins.names[-1] == "other or missing" and bins.colours[-1] == figures.OTHER
+    assert (bins.codes == len(bins.names) - 1).tolist() == [False] * 100 + [True] * 2
+
+
+def test_many_equal_numbers_still_give_bins():
+    bins = colour_bins(pd.Series([0.0] * 900 + list(range(1, 101))))
+    assert len(bins.names) == len(bins.colours) and set(bins.codes) <= set(range(len(bins.names)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3.0] * 5, [True, False, True], ["a"] * 4, [1, 2, 3], pd.Series([1, 2, None], dtype="Int64"), ["<b>", "<b>"]],
+)
+def test_few_values_are_their_own_colours(values):
+    values = pd.Series(values)
+    bins = colour_bins(values)
+    for code, name in enumerate(bins.names[: values.nunique()]):
+        assert {str(value) for value in values[bins.codes == code]} == {name}
+    assert len(bins.names) == values.nunique() + values.isna().any()
+
+
+@pytest.mark.parametrize("values", [[None, None], [np.nan], []])
+def test_a_column_without_values_is_all_missing(values):
+    bins = colour_bins(pd.Series(values, dtype=object))
+    assert (bins.codes == 0).all() and bins.names == (("other or missing",) if values else ())
+
+
+def test_the_most_frequent_values_get_a_colour_and_long_names_are_cut():
+    values = pd.Series([f"value {i:02}" + "x" * 90 for i in range(20) for _ in range(20 - i)])
+    bins = colour_bins(values)
+    assert bins.colours == (*CATEGORIES, figures.OTHER)
+    assert [name[:8] for name in bins.names[:3]] == ["value 00", "value 01", "value 02"]
+    assert max(map(len, bins.names)) == figures.NAME_CHARACTERS
+
+
+def test_the_legend_escapes_names():
+    html = legend(colour_bins(pd.Series([HOSTILE[:30], "plain"])))
+    assert "<script" not in html and "plain" in html
+
+
+# --- scatters -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [None, "some", "none"])
+def test_every_finite_point_is_drawn_exactly_once_in_the_colour_of_its_bin(kept):
+    rng = np.random.default_rng(1)
+    points = np.round(rng.normal(size=(500, 2)), 3)
+    points[::50] = np.nan
+    bins = colour_bins(pd.Series(rng.choice(["a", "b", "c", None], 500)))
+    mask = {None: None, "some": rng.random(500) < 0.3, "none": np.zeros(500, bool)}[kept]
+    spec = scatter(points, bins, mask, "x", "y", dark=False)
+    drawn = []
+    for series in spec["series"]:
+        source = spec["dataset"][series["datasetIndex"]]["source"]
+        opaque = series["itemStyle"]["opacity"] > 0.5
+        drawn += [
+            (*row, series["itemStyle"]["color"], opaque) for row in np.round(source.to_numpy(float), 3).tolist()
+        ]
+    chosen = np.ones(500, bool) if mask is None else mask
+    expected = [
+        (x, y, bins.colours[code], bool(is_chosen))
+        for (x, y), code, is_chosen in zip(points.tolist(), bins.codes, chosen, strict=True)
+        if np.isfinite(x)
+    ]
+    assert sorted(drawn) == sorted(expected)
+
+
+def test_a_map_without_any_place_is_an_empty_chart():
+    spec = scatter(np.full((3, 2), np.nan), colour_bins(pd.Series(["a", "b", "c"])), None, "x", "y", dark=True)
+    assert spec["series"] == [] and spec["darkMode"]
+
+
+# --- tokens ---------------------------------------------------------------------------------------------
+
+
+def shown_text(html):
+    return unescape(re.sub(r"<[^>]*>", "", html.replace("<br>", "\n")))
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "two\nlines\n\n", "a  b", "🙂 שלום"])
+def test_tokens_show_the_text_and_nothing_else(text):
+    tokens = re.findall(r".{1,3}", text, flags=re.S)
+    scores = np.linspace(-1, 1, len(tokens))
+    html = shaded_tokens(tokens, scores)
+    assert shown_text(html) == text
+    assert re.findall(r"<(\w+)", html).count("span") == len(tokens)
+    assert set(re.findall(r"<(\w+)", html)) <= {"div", "span", "br"}
+
+
+def test_tokens_are_shaded_by_sign_and_size_and_those_not_pooled_are_faint():
+    html = shaded_tokens(["not", "up", "down", "flat"], np.array([np.nan, 2.0, -1.0, 0.0]))
+    faint, up, down, flat = re.findall(r"<span[^>]*>", html)
+    assert "unpooled" in faint and "217,130,43,0.65" in up
+    assert re.search(r"59,111,182,0\.[23]", down) and ",0.00)" in flat
+
+
+def test_a_long_text_folds_and_is_all_there():
+    tokens, scores = [f"word{i} " for i in range(100)], np.linspace(0, 1, 100)
+    html = shaded_tokens(tokens, scores, 50)
+    start, rest = re.fullmatch(r".*<summary>(.*)</summary>(.*)</details></div>", html).groups()
+    start = start.split(' <span class="example-more">')[0]
+    assert 50 <= len(shown_text(start)) < 60
+    assert shown_text(start) + shown_text(rest) == "".join(tokens)
+    assert "details" not in shaded_tokens(tokens[:5], scores[:5], 50)
+
+
+def test_tokens_beyond_the_limit_are_shown_without_shade():
+    n = figures.SHADED_TOKENS + 7
+    html = shaded_tokens(["<a>"] * n, np.ones(n), 20)
+    assert html.count("&lt;a&gt;") == n and html.count("<span title") == figures.SHADED_TOKENS
+
+
+@pytest.mark.parametrize("fold", [None, 10, 1_000])
+def test_a_plain_text_is_escaped_and_all_there(fold):
+    html = figures.plain_text(HOSTILE + "\nend", fold)
+    shown = shown_text(re.sub(r' <span class="example-more">.*?</span>', "", html))
+    assert shown == HOSTILE + "\nend" and "<script" not in html
+
+
+def test_cards_escape_their_facts():
+    assert "<script" not in figures.example_cards([(HOSTILE, figures.plain_text("text"))])
+
+
+@pytest.mark.parametrize("scores", [np.full(2, np.nan), np.zeros(2)])
+def test_tokens_without_scores_are_still_shown(scores):
+    assert shown_text(shaded_tokens(["a", "b"], scores)) == "ab"
+
+
+# --- the small figures ----------------------------------------------------------------------------------
+
+
+def described(k):
+    share = 1 / np.arange(2, k + 2)
+    columns = {"direction": np.arange(1, k + 1), "explained_variance": share}
+    columns |= {"explained_variance_low": 0.9 * share, "explained_variance_high": 1.1 * share}
+    columns |= {
+        name: np.linspace(1, 80, k) for name in ("angle", "angle_95", "subspace_angle", "subspace_angle_95")
+    }
+    return pd.DataFrame(columns)
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_the_small_figures_hold_a_mark_for_every_direction(k):
+    directions = described(k)
+    bars, line = figures.spectrum(directions).data
+    assert len(bars.y) == len(line.y) == k
+    assert line.y[-1] == pytest.approx(directions["explained_variance"].sum())
+    assert [len(trace.y) for trace in figures.stability(directions, 25).data] == [k, k]
+    assert np.shape(figures.block_energy_map(np.ones((k, 3)) / 3, [1, 2, 3]).data[0].z) == (k, 3)
+
+
+@pytest.mark.parametrize("values", [np.zeros(5), np.arange(1_000.0), np.array([1.0, 2.0])])
+def test_the_histogram_counts_every_example(values):
+    assert sum(figures.histogram(values).data[0].y) == len(values)

@@ -1,0 +1,141 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core import jobs
+from core.errors import BasiscopeError
+from core.jobs import Job, JobReporter, Meter, find_job, list_jobs, start_job
+from core.workspace import DEFAULT_ROOT, Workspace, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def wait(job, state=None, seconds=90):
+    """Until the job has ended or reached `state`."""
+    deadline = time.monotonic() + seconds
+    while job.state == "running" and not (state and state(job)):
+        assert time.monotonic() < deadline, job.log()
+        time.sleep(0.02)
+    return job.state
+
+
+def read_by_another_process(job):
+    """State and message as a process sees them that did not start the job."""
+    code = (
+        "import sys, json; from pathlib import Path; from core.jobs import Job; job = Job(Path(sys.argv[1])); "
+        "print(json.dumps([job.state, job.result, job.progress.step]))"
+    )
+    command = [sys.executable, "-c", code, str(job.folder)]
+    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+def long_recovery(stories, gsm8k):
+    options = ["--model", stories, "--data", gsm8k, "--text", "question", "--no-map", "--device", "cpu"]
+    return ["recover", *options, "--token-budget", "300"]
+
+
+def test_a_job_that_finishes(tmp_path):
+    workspace = Workspace(tmp_path / "a workspace")
+    job = start_job(workspace, ["runs", "--json"])
+    assert wait(job) == "done"
+    assert json.loads(job.log()) == {"runs": []} and job.result == {"runs": [], "state": "done"}
+    assert job.command == f"basiscope runs --json --workspace '{workspace.root}'" and job.step == "runs"
+    assert list_jobs(workspace) == [job] and find_job(workspace, job.id).facts["pid"] == job.facts["pid"]
+    assert read_by_another_process(job) == ["done", {"runs": [], "state": "done"}, "starting"]
+
+
+def test_the_default_workspace_needs_no_option(monkeypatch):
+    monkeypatch.setattr(Job, "facts", {"arguments": ["runs", "--text", "a b"]})
+    assert Job(DEFAULT_ROOT / "jobs" / "x").command == "basiscope runs --text 'a b'"
+
+
+def test_a_job_that_fails_says_why_in_one_sentence(tmp_path):
+    job = start_job(Workspace(tmp_path), ["show", "nope"])
+    assert wait(job) == "failed"
+    assert job.result["message"] == f"Run 'nope' is not in {tmp_path}. Runs there: none yet."
+    assert job.result["message"] in job.log() and "Traceback" not in job.log()
+    wrong = start_job(Workspace(tmp_path), ["show", "nope", "--rank", "x"])
+    assert wait(wrong) == "failed" and "--rank" in wrong.result["message"]
+    with pytest.raises(BasiscopeError, match="There is no job nothing"):
+        find_job(Workspace(tmp_path), "nothing")
+
+
+def test_a_job_is_watched_cancelled_and_killed_and_goes_on(stories, gsm8k, tmp_path):
+    workspace = Workspace(tmp_path)
+    job = start_job(workspace, long_recovery(stories, gsm8k))
+    assert job.state == "running" and job.result == {}
+    wait(job, lambda job: job.progress.step == "activations" and job.progress.seconds_left)
+    progress = job.progress
+    assert 0 < progress.done < progress.total and progress.rate > 0 and 0 < progress.share < 1
+    # the time left is what the rate says
+    assert progress.seconds_left == pytest.approx((progress.total - progress.done) / progress.rate)
+    assert read_by_another_process(job)[0] == "running"
+    job.cancel()
+    assert wait(job) == "cancelled" and job.result["message"] == jobs.STOPPED
+    job.cancel()  # of a job that has ended: nothing
+    done = job.progress.done
+
+    again = start_job(workspace, job.facts["arguments"])
+    wait(again, lambda job: job.progress.step == "activations" and job.progress.done > 0)
+    assert again.progress.done >= done  # what was finished is kept
+    os.killpg(again.facts["pid"], signal.SIGKILL)
+    assert wait(again) == "killed" and "it continues where it was" in again.result["message"]
+    assert read_by_another_process(again)[:2] == ["killed", again.result]
+    assert {found.id for found in list_jobs(workspace)} == {job.id, again.id}
+    assert [run["status"] for run in runs_of(workspace)] == ["interrupted"]
+
+
+def runs_of(workspace):
+    command = [sys.executable, "-m", "core.cli", "runs", "--json", "--workspace", str(workspace.root)]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)["runs"]
+    assert all(run["model"].endswith("stories260K") and run["data"].endswith("train.jsonl") for run in found)
+    return found
+
+
+def test_a_job_stopped_before_it_listens_is_cancelled(tmp_path):
+    job = start_job(Workspace(tmp_path), ["runs"])
+    job.cancel()  # python is still starting: the signal ends it outright, or it has ended by itself
+    assert wait(job) in ("cancelled", "done")
+    if not (job.folder / "result.json").exists():
+        assert job.result == {"message": jobs.STOPPED}
+
+
+def test_a_process_id_taken_by_another_process_is_no_running_job(tmp_path):
+    job = Job(tmp_path / "job")
+    write_json(job.folder / "job.json", {"arguments": ["runs"], "pid": os.getpid(), "pid_created": 1.0})
+    assert job.state == "killed" and job.log() == "" and job.progress.step == "starting"
+    job.cancel()  # must not signal this very process
+
+
+def test_progress_is_written_at_every_step_and_not_at_every_call(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(jobs, "write_json", lambda path, value: written.append((path.name, dict(value))))
+    reporter = JobReporter(tmp_path)
+    for done in range(1_000):
+        reporter.progress("read", done, 1_000)
+    reporter.progress("basis", 0, 10)
+    assert len(written) < 100 and written[0][1]["step"] == "read" and written[-1][1]["step"] == "basis"
+
+
+def test_the_meter_counts_from_where_the_step_began(monkeypatch):
+    clock = iter([0.0, 0.0, 10.0, 10.0, 20.0])
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    meter = Meter()
+    assert meter.update("activations", 500, 1_000).seconds_left is None  # resumed half-way
+    progress = meter.update("activations", 600, 1_000)
+    assert (progress.rate, progress.seconds_left, progress.share) == (10.0, 40.0, 0.6)
+    assert meter.update("basis", 0, 0).share == 0.0
+
+
+def test_a_result_that_cannot_be_written_is_no_second_error(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "write_json", full)
+    JobReporter(tmp_path).finish("failed", {"message": "The disk is full"})

@@ -1,0 +1,344 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
+from synthetic import synthetic_run
+
+from core.jobs import list_jobs
+from core.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+BASIS, DIRECTIONS, RECOVER = "", "directions", "recover"
+"""The paths of the pages in the address bar."""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A workspace with two runs, the second the newer, to be copied."""
+    folder = tmp_path_factory.mktemp("pages")
+    for seed in (1, 2):
+        synthetic_run(Workspace(folder), seed=seed)
+    return folder
+
+
+@pytest.fixture
+def workspace(template, tmp_path, monkeypatch):
+    shutil.copytree(template, tmp_path / "workspace")
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "empty"))
+    return Workspace(tmp_path / "empty")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments of the jobs that a page starts, which are recorded and not run."""
+    jobs = []
+
+    def record(_workspace, arguments):
+        jobs.append(arguments)
+
+    monkeypatch.setattr("core.jobs.start_job", record)
+    for name in ("recover.page", "recover.jobs", "common.demo"):
+        monkeypatch.setattr(f"pages.{name}.start_job", record, raising=False)
+    return jobs
+
+
+def show(page, **address):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at._page_hash = calc_hash(page)  # as a deep link does; switch_page would need a run of the default page first
+    for name, value in address.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception, at.exception[0].message
+    return at
+
+
+def texts(at):
+    kinds = (at.title, at.subheader, at.text, at.caption, at.info, at.warning, at.code)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+# --- every page -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+def test_an_empty_workspace_says_what_to_do(empty, page):
+    at = show(page)
+    assert "no run in this workspace yet" in texts(at)
+    assert at.button(key="demo").label == "Recover the embedded demo"
+    assert not empty.root.exists()
+
+
+def test_recover_opens_on_an_empty_workspace(empty):
+    at = show(RECOVER)
+    assert "Choose a model" in texts(at)
+    assert not empty.root.exists()
+
+
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+def test_the_newest_run_is_shown_and_its_id_is_in_the_address(workspace, page):
+    at = show(page)
+    assert at.query_params["run"] == workspace.runs()[0].id
+
+
+def test_the_address_chooses_the_run(workspace):
+    older = workspace.runs()[1].id
+    assert show(BASIS, run=older).query_params["run"] == older
+
+
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+def test_an_unknown_run_in_the_address_is_said(workspace, page):
+    at = show(page, run="feedfeedfeed")
+    assert "not in this workspace" in texts(at)
+    assert at.query_params["run"] == workspace.runs()[0].id
+
+
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("scores.parquet", b"half", "scores.parquet cannot be read"),
+        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("directions.json", b"[{", "directions.json is damaged"),
+        ("manifest.json", b"{", "manifest.json is damaged"),
+        ("manifest.json", b'{"format_version": 1, "n": 3}', "manifest.json is damaged: it lacks model"),
+        ("manifest.json", b'{"format_version": 99}', "format version 99, this Basiscope reads version 1"),
+        ("labels.json", b"{", "labels.json is damaged"),
+    ],
+)
+def test_a_damaged_run_ends_in_a_sentence(workspace, page, name, content, sentence):
+    run = workspace.runs()[0]
+    (run.folder / name).write_bytes(content)
+    assert sentence in texts(show(page, run=run.id, direction="1"))
+
+
+def test_an_unreadable_run_does_not_hide_the_others(workspace):
+    newest, older = workspace.runs()
+    manifest = newest.folder / "manifest.json"
+    manifest.write_text(json.dumps({"format_version": 99}))
+    at = show(BASIS)
+    assert at.query_params["run"] == older.id and "directions" in texts(at)
+    assert "(unreadable)" in texts(show(RECOVER))
+
+
+# --- Basis ----------------------------------------------------------------------------------------------
+
+
+def test_basis_shows_the_run(workspace):
+    at = show(BASIS)
+    assert "no-model on synthetic.jsonl: 60 examples" in texts(at)
+    assert [element.value for element in at.subheader] == [
+        "Spectrum",
+        "Block energies",
+        "Stability",
+        "What else they carry",
+        "Map",
+    ]
+    assert "Directions 1 and 2 are stable only as a span." in texts(at)
+    assert at.dataframe[0].value["direction"].tolist() == [1, 2, 3, 4]
+
+
+def test_basis_colours_by_columns_and_directions(workspace):
+    at = show(BASIS)
+    colour = next(box for box in at.selectbox if box.label == "Colour")
+    assert colour.options[:4] == ["length in tokens", "kind", "grade", "is_hard"]
+    for name in ("kind", "grade", "is_hard", "d3"):
+        at = colour.select(name).run()
+        assert not at.exception
+        colour = next(box for box in at.selectbox if box.label == "Colour")
+
+
+def test_basis_without_a_map_says_so(workspace):
+    (workspace.runs()[0].folder / "map.parquet").unlink()
+    assert "This run has no map" in texts(show(BASIS))
+
+
+# --- Directions -----------------------------------------------------------------------------------------
+
+
+def test_the_cards_show_every_direction(workspace):
+    at = show(DIRECTIONS)
+    labels = workspace.runs()[0].labels()
+    assert [button.key for button in at.button] == [f"open_{j}" for j in (1, 2, 3, 4)]
+    assert all(label.text in texts(at) for label in labels.values())
+    at.button(key="open_3").click().run()
+    assert at.title[0].value == "Direction 3" and at.query_params["direction"] == "3"
+
+
+@pytest.mark.parametrize(("asked", "title"), [("2", "Direction 2"), ("99", "Directions"), ("x", "Directions")])
+def test_the_address_chooses_the_direction(workspace, asked, title):
+    assert show(DIRECTIONS, direction=asked).title[0].value == title
+
+
+def test_next_and_previous_go_round(workspace):
+    at = show(DIRECTIONS, direction="4")
+    at.button(key="next").click().run()
+    assert at.title[0].value == "Direction 1"
+    at.button(key="previous").click().run()
+    assert at.title[0].value == "Direction 4" and at.query_params["direction"] == "4"
+    at.button(key="all_directions").click().run()
+    assert at.title[0].value == "Directions"
+
+
+def test_an_edited_label_is_saved(workspace):
+    run = workspace.runs()[0]
+    at = show(DIRECTIONS, direction="2")
+    at.text_input(key=f"label_{run.id}_2").input("mine : yours ").run()
+    assert not at.exception
+    saved = run.labels()[2]
+    assert (saved.text, saved.source, saved.positive) == ("mine : yours", "person", (("apple", 4.0),))
+    assert "This label is yours." in texts(at)
+    assert "mine : yours" in texts(show(DIRECTIONS))
+    assert run.labels()[1].source == "words"
+
+
+def shown_ids(at):
+    cards = "".join(html.proto.body for html in at.get("html"))
+    return [int(example) for example in re.findall(r"· example (\d+) ·", cards)]
+
+
+def test_both_ends_are_in_the_order_of_the_scores(workspace):
+    run = workspace.runs()[0]
+    scores = run.scores()["d2"]
+    at = show(DIRECTIONS, direction="2")
+    order = scores.sort_values(ascending=False).index.tolist()
+    assert shown_ids(at) == order[:8] + order[::-1][:8]
+    at.number_input(key="top").set_value(2).run()
+    assert shown_ids(at) == order[:2] + order[::-1][:2]
+
+
+def test_search_and_filter_narrow_the_examples(workspace):
+    run = workspace.runs()[0]
+    examples = run.examples()
+    at = show(DIRECTIONS, direction="1")
+    at.text_input(key="search").input("APPLE").run()
+    found = set(examples.index[examples["text"].str.contains("apple")])
+    assert set(shown_ids(at)) <= found and shown_ids(at)
+    at.selectbox(key=f"by_{run.id}").select("kind").run()
+    at.multiselect(key=f"values_{run.id}_kind").select("division").run()
+    found &= set(examples.index[examples["kind"] == "division"])
+    assert set(shown_ids(at)) <= found
+    at.text_input(key="search").input("no such text").run()
+    assert "No example matches" in texts(at) and not shown_ids(at) and not at.exception
+
+
+def test_ranking_by_cosine_and_without_shading(workspace):
+    at = show(DIRECTIONS, direction="1")
+    at.selectbox(key="rank").select("cosine").run()
+    at.toggle(key="shade").set_value(False).run()
+    assert not at.exception and len(shown_ids(at)) == 16
+
+
+def test_missing_token_scores_can_be_asked_for(workspace, started):
+    run = workspace.runs()[0]
+    ids = shown_ids(show(DIRECTIONS, direction="1"))
+    (run.folder / "tokens" / f"{ids[0]}.parquet").unlink()
+    at = show(DIRECTIONS, direction="1")
+    assert at.button(key="score_tokens").label == "Score the tokens of 1 more example"
+
+
+# --- Recover --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "some data.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": str(i), "meta": {"level": i}} for i in range(5)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "not there"), (b"\x00\x01 not json", None), (b"", None)],
+)
+def test_data_that_cannot_be_read_is_said(empty, tmp_path, content, sentence):
+    path = tmp_path / "bad.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    at = show(RECOVER)
+    before = texts(at)
+    at.text_input(key="data_path").input(str(path)).run()
+    assert not at.exception
+    said = texts(at).replace(before, "")
+    assert len(texts(at)) > len(before), said
+    assert not any(button.key == "start" for button in at.button)
+
+
+def test_columns_are_guessed_and_the_command_equals_the_choices(empty, data, started):
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(data)).run()
+    assert not at.exception
+    assert at.selectbox(key="prompt_column").value == "question"
+    assert at.selectbox(key="response_column").value == "answer"
+    assert "meta.level" in at.selectbox(key="prompt_column").options
+    assert list(at.dataframe[0].value) == ["question", "answer", "meta"]
+    columns = "--prompt question --response answer"
+    expected = f"basiscope recover --model Qwen/Qwen3-0.6B --data '{data}' {columns} --k 10"
+    assert [code.value for code in at.code] == [expected]
+    at.number_input(key="limit").set_value(3).run()
+    at.segmented_control(key="preset").select("safety").run()
+    at.number_input(key="k_safety").set_value(7).run()
+    at.selectbox(key="block_scale").select("rms").run()
+    at.text_input(key="blocks").input("2:5").run()
+    at.button(key="start").click().run()
+    assert not at.exception
+    chosen = ["recover", "--model", "Qwen/Qwen3-0.6B", "--data", str(data), "--prompt", "question"]
+    chosen += ["--response", "answer", "--limit", "3", "--recipe", "safety", "--k", "7", "--blocks", "2:5"]
+    assert started == [[*chosen, "--block-scale", "rms"]]
+
+
+def test_one_text_column_and_chat_messages(empty, tmp_path, started):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "note": "n"}))
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(path)).run()
+    assert at.code[0].value.endswith("--messages messages --k 10")
+    at.segmented_control(key="way_messages").select("text").run()
+    at.selectbox(key="text_column").select("note").run()
+    assert at.code[0].value.endswith("--text note --k 10")
+
+
+def job(workspace, name, arguments, **files):
+    folder = workspace.root / "jobs" / name
+    folder.mkdir(parents=True)
+    facts = {"arguments": arguments, "created": "2026-01-01T00:00:00Z", "pid": 2**22 + 1, "pid_created": 0.0}
+    for file, content in {"job": facts, **files}.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    (folder / "log.txt").write_text("![](http://evil.test/log) the log")
+    return name
+
+
+def test_ended_jobs_say_how_they_ended_and_can_go_on(workspace, started):
+    run = workspace.runs()[1].id
+    recover = ["recover", "--model", "m", "--data", "d"]
+    done = job(workspace, "1", recover, result={"state": "done", "run": run})
+    failed = job(workspace, "2", recover, result={"state": "failed", "message": "Model m is not there."})
+    job(workspace, "3", recover)
+    job(workspace, "4", recover, cancel={})
+    assert [j.state for j in list_jobs(workspace)] == ["cancelled", "killed", "failed", "done"]
+    at = show(RECOVER)
+    assert "Failed. Model m is not there." in texts(at) and "Killed. The process was ended" in texts(at)
+    assert "Cancelled. Stopped." in texts(at) and "Done." in texts(at)
+    at.button(key=f"resume_{failed}").click().run()
+    assert started == [recover]
+    at.button(key=f"open_{done}").click().run()
+    assert not at.exception and at.title[0].value == "Basis" and at.query_params["run"] == run
+
+
+def test_runs_are_listed_and_opened(workspace):
+    older = workspace.runs()[1].id
+    at = show(RECOVER)
+    at.button(key=f"run_{older}").click().run()
+    assert at.title[0].value == "Basis" and at.query_params["run"] == older

@@ -1,0 +1,185 @@
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import synthetic_run
+
+from core.jobs import JobProgress
+from core.reading import Label
+from core.tables import (
+    basis_summary,
+    chosen_examples,
+    colour_columns,
+    direction_facts,
+    duration,
+    estimate_sentences,
+    extremes,
+    filter_values,
+    grouping_sentence,
+    length_correlation,
+    matching,
+    one_line,
+    progress_sentence,
+    size,
+    table_of_directions,
+)
+from core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return synthetic_run(Workspace(tmp_path_factory.mktemp("tables")))
+
+
+@pytest.fixture
+def examples():
+    texts = ["Apples (red)", "pears", "apple pie.", "plums", "PEARS and a.*b"]
+    kinds = ["x", None, "y", "x", "z"]
+    return pd.DataFrame(
+        {
+            "example_id": [3, 5, 8, 9, 11],
+            "text": texts,
+            "n_tokens": [2, 1, 2, 1, 3],
+            "kind": kinds,
+            "n": [1, 2, 1, 1, 2],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "column", "values", "rows"),
+    [
+        ("", None, [], [0, 1, 2, 3, 4]),
+        ("apple", None, [], [0, 2]),
+        ("(RED)", None, [], [0]),
+        ("a.*b", None, [], [4]),
+        ("nothing", None, [], []),
+        ("", "kind", [], [0, 1, 2, 3, 4]),
+        ("", "kind", ["x"], [0, 3]),
+        ("", "n", ["2"], [1, 4]),
+        ("pears", "kind", ["x", "z"], [4]),
+        ("pears", "kind", ["gone"], []),
+    ],
+)
+def test_matching_finds_plain_text_and_values(examples, search, column, values, rows):
+    assert np.flatnonzero(matching(examples, search, column, values)).tolist() == rows
+
+
+def test_filter_values_come_most_frequent_first_without_missing_ones(examples):
+    assert filter_values(examples["kind"])[0] == "x"
+    assert set(filter_values(examples["kind"])) == {"x", "y", "z"}
+    assert filter_values(pd.Series([None, None], dtype=object)) == []
+
+
+def test_extremes_are_ranked_with_ties_in_the_order_of_the_examples(examples):
+    values = np.array([1.0, 2.0, 1.0, -3.0, 2.0])
+    assert [e.row for e in extremes(examples, values, 1, 4)] == [1, 4, 0, 2]
+    assert [e.row for e in extremes(examples, values, -1, 2)] == [3, 0]
+    first = extremes(examples, values, 1, 1)[0]
+    assert (first.example_id, first.value, first.text, first.n_tokens) == (5, 2.0, "pears", 1)
+
+
+def test_extremes_keep_to_what_is_allowed(examples):
+    values = np.array([1.0, 2.0, 1.0, -3.0, 2.0])
+    allowed = np.array([True, False, True, True, False])
+    assert [e.row for e in extremes(examples, values, 1, 9, allowed)] == [0, 2, 3]
+    assert extremes(examples, values, 1, 9, np.zeros(5, bool)) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_open", "sentence"),
+    [
+        ([0, 1, 2], False, "Directions 1, 2 and 3 stand alone."),
+        ([0, 1, 1], False, "Direction 1 stands alone. Directions 2 and 3 are stable only as a span."),
+        (
+            [0, 1, 2, 2],
+            True,
+            "Directions 1 and 2 stand alone. Directions 3 and 4 are not settled: more data, or directions beyond "
+            "the last, would be needed.",
+        ),
+        ([0], True, "Direction 1 is not settled: more data, or directions beyond the last, would be needed."),
+    ],
+)
+def test_the_grouping_sentence(groups, is_open, sentence):
+    directions = pd.DataFrame({"direction": range(1, len(groups) + 1), "group": groups})
+    assert grouping_sentence(directions, is_open) == sentence
+
+
+def test_one_line_has_no_breaks_and_no_more_than_asked():
+    assert one_line("a\n\nb\t c") == "a b c"
+    assert one_line("x" * 500, 20) == "x" * 19 + "…"
+    assert one_line("") == ""
+
+
+def test_the_chosen_examples_come_with_short_texts_and_their_columns(run):
+    found = chosen_examples(run.examples(), np.array([4, 2]), colour_columns(run))
+    assert found["example"].tolist() == [4, 2]
+    assert list(found) == ["example", "text", "tokens", "kind", "grade", "is_hard"]
+
+
+def test_columns_to_colour_by_leave_out_texts_and_ids(run):
+    assert colour_columns(run) == ["n_tokens", "kind", "grade", "is_hard"]
+
+
+def test_the_summary_and_the_table_of_directions(run):
+    assert basis_summary(run.manifest).startswith(
+        "no-model on synthetic.jsonl: 60 examples, 780 tokens, blocks 1 to 4"
+    )
+    table = table_of_directions(run.directions(), run.labels() | {2: Label("mine : yours", "person")})
+    assert table["direction"].tolist() == [1, 2, 3, 4] and table["label"][1] == "mine : yours"
+    assert list(direction_facts(run.directions().iloc[0])) == [
+        "Share of the variance",
+        "Turn under resampling",
+        "Correlation with length",
+        "On its 10 largest dimensions",
+    ]
+
+
+def test_the_length_correlation_where_lengths_do_not_vary():
+    none = dict.fromkeys(("length_correlation", "length_correlation_low", "length_correlation_high"))
+    assert length_correlation(none) == "no variation"
+    assert length_correlation(dict(zip(none, (0.5, -0.1, 0.7), strict=True))) == "+0.50 (-0.10 to +0.70)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (75, "1 min 15 s"),
+        (3_600, "1 h 0 min"),
+        (90_061, "25 h 1 min"),
+    ],
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "said"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1_000, "1.0 kB"), (3_200_000, "3.2 MB"), (5e12, "5000.0 GB")],
+)
+def test_sizes(n_bytes, said):
+    assert size(n_bytes) == said
+
+
+def test_the_progress_sentence():
+    assert progress_sentence(JobProgress()) == "starting: 0"
+    assert (
+        progress_sentence(JobProgress("read", 5, 20, 2.0, 7.5))
+        == "read: 5 of 20, 2 a second, 8 s left in this step"
+    )
+
+
+def test_the_estimate_names_its_problems():
+    facts = {"examples": 9, "rows": 10, "tokens": 1_000, "seconds": 61.0, "device": "cpu", "dtype": "float32"}
+    facts |= {
+        "rate_from": "measured",
+        "memory_bytes": 1e6,
+        "disk_bytes": 1e3,
+        "free_bytes": 1e9,
+        "problems": ["1 row: empty"],
+    }
+    first, second, third, problem = estimate_sentences(facts)
+    assert first == "9 examples of 10 rows, about 1,000 tokens" and "1 min 1 s on cpu" in second
+    assert "1.0 MB of memory" in third and problem == "1 row: empty"
