@@ -10,26 +10,27 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
-from bench.measure import largest_angle, machine, show, spread
-from core.activations import TOKEN_BUDGET, Activations, TokenWindows, extract, pad_batch, plan_batches
-from core.basis import recover_basis
+from bench.measure import machine, show, spread
+from bench.precision import compare_bfloat16
+from core.activations import TOKEN_BUDGET, TokenWindows, extract, pad_batch, plan_batches
 from core.model import LanguageModel, load_model, resolve_blocks, run_blocks
-from core.reading import rank_examples
 from core.workspace import PartialRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 BLOCKS = resolve_blocks("1:-1", 8)
 SLOW = 3
 """The published loops take part in every third batch only."""
 GROUPS = 5
-TOP = 50
 
 
 def main(quick: bool) -> None:
@@ -53,17 +54,18 @@ def main(quick: bool) -> None:
         )
         print(f"  {machine()}", flush=True)
         everything = np.arange(len(windows))
-        contenders: dict[str, Iterator[object]] = {
-            "(c) bare trunk, same batches": trunk(model, windows, batches),
+        contenders: dict[str, Generator[object]] = {
+            "(c) bare trunk": trunk(model, windows, batches),
             "ours": extract(model, windows, everything, BLOCKS),
             "ours, written to shards": PartialRun(folder, "float32").store(
                 extract(model, windows, everything, BLOCKS), windows.example_id
             ),
-            "(a) published loop": loop(folder / "model", windows, batches, attentions=True),
-            "(b) without attentions": loop(folder / "model", windows, batches, attentions=False),
+            "(a) published loop": loop(load_published(folder / "model", "eager"), windows, batches),
+            "(b) without attentions": loop(load_published(folder / "model", "sdpa"), windows, batches),
         }
-        report(take_turns(contenders), [int(windows.lengths[batch].sum()) for batch in batches])
-        compare_bfloat16(str(folder / "model"), windows, everything[:: 1 if quick else 2])
+        tokens = np.array([windows.lengths[batch].sum() for batch in batches])
+        report(take_turns(contenders, len(batches)), tokens)
+        compare_bfloat16(model, load_model(str(folder / "model"), dtype="bfloat16"), windows, BLOCKS)
 
 
 def make_model(folder: Path, texts: list[str]) -> None:
@@ -93,7 +95,7 @@ def tokenize(model: LanguageModel, texts: list[str]) -> TokenWindows:
     return TokenWindows(np.concatenate(ids), offsets, np.ones(len(ids), dtype=np.int64), np.arange(len(ids)))
 
 
-def trunk(model: LanguageModel, windows: TokenWindows, batches: list[np.ndarray]) -> Iterator[None]:
+def trunk(model: LanguageModel, windows: TokenWindows, batches: list[np.ndarray]) -> Generator[None]:
     """Nothing but the decoder on our batches, stopped after the same last block."""
     for batch in batches:
         texts = [windows.tokens(i) for i in batch]
@@ -102,30 +104,48 @@ def trunk(model: LanguageModel, windows: TokenWindows, batches: list[np.ndarray]
         yield
 
 
-def loop(folder: Path, windows: TokenWindows, batches: list[np.ndarray], attentions: bool) -> Iterator[None]:
-    """One example at a time through the whole model with all hidden states, as published."""
+def load_published(folder: Path, attention: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    attention = "eager" if attentions else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
-    model.eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+
+
+def loop(module: PreTrainedModel, windows: TokenWindows, batches: list[np.ndarray]) -> Generator[None]:
+    """One example at a time through the whole model with all hidden states, as published."""
+    attentions = module.config._attn_implementation == "eager"
     for step, batch in enumerate(batches):
         for i in batch if step % SLOW == 0 else ():
             ids = torch.from_numpy(windows.tokens(i).astype(np.int64))[None]
             with torch.no_grad():
-                output = model(ids, output_hidden_states=True, output_attentions=attentions)
+                output = module(ids, output_hidden_states=True, output_attentions=attentions)
             parts = [output.hidden_states[block + 1][0, 1:].mean(dim=0) for block in BLOCKS]
             torch.cat(parts).numpy()
         yield
 
 
-def take_turns(contenders: dict[str, Iterator[object]]) -> dict[str, np.ndarray]:
-    """Seconds of each contender on each batch."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    going = True
-    while going:
-        for name, steps in contenders.items():
+def take_turns(contenders: dict[str, Generator[object]], n_steps: int) -> dict[str, np.ndarray]:
+    """Seconds of each contender on each step; who begins alternates. Closing one counts for its last step."""
+    seconds = {name: np.zeros(n_steps) for name in contenders}
+    for step in range(n_steps):
+        for name in list(contenders)[:: 1 if step % 2 else -1]:
             start = time.perf_counter()
-            going = next(steps, None) is not StopIteration and going
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
+            next(contenders[name])
+            if step == n_steps - 1:
+                contenders[name].close()
+            seconds[name][step] = time.perf_counter() - start
+    return seconds
+
+
+def report(seconds: dict[str, np.ndarray], tokens: np.ndarray) -> None:
+    """Speeds and ratios of times, over the batches that a contender took part in."""
+    rows = []
+    for name, own in seconds.items():
+        took_part = np.arange(len(own)) % (SLOW if name[:3] in ("(a)", "(b)") else 1) == 0
+        groups = [group for group in np.array_split(np.flatnonzero(took_part), GROUPS) if len(group)]
+        ratios = {
+            rival: [own[group].sum() / seconds[rival][group].sum() for group in groups]
+            for rival in ("ours", "(c) bare trunk")
+        }
+        speed = tokens[took_part].sum() / own[took_part].sum()
+        rows.append([name, f"{speed:,.0f}", *(spread(ratio) for ratio in ratios.values())])
+    show(["", "tokens/s", "time / ours", "time / (c)"], rows)

@@ -19,8 +19,8 @@ def machine() -> str:
     model = next((value.strip() for key, value in facts if key.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "scikit-learn"))
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores {model}, {memory:.0f} GiB, load {load:.1f}; Python {platform.python_version()}, {libraries}"
+    hardware = f"{os.cpu_count()} cores {model}, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
+    return f"{hardware}; Python {platform.python_version()}, {libraries}"
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
@@ -63,3 +63,9 @@ def private_peak(peak: list[float]) -> Iterator[None]:
         finished.set()
         watcher.join()
         peak.append(highest[0] / 1e6)
+
+
+def largest_angle(directions: np.ndarray, truth: np.ndarray) -> float:
+    """Between the spans of two sets of k rows, by its sine, which is exact for small angles."""
+    first = np.linalg.qr(directions.T.astype(np.float64))[0]
+    return float(np.arcsin(min(1.0, np.linalg.norm(first - truth.T @ (truth @ first), 2))))

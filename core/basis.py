@@ -295,7 +295,7 @@ def _leading(
         floor = max(float(values[0]), 1e-300) * 1e-12
         residuals = (coupling @ vectors[-size:]).norm(dim=0) / values.clamp(min=floor)
         worst = float(residuals[:k].max())
-        progress("basis", step + 1, MAX_PASSES)
+        progress("basis", step + 1, 0)
         is_exact = worst < tolerance and ROUNDING * values[0] < tolerance * values[k - 1]
         if is_exact or (is_restart and (worst < tolerance or worst > 0.5 * measured)):
             break
@@ -304,7 +304,7 @@ def _leading(
         if worst < tolerance or span.shape[1] == d:
             block = torch.linalg.qr(span @ vectors.to(span))[0]
             span, projected = _nothing(block)
-    progress("basis", MAX_PASSES, MAX_PASSES)
+    progress("basis", step + 1, step + 1)
     ritz = torch.linalg.qr(span @ vectors.to(span))[0] if span.shape[1] else block
     return values.numpy(), ritz.T.contiguous().cpu().numpy(), residuals.numpy(), data.trace or 0.0
 

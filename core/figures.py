@@ -158,7 +158,7 @@ def colour_bins(values: pd.Series) -> ColourBins:
     """Numbers in seven bins of equal count from low to high, anything else by its most frequent values."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 8:
         codes, edges = pd.qcut(values, len(DIVERGING), labels=False, retbins=True, duplicates="drop")
-        names = tuple(f"{_short(low)} to {_short(high)}" for low, high in pairwise(edges))
+        names = tuple(f"{_short(float(low))} to {_short(float(high))}" for low, high in pairwise(edges))
         picks = np.linspace(0, len(DIVERGING) - 1, len(names)).round().astype(int)
         colours = tuple(DIVERGING[i] for i in picks)
     else:

@@ -11,6 +11,7 @@ from core.basis import (
     FEW_DIMENSIONS,
     TOLERANCE,
     Basis,
+    _resampled,
     bootstrap_stability,
     describe_directions,
     project,
@@ -347,6 +348,19 @@ def test_more_examples_make_directions_more_stable():
     spread = np.concatenate([[5, 3, 2], np.full(61, 0.5)])
     few, many = (stability_of(gaussian(n, spread, seed=5), 3).direction_angle[:, 0] for n in (150, 2_400))
     np.testing.assert_allclose(few / many, 4, rtol=0.5)  # angles fall with the root of n
+
+
+def test_resampled_covariances_are_those_of_n_draws_whatever_the_mean():
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((1_300, 3)) * [3, 2, 1]
+    outside = np.linspace(0, 1, 1_300)  # differs between the three chunks of rows
+    covariances, means = _resampled(scores, outside, 2_000, np.random.default_rng(1))
+    shifted, _ = _resampled(scores + 50, outside, 2_000, np.random.default_rng(1))
+    np.testing.assert_allclose(shifted, covariances, atol=1e-8)  # squares of 50 in float64
+    # The mean of 2,000 resamples is known to about 4% / sqrt(2,000) of a variance.
+    np.testing.assert_allclose(covariances.mean(axis=0), np.cov(scores.T), atol=0.03)
+    assert means.mean() == pytest.approx(outside.mean(), abs=5 * outside.std() / np.sqrt(1_300 * 2_000))
+    assert means.std() == pytest.approx(outside.std() / np.sqrt(1_300), rel=0.08)  # 5 standard errors
 
 
 def test_the_bootstrap_repeats_itself():
