@@ -216,6 +216,16 @@ class _Recovered:
     """(r, d) orthonormal rows that begin with the basis: the span in which it is bootstrapped."""
 
 
+def check_k(k: int, n: int, d: int) -> None:
+    """Raises BasiscopeError where n examples in d dimensions cannot have k directions."""
+    if n < 2:
+        raise BasiscopeError(f"A basis needs at least 2 usable examples, there is {n}.")
+    if not 1 <= k <= min(n - 1, d):
+        raise BasiscopeError(
+            f"k = {k}: {n:,} examples in {d:,} dimensions have at most {min(n - 1, d)} directions; lower --k."
+        )
+
+
 def recover_basis(
     activations: Activations,
     k: int = 10,
@@ -232,12 +242,7 @@ def recover_basis(
     import torch
 
     n, d = activations.n, activations.d
-    if n < 2:
-        raise BasiscopeError(f"A basis needs at least 2 usable examples, there is {n}.")
-    if not 1 <= k <= min(n - 1, d):
-        raise BasiscopeError(
-            f"k = {k}: {n:,} examples in {d:,} dimensions have at most {min(n - 1, d)} directions; lower --k."
-        )
+    check_k(k, n, d)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = _Centred(activations, device)
     mean = _mean(activations)

@@ -404,7 +404,11 @@ def read_examples(
         if problem:
             report.count(f"left out, {problem}", number)
             continue
-        example = _render(number, row, values, template, tokenizer)
+        try:
+            example = _render(number, row, values, template, tokenizer)
+        except BasiscopeError as error:
+            report.count(f"left out, {error}", number)
+            continue
         if not example.text.strip():
             report.count("left out, empty text", number)
             continue
@@ -488,10 +492,10 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], ge
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise BasiscopeError(
-            f"The chat template refuses messages with the roles {roles} ({error}); use --template plain."
+            f"the chat template refuses messages with the roles {roles} ({error}); --template plain takes them"
         ) from error
 
 

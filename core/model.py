@@ -233,11 +233,22 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
         )
     module = module.eval().requires_grad_(False)
     if not spread:
-        module = module.to(device)
+        module = _moved(module, device, name)
     commit = revision if is_folder(name) else folder.name  # a hub snapshot's folder is named by its commit
     return LanguageModel(
         name, commit, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
     )
+
+
+def _moved(module: PreTrainedModel, device: str, name: str) -> PreTrainedModel:
+    import torch
+
+    try:
+        return module.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise BasiscopeError(
+            f"Model {name} does not fit into the memory of {device}; try --dtype bfloat16 or --device cpu."
+        ) from error
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -209,8 +209,8 @@ def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarra
     """
     from scipy.stats import false_discovery_control, norm
 
-    if len(counts.words) == 0:
-        return Label("no words in common", "words")
+    if len(counts.words) < 2:
+        return Label("no words to compare", "words")
     top, bottom = (np.asarray(counts.present[rows].sum(axis=0)).ravel() for rows in matched_ends(values, lengths))
     z = log_odds(top, bottom, np.asarray(counts.present.sum(axis=0)).ravel())
     holds = false_discovery_control(2 * norm.sf(np.abs(z))) < SIGNIFICANCE

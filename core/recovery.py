@@ -22,6 +22,7 @@ from core.basis import (
     Scores,
     Stability,
     bootstrap_stability,
+    check_k,
     describe_directions,
     project,
     recover_basis,
@@ -109,6 +110,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         if not partial.is_read:
             with timer.step("read"):
                 _read(partial, request, model, recipe, progress)
+        check_k(request.k, len(partial.windows()), len(blocks) * model.hidden_size)
         timer.steps["activations"] = _extract(partial, model, blocks, request.token_budget, progress)
         results = _analyse(partial, request, recipe, blocks, timer, progress)
         if request.with_map:
@@ -201,7 +203,7 @@ def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: R
                         "n_tokens": len(tokens.ids),
                         **{name: as_kind(value, kinds[name]) for name, value in kept.items()},
                     }
-                progress("read", report.rows, request.source.limit or 0)
+                progress("read", report.rows, 0)
 
         partial.write_examples(rows(), kinds, spans)
         if usable.n < 2:

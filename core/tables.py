@@ -92,7 +92,8 @@ def direction_facts(direction: Mapping[str, Any] | pd.Series) -> dict[str, str]:
 
 def colour_columns(run: Run) -> list[str]:
     """The columns worth colouring and filtering by: all but the texts and the ids."""
-    texts = run.manifest["data"]["columns"].values()
+    used = run.manifest["data"]["columns"].values()
+    texts = {*used, *(f"data_{name}" for name in used)}
     return [name for name in run.columns() if name not in OWN_COLUMNS and name not in texts]
 
 

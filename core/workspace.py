@@ -521,7 +521,7 @@ class Workspace:
             with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
                 for leftover in folder.rglob(".*.tmp"):
                     leftover.unlink()
-                write_json(folder / "request.json", {**request, "asked": dict(asked or {})})
+                write_json(folder / "request.json", {**request, "asked": dict(asked or {}), "shared": shared})
                 under_way = PartialRun(folder, request["store_dtype"])
                 if not under_way.is_read:
                     self._borrow(folder, shared)
@@ -532,13 +532,24 @@ class Workspace:
             ) from error
 
     def _borrow(self, folder: Path, shared: str) -> None:
-        for run in self.readable_runs():
-            if run.manifest.get("shared") != shared:
+        for lender in self._lenders(folder, shared):
+            names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(lender))]
+            try:
+                for name in [*names, "tokens.safetensors", "read.json"]:
+                    write_atomic(folder / name, partial(_link, lender / name))
+                return
+            except FileNotFoundError:  # deleted meanwhile
                 continue
-            names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(run.folder))]
-            for name in [*names, "tokens.safetensors", "read.json"]:
-                write_atomic(folder / name, partial(_link, run.folder / name))
-            return
+
+    def _lenders(self, folder: Path, shared: str) -> Iterator[Path]:
+        """Folders of finished runs, then of interrupted ones that have read their examples."""
+        for run in self.readable_runs():
+            if run.manifest.get("shared") == shared:
+                yield run.folder
+        for run_id, request in self.partial_manifests().items():
+            other = self.root / "partial" / run_id
+            if other != folder and request.get("shared") == shared and (other / "read.json").exists():
+                yield other
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""

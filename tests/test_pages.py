@@ -151,8 +151,8 @@ def test_basis_colours_by_columns_and_directions(workspace):
     at = show(BASIS)
     colour = next(box for box in at.selectbox if box.label == "Colour")
     assert colour.options[:4] == ["length in tokens", "kind", "grade", "is_hard"]
-    for name in ("kind", "grade", "is_hard", "d3"):
-        at = colour.select(name).run()
+    for option in (("kind", "examples"), ("grade", "examples"), ("is_hard", "examples"), ("d3", "scores")):
+        at = colour.select(option).run()
         assert not at.exception
         colour = next(box for box in at.selectbox if box.label == "Colour")
 

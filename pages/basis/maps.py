@@ -23,7 +23,7 @@ def show_maps(run: Run) -> None:
     controls = st.columns(3)
     across = _direction(run, controls[0], "Across", "map_x", 1)
     up = _direction(run, controls[1], "Up", "map_y", min(2, run.k))
-    bins = colours(run, _colour(run, controls[2]))
+    bins = colours(run, *_colour(run, controls[2]))
     planes = {
         "scatter": (scores[[f"d{across}", f"d{up}"]].to_numpy(), f"direction {across}", f"direction {up}"),
         "map": (_map_points(run, len(scores)), "map, across", "map, up"),
@@ -51,10 +51,18 @@ def _direction(run: Run, column: st.delta_generator.DeltaGenerator, label: str, 
     return column.selectbox(label, options, index=first - 1, key=key, format_func="direction {}".format)
 
 
-def _colour(run: Run, column: st.delta_generator.DeltaGenerator) -> str:
-    labels = {f"d{j}": f"score on direction {j}" for j in range(1, run.k + 1)} | {"n_tokens": "length in tokens"}
-    names = [*colour_columns(run), *(f"d{j}" for j in range(1, run.k + 1))]
-    return column.selectbox("Colour", names, key=f"colour_{run.id}", format_func=lambda n: labels.get(n, n))
+def _colour(run: Run, column: st.delta_generator.DeltaGenerator) -> tuple[str, str]:
+    """The column to colour by and its table."""
+    options = [(name, "examples") for name in colour_columns(run)]
+    options += [(f"d{j}", "scores") for j in range(1, run.k + 1)]
+    return column.selectbox("Colour", options, key=f"colour_{run.id}", format_func=_colour_name)
+
+
+def _colour_name(option: tuple[str, str]) -> str:
+    name, source = option
+    if source == "scores":
+        return f"score on direction {name.removeprefix('d')}"
+    return "length in tokens" if name == "n_tokens" else name
 
 
 def _map_points(run: Run, n: int) -> np.ndarray | None:

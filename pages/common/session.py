@@ -50,15 +50,13 @@ def table(run: Run, name: str) -> pd.DataFrame:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _colours(folder: str, name: str) -> ColourBins:
-    run = _open(folder)
-    scores = table(run, "scores")
-    return colour_bins(scores[name] if name in scores else table(run, "examples")[name])
+def _colours(folder: str, name: str, source: str) -> ColourBins:
+    return colour_bins(table(_open(folder), source)[name])
 
 
-def colours(run: Run, name: str) -> ColourBins:
-    """Every example's colour by a direction (`d1` to `dk`) or a column."""
-    return _colours(str(run.folder), name)
+def colours(run: Run, name: str, source: str) -> ColourBins:
+    """Every example's colour by a column of the table `source`: `scores` or `examples`."""
+    return _colours(str(run.folder), name, source)
 
 
 @st.cache_resource(max_entries=1_000, show_spinner=False)

@@ -80,6 +80,7 @@ def offer_token_scores(run: Run, shown: list[int]) -> None:
 
 
 @st.fragment(run_every=0.5)
+@with_sentences
 def wait_for(job_id: str) -> None:
     job = find_job(workspace(), job_id)
     progress = job.progress

@@ -63,20 +63,24 @@ def show_direction(run: Run, direction: int) -> None:
 
 
 def edit_label(run: Run, direction: int, label: Label | None) -> None:
-    key = f"label_{run.id}_{direction}"
-    text = st.text_input("Label: what the + end has : what the − end has", label.text if label else "", key=key)
-    if label and text.strip() and text.strip() != label.text:
-        run.save_label(direction, Label(text.strip(), "person", label.positive, label.negative))
+    before = label.text if label else ""
+    key = f"label_{run.id}_{direction}_{before}"  # a label that changed elsewhere is a new field, not an edit
+    text = st.text_input("Label: what the + end has : what the − end has", before, key=key).strip()
+    if text and text != before:
+        words = (label.positive, label.negative) if label else ((), ())
+        run.save_label(direction, Label(text, "person", *words))
         st.toast("The label is saved.")
         st.rerun()
-    if label:
-        origin = {"words": "from the texts", "person": "yours", "model": f"by {label.author}"}[label.source]
-        st.text(f"This label is {origin}.")
-        for sign, words in (("+", label.positive), ("−", label.negative)):
-            listed = ", ".join(f"{word} ({z:.1f})" for word, z in words) or "no word passes the corrected limit"
+    if not label:
+        return
+    origin = {"words": "from the texts", "person": "yours", "model": f"by {label.author}"}[label.source]
+    st.text(f"This label is {origin}.")
+    if label.source == "words" or label.positive or label.negative:
+        for sign, end in (("+", label.positive), ("−", label.negative)):
+            listed = ", ".join(f"{word} ({z:.1f})" for word, z in end) or "no word passes the corrected limit"
             st.text(f"{sign}  {listed}")
         st.caption("Words in examples of equal length, with the z-score of their log-odds between both ends.")
-    if label and label.raw:
+    if label.raw:
         with st.expander("The language model's answer"):
             st.text(label.raw)
 
@@ -88,7 +92,7 @@ def show(run: Run) -> None:
     chosen = pick_in_address(
         DIRECTION,
         list(range(run.k + 1)),
-        int(asked) if asked.isdigit() and int(asked) <= run.k else 0,
+        int(asked) if asked.isdecimal() and int(asked) <= run.k else 0,
         lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
     )
     if chosen:

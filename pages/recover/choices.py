@@ -28,7 +28,7 @@ PREVIEW_CHARACTERS = 300
 @st.cache_data(ttl=30, show_spinner=False)
 def known_models() -> list[str]:
     """Models of earlier runs, local ones found, then a few small ones from the hub."""
-    recent = [run.manifest["model"]["name"] for run in workspace().runs()]
+    recent = [run.manifest["model"]["name"] for run in workspace().readable_runs()]
     roots = [workspace().root / "models", DEFAULT_ROOT.parent / "models", DEFAULT_ROOT.parent / "core" / "demo"]
     return list(dict.fromkeys([*recent, *find_local_models([*roots, Path.cwd()]), *HUB_MODELS]))
 

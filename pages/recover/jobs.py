@@ -6,12 +6,13 @@ import streamlit as st
 
 from core.jobs import Job, find_job, list_jobs, start_job
 from core.tables import progress_sentence
-from pages.common.session import RUN, run_name, workspace
+from pages.common.session import RUN, run_name, with_sentences, workspace
 
 MOST_JOBS = 8
 
 
 @st.fragment(run_every=1.0)
+@with_sentences
 def show_estimate(job_id: str) -> None:
     job = find_job(workspace(), job_id)
     if job.state == "running":
@@ -24,6 +25,7 @@ def show_estimate(job_id: str) -> None:
 
 
 @st.fragment(run_every=1.0)
+@with_sentences
 def show_jobs() -> None:
     jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]][:MOST_JOBS]
     if not jobs:

@@ -29,8 +29,9 @@ with right:
             start_job(workspace(), arguments)
             st.rerun()
         if cost.button("Estimate the cost", key="estimate", width="stretch"):
-            st.session_state[ESTIMATE_JOB] = start_job(workspace(), [*arguments, "--estimate"]).id
-        if job_id := st.session_state.get(ESTIMATE_JOB):
+            st.session_state[ESTIMATE_JOB] = (arguments, start_job(workspace(), [*arguments, "--estimate"]).id)
+        estimated, job_id = st.session_state.get(ESTIMATE_JOB, (None, ""))
+        if estimated == arguments:
             show_estimate(job_id)
         st.caption("The same from a terminal")
         st.code(command_line(arguments), language="bash", wrap_lines=True)
