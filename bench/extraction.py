@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def main(quick: bool) -> None:
         )
         print(f"  {machine()}", flush=True)
         everything = np.arange(len(windows))
-        contenders: dict[str, Generator[object]] = {
+        contenders: dict[str, Iterator[object]] = {
             "(c) bare trunk": trunk(model, windows, batches),
             "ours": extract(model, windows, everything, BLOCKS),
             "ours, written to shards": PartialRun(folder, "float32").store(
@@ -95,7 +95,7 @@ def tokenize(model: LanguageModel, texts: list[str]) -> TokenWindows:
     return TokenWindows(np.concatenate(ids), offsets, np.ones(len(ids), dtype=np.int64), np.arange(len(ids)))
 
 
-def trunk(model: LanguageModel, windows: TokenWindows, batches: list[np.ndarray]) -> Generator[None]:
+def trunk(model: LanguageModel, windows: TokenWindows, batches: list[np.ndarray]) -> Iterator[None]:
     """Nothing but the decoder on our batches, stopped after the same last block."""
     for batch in batches:
         texts = [windows.tokens(i) for i in batch]
@@ -110,7 +110,7 @@ def load_published(folder: Path, attention: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
 
 
-def loop(module: PreTrainedModel, windows: TokenWindows, batches: list[np.ndarray]) -> Generator[None]:
+def loop(module: PreTrainedModel, windows: TokenWindows, batches: list[np.ndarray]) -> Iterator[None]:
     """One example at a time through the whole model with all hidden states, as published."""
     attentions = module.config._attn_implementation == "eager"
     for step, batch in enumerate(batches):
@@ -123,15 +123,15 @@ def loop(module: PreTrainedModel, windows: TokenWindows, batches: list[np.ndarra
         yield
 
 
-def take_turns(contenders: dict[str, Generator[object]], n_steps: int) -> dict[str, np.ndarray]:
-    """Seconds of each contender on each step; who begins alternates. Closing one counts for its last step."""
+def take_turns(contenders: dict[str, Iterator[object]], n_steps: int) -> dict[str, np.ndarray]:
+    """Seconds of each contender on each step; who begins alternates. The last step includes closing them."""
     seconds = {name: np.zeros(n_steps) for name in contenders}
     for step in range(n_steps):
         for name in list(contenders)[:: 1 if step % 2 else -1]:
             start = time.perf_counter()
             next(contenders[name])
             if step == n_steps - 1:
-                contenders[name].close()
+                list(contenders[name])
             seconds[name][step] = time.perf_counter() - start
     return seconds
 

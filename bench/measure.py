@@ -68,4 +68,4 @@ def private_peak(peak: list[float]) -> Iterator[None]:
 def largest_angle(directions: np.ndarray, truth: np.ndarray) -> float:
     """Between the spans of two sets of k rows, by its sine, which is exact for small angles."""
     first = np.linalg.qr(directions.T.astype(np.float64))[0]
-    return float(np.arcsin(min(1.0, np.linalg.norm(first - truth.T @ (truth @ first), 2))))
+    return float(np.arcsin(min(1.0, float(np.linalg.norm(first - truth.T @ (truth @ first), 2)))))

@@ -3,7 +3,7 @@
 The leading directions come from a block Krylov iteration with full reorthogonalisation and Rayleigh-Ritz
 (Musco and Musco 2015, arXiv 1504.05477; Golub and Underwood 1977), one pass over the shards per step. It
 needs fewer passes than power iteration to the same accuracy and knows its own residuals, so it stops at a
-tolerance. The first block is oversampled to twice k.
+tolerance. The first block is oversampled to at least one and a half times k.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
 from core.jobs import list_jobs
+from core.reading import Label
 from core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,6 +200,16 @@ def test_an_edited_label_is_saved(workspace):
     assert "This label is yours." in texts(at)
     assert "mine : yours" in texts(show(DIRECTIONS))
     assert run.labels()[1].source == "words"
+
+
+def test_a_label_changed_elsewhere_is_shown_and_not_overwritten(workspace):
+    run = workspace.runs()[0]
+    at = show(DIRECTIONS, direction="2")
+    run.save_label(2, Label("newer : label", "model", author="judge"))
+    at = at.run()
+    assert not at.exception
+    assert run.labels()[2].text == "newer : label"
+    assert at.text_input(key=f"label_{run.id}_2").value == "newer : label"
 
 
 def shown_ids(at):

@@ -64,8 +64,10 @@ def show_direction(run: Run, direction: int) -> None:
 
 def edit_label(run: Run, direction: int, label: Label | None) -> None:
     before = label.text if label else ""
-    key = f"label_{run.id}_{direction}_{before}"  # a label that changed elsewhere is a new field, not an edit
-    text = st.text_input("Label: what the + end has : what the − end has", before, key=key).strip()
+    key = f"label_{run.id}_{direction}"
+    if st.session_state.get(f"{key}_shown") != before:  # new, or changed elsewhere: not an edit made here
+        st.session_state[f"{key}_shown"] = st.session_state[key] = before
+    text = st.text_input("Label: what the + end has : what the − end has", key=key).strip()
     if text and text != before:
         words = (label.positive, label.negative) if label else ((), ())
         run.save_label(direction, Label(text, "person", *words))
