@@ -15,7 +15,8 @@ from streamlit.runtime.pages_manager import PagesManager
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
-    "connect-src 'self' ws: wss: data: blob:; frame-ancestors 'self'"
+    "connect-src 'self' ws://localhost:* ws://127.0.0.1:* data: blob:; frame-ancestors 'self'; base-uri 'self'; "
+    "form-action 'self'"
 )
 
 

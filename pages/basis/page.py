@@ -15,7 +15,7 @@ manifest = run.manifest
 st.title("Basis")
 st.text(basis_summary(manifest))
 if manifest["warnings"]:
-    with st.expander(f"{len(manifest['warnings'])} notes on the data and the recipe"):
+    with st.expander(f"Notes on the data and the recipe ({len(manifest['warnings'])})"):
         for warning in manifest["warnings"]:
             st.text(warning)
 
