@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bench.measure import machine, show, spread
+from bench.measure import clock, machine, show, spread
 from bench.precision import compare_bfloat16
 from core.activations import TOKEN_BUDGET, TokenWindows, extract, pad_batch, plan_batches
 from core.model import LanguageModel, load_model, resolve_blocks, run_blocks
@@ -49,7 +48,7 @@ def main(quick: bool) -> None:
         parameters = sum(weights.numel() for weights in model.module.parameters())
         print(
             f"extraction: {len(windows):,} examples, {windows.offsets[-1]:,} tokens, {parameters / 1e6:.1f}M "
-            f"parameters, {model.dtype}, {torch.get_num_threads()} threads, {len(batches)} batches; "
+            f"parameters, {model.dtype}, {len(batches)} batches; "
             f"(a) and (b) on every {SLOW}rd batch; median (min to max) of {GROUPS} groups of batches"
         )
         print(f"  {machine()}", flush=True)
@@ -111,7 +110,7 @@ def load_published(folder: Path, attention: str) -> PreTrainedModel:
 
 
 def loop(module: PreTrainedModel, windows: TokenWindows, batches: list[np.ndarray]) -> Iterator[None]:
-    """One example at a time through the whole model with all hidden states, as published."""
+    """One example at a time through the whole model, as published; with attentions where they are eager."""
     attentions = module.config._attn_implementation == "eager"
     for step, batch in enumerate(batches):
         for i in batch if step % SLOW == 0 else ():
@@ -128,11 +127,11 @@ def take_turns(contenders: dict[str, Iterator[object]], n_steps: int) -> dict[st
     seconds = {name: np.zeros(n_steps) for name in contenders}
     for step in range(n_steps):
         for name in list(contenders)[:: 1 if step % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             next(contenders[name])
             if step == n_steps - 1:
                 list(contenders[name])
-            seconds[name][step] = time.perf_counter() - start
+            seconds[name][step] = clock() - start
     return seconds
 
 

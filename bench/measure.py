@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 def machine() -> str:
@@ -19,8 +21,13 @@ def machine() -> str:
     model = next((value.strip() for key, value in facts if key.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "scikit-learn"))
-    hardware = f"{os.cpu_count()} cores {model}, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
-    return f"{hardware}; Python {platform.python_version()}, {libraries}"
+    hardware = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores {model}, {memory:.0f} GiB"
+    return f"{hardware}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {libraries}"
+
+
+def clock() -> float:
+    """Seconds. With one thread they are of processor time, which other work on the machine does not stretch."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from bench.measure import largest_angle
+from bench.measure import clock, largest_angle
 from core.activations import Activations, TokenWindows, extract
 from core.basis import recover_basis
 from core.model import LanguageModel
@@ -21,9 +19,9 @@ def compare_bfloat16(
 ) -> None:
     """Print the errors over every second example, and how long each data type takes."""
     chosen = np.arange(0, len(windows), EVERY)
-    start = time.perf_counter()
-    one, halfway = pool(exact, windows, chosen, blocks), time.perf_counter()
-    other, end = pool(rounded, windows, chosen, blocks), time.perf_counter()
+    start = clock()
+    one, halfway = pool(exact, windows, chosen, blocks), clock()
+    other, end = pool(rounded, windows, chosen, blocks), clock()
     bases = [
         recover_basis(Activations(chosen, [torch.from_numpy(rows)], blocks), K).basis for rows in (one, other)
     ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "mean-response", "last")
 BLOCK_SCALES = ("raw", "rms")
-TOKEN_BUDGET = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(step, done, total)."""

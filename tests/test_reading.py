@@ -121,7 +121,12 @@ def test_a_word_that_only_comes_with_length_is_no_label():
 
 def test_texts_without_a_common_word():
     counts = count_words([f"unique{chr(97 + i)}" for i in range(20)])
-    assert contrastive_label(counts, np.arange(20.0), np.ones(20)).text == "no words in common"
+    assert contrastive_label(counts, np.arange(20.0), np.ones(20)).text == "no words to compare"
+
+
+def test_texts_of_one_single_word_get_no_label():
+    counts = count_words(["alpha"] * 40)
+    assert contrastive_label(counts, np.arange(40.0), np.ones(40)).text == "no words to compare"
 
 
 def test_a_label_survives_being_stored():

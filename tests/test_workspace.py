@@ -216,4 +216,12 @@ def test_the_request_of_a_partial_run_is_kept_with_its_names(tmp_path):
     with workspace.start(request, "x", {"model": "m", "data": "d"}) as partial:
         assert partial.folder.name == content_hash(request) and partial.store_dtype == "float16"
     stored = json.loads((partial.folder / "request.json").read_text())
-    assert stored == request | {"asked": {"model": "m", "data": "d"}}
+    assert stored == request | {"asked": {"model": "m", "data": "d"}, "shared": "x"}
+
+
+def test_an_interrupted_run_lends_what_it_has_read(tmp_path):
+    workspace = Workspace(tmp_path)
+    with workspace.start({"store_dtype": "float32", "k": 3}, "x") as first:
+        for name in ("examples.parquet", "tokens.safetensors", "read.json", "activations/00000.safetensors"):
+            (first.folder / name).parent.mkdir(exist_ok=True)
+            (first.folder / name).write_text(name)
