@@ -135,7 +135,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
                 "steps": timer.steps,
-                "warnings": facts["problems"] + _warnings(request, recipe, results),
+                "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results),
                 "shared": shared,
                 "request": identity,
             }
@@ -467,9 +467,9 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _warnings(request: Request, recipe: Recipe, results: _Results) -> list[str]:
+def _warnings(problems: list[str], request: Request, recipe: Recipe, results: _Results) -> list[str]:
     found = []
-    if recipe.max_tokens < request.recipe.max_tokens:
+    if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in problems):
         found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
     if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:
         found.append(f"the basis did not converge: largest relative residual {worst:.1e}")

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import pandas as pd
 import streamlit as st
 
+from core.demo.default import is_demo
 from core.errors import BasiscopeError
 from core.figures import ColourBins, colour_bins
 from core.reading import TokenScores
@@ -115,7 +116,7 @@ def run_name(run: Run) -> str:
         manifest = run.manifest
     except BasiscopeError:
         return f"{run.id} (unreadable)"
-    model = manifest["model"]["name"].rstrip("/").rsplit("/", 1)[-1]
+    model = "demo" if is_demo(run) else manifest["model"]["name"].rstrip("/").rsplit("/", 1)[-1]
     data = manifest["data"]["path"].rstrip("/").rsplit("/", 1)[-1]
     recipe = manifest["recipe"]
     return f"{model} · {data} · {recipe['pooling']} · k {manifest['k']} · {run.id[:6]}"
