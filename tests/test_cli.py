@@ -63,7 +63,7 @@ def test_recover_prints_the_run_as_its_last_line(run_cli, gsm8k_copy, stories, g
 
 
 def test_the_presets_are_the_published_recipes():
-    from core.cli import build_request
+    from core.cli.recover import build_request
 
     options = {option.name: option.default for option in cli.commands["recover"].params} | {
         "model": "m", "data": "d", "text": "t", "pooling": None, "blocks": None, "template": None, "limit": None,

@@ -1,0 +1,92 @@
+"""The command line: one command per step, each a thin adapter over the core."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from core.cli import app, reading, recover
+from core.cli.group import cli
+from core.errors import BasiscopeError
+from core.workspace import is_disk_full
+
+__all__ = ["app", "cli", "main", "reading", "recover"]
+
+
+def _print_results(command: click.Command) -> None:
+    """Have a command that returns a dict print its `lines`, or with --json everything but these."""
+    inner = command.callback
+    assert inner is not None
+
+    @wraps(inner)
+    def printing(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        if result is None:
+            return None
+        lines = result.pop("lines", [])
+        click.echo(json.dumps(result, ensure_ascii=False) if kwargs["as_json"] else "\n".join(lines))
+        return result
+
+    command.callback = printing
+
+
+for _command in cli.commands.values():
+    _print_results(_command)
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if sys.platform == "darwin" else "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _stop(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status; a job's result goes into its folder, too."""
+    from core.jobs import JOB_VARIABLE, JobReporter
+
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, _stop)
+    folder = os.environ.get(JOB_VARIABLE)
+    job = JobReporter(Path(folder)) if folder else None
+    status, state, result = _run(arguments)
+    if job:
+        job.finish(state, result)
+    if status == 1 and "message" in result:
+        click.echo(result["message"], err=True)
+    return status
+
+
+def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
+    """(exit status, job state, result)."""
+    from core.jobs import STOPPED
+
+    try:
+        result = cli.main(arguments, standalone_mode=False)
+        return 0, "done", result if isinstance(result, dict) else {}
+    except click.UsageError as error:
+        error.show()
+        return 2, "failed", {"message": error.format_message()}
+    except (KeyboardInterrupt, click.Abort):
+        return 1, "cancelled", {"message": STOPPED}
+    except BasiscopeError as error:
+        return 1, "failed", {"message": str(error)}
+    except BrokenPipeError:
+        return 1, "failed", {}
+    except Exception as error:
+        if is_disk_full(error):
+            return 1, "failed", {"message": f"The disk is full ({error}). Free some space and start again."}
+        import traceback
+
+        traceback.print_exc()
+        return 1, "failed", {"message": f"Unexpected error: {type(error).__name__}: {error}"}

@@ -1,0 +1,57 @@
+"""`demo`, `doctor`, `app`: the embedded demo, the machine, the web app."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from core.cli.group import Reporter, cli, json_option, workspace_option
+from core.workspace import Workspace
+
+
+@cli.command()
+@workspace_option
+@json_option
+def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Recover the embedded demo: a small model, trained on generated word problems. Needs no network."""
+    from core.demo.default import recover_demo
+
+    with Reporter(as_json) as progress:
+        run = recover_demo(Workspace(workspace), progress)
+    return {"run": run.id, "lines": [run.id]}
+
+
+@cli.command()
+@workspace_option
+@json_option
+def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Versions, device, memory, and what is missing."""
+    from core.doctor import examine
+
+    facts = examine(Workspace(workspace))
+    return facts | {"lines": [f"{name}: {value}" for name, value in facts.items()]}
+
+
+@cli.command()
+@click.option("--port", type=int, default=8501, show_default=True, help="Port on localhost.")
+@click.option("--headless", is_flag=True, help="Do not open a browser.")
+@workspace_option
+def app(port: int, headless: bool, workspace: Path) -> None:
+    """Open the web app on this workspace, on localhost only.
+
+    An empty workspace begins with the embedded demo, recovered in the background.
+    """
+    from core.jobs import list_jobs, start_job
+
+    root = Path(__file__).resolve().parents[2]
+    space = Workspace(workspace)
+    if not space.runs() and not any(job.state == "running" for job in list_jobs(space)):
+        start_job(space, ["demo"])
+    os.environ["BASISCOPE_WORKSPACE"] = str(workspace.resolve())
+    flags = ["--server.port", str(port), "--server.headless", "true" if headless else "false"]
+    os.chdir(root)
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "serve.py", *flags])

@@ -1,0 +1,85 @@
+"""The group that all commands belong to, and what they share: options, progress, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from core import __version__
+from core.errors import BasiscopeError
+from core.workspace import DEFAULT_ROOT, Run
+
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_ROOT,
+    show_default=True,
+    help="Folder with the runs.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="basiscope")
+def cli() -> None:
+    """Recover a language model's own basis for a data set, read it, and act on it.
+
+    RUN is a run's id, a unique beginning of it, or `latest`. Directions count from 1. Exit status: 0 fine,
+    1 could not, 2 wrong usage.
+    """
+
+
+def check_direction(run: Run, direction: int) -> None:
+    if not 1 <= direction <= run.k:
+        raise BasiscopeError(f"Direction {direction}: run {run.id} has directions 1 to {run.k}.")
+
+
+def table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
+    """Rows as aligned text columns under a header."""
+    cells = [keys, *(tuple(str(row.get(key, "")) for key in keys) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
+
+
+class Reporter:
+    """Progress of a command: into its job's folder, as bars on a terminal, or nowhere."""
+
+    def __init__(self, as_json: bool) -> None:
+        from core.jobs import JOB_VARIABLE, JobReporter
+
+        folder = os.environ.get(JOB_VARIABLE)
+        self._job = JobReporter(Path(folder)) if folder else None
+        self._quiet = as_json or not sys.stderr.isatty()
+        self._bar: Any = None
+        self._step = ""
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        return self.progress
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        if self._job:
+            self._job.progress(step, done, total)
+        elif not self._quiet:
+            self._draw(step, done, total)
+
+    def _draw(self, step: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if step != self._step:
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = tqdm(total=total or None, desc=step, unit_scale=True, initial=done, file=sys.stderr)
+            self._step = step
+        self._bar.update(done - self._bar.n)

@@ -1,0 +1,176 @@
+"""`runs`, `show`, `label`, `tokens`: what a workspace and its runs hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.errors import BasiscopeError
+from core.workspace import Run, Workspace
+
+
+@cli.command()
+@workspace_option
+@json_option
+def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """List every run: id, model, data, n, d, k, status."""
+    space = Workspace(workspace)
+    rows = [_run_row(run) for run in space.runs()]
+    for run_id, request in space.partial_manifests().items():
+        status = "running" if space.is_locked(run_id) else "interrupted"
+        rows.append({"run": run_id, "status": status, "k": request["k"], **request.get("asked", {})})
+    keys = ("run", "status", "n", "d", "k", "model", "data")
+    return {"runs": rows, "lines": table(rows, keys) if rows else [f"No runs in {workspace} yet."]}
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    try:
+        manifest = run.manifest
+    except BasiscopeError as error:
+        return {"run": run.id, "status": "unreadable", "model": str(error)}
+    row = {"run": run.id, "status": "finished"} | {key: manifest[key] for key in ("n", "d", "k", "created")}
+    return row | {"model": manifest["model"]["name"], "data": manifest["data"]["path"]}
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--direction", type=int, help="One direction in full.")
+@click.option("--polarity", type=click.Choice(["+", "-"]), help="Only this end of the direction.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Examples at each end.")
+@click.option(
+    "--rank",
+    type=click.Choice(["score", "cosine"]),
+    default="score",
+    show_default=True,
+    help="By the centred score, or by the published uncentred cosine.",
+)
+@workspace_option
+@json_option
+def show(
+    run: str, direction: int | None, polarity: str | None, top: int, rank: str, workspace: Path, as_json: bool
+) -> dict[str, Any]:
+    """Show a run: all its directions, or the examples at the ends of one."""
+    opened = Workspace(workspace).run(run)
+    if direction is None:
+        return _show_run(opened)
+    check_direction(opened, direction)
+    return _show_direction(opened, direction, polarity or "+-", top, rank)
+
+
+def _show_run(run: Run) -> dict[str, Any]:
+    manifest, labels = run.manifest, run.labels()
+    rows = json.loads(run.directions().to_json(orient="records"))
+    for row in rows:
+        row["label"] = labels[row["direction"]].text if row["direction"] in labels else ""
+    shown = [
+        {
+            "direction": row["direction"],
+            "variance": f"{row['explained_variance']:.1%}",
+            "95% interval": f"{row['explained_variance_low']:.1%} to {row['explained_variance_high']:.1%}",
+            "angle": f"{row['angle']:.0f} to {row['angle_95']:.0f} deg",
+            "group": row["group"] + 1,
+            "label": row["label"],
+        }
+        for row in rows
+    ]
+    lines = [
+        f"run {run.id}, {manifest['created']}",
+        f"model {manifest['model']['name']}, data {manifest['data']['path']}",
+        f"{manifest['n']:,} examples, {manifest['d']:,} dimensions, blocks {manifest['recipe']['blocks']}, "
+        f"pooling {manifest['recipe']['pooling']}, block scale {manifest['recipe']['block_scale']}",
+        *(f"warning: {warning}" for warning in manifest["warnings"]),
+        "",
+        *table(shown, ("direction", "variance", "95% interval", "angle", "group", "label")),
+        "",
+        "angle: median and 95th percentile of the turn under resampling. Directions of one group are stable "
+        "only as a span.",
+    ]
+    return {"manifest": manifest, "directions": rows, "lines": lines}
+
+
+def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: str) -> dict[str, Any]:
+    from core.reading import POLARITIES, rank_examples
+
+    examples = run.examples().rename(columns={rank: f"data_{rank}"})
+    values = (run.scores() if rank == "score" else run.cosines())[f"d{direction}"].to_numpy()
+    label = run.labels().get(direction)
+    lines = [f"direction {direction}: {label.text if label else 'no label'}"]
+    ends: dict[str, list[dict[str, Any]]] = {}
+    for polarity in polarities:
+        positions = rank_examples(values, POLARITIES[polarity], top)
+        chosen = examples.iloc[positions].assign(**{rank: values[positions]})
+        ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=15))
+        lines.append(f"\n{polarity} end")
+        for row in ends[polarity]:
+            text = " ".join(row["text"].split())
+            lines.append(f"  {row[rank]:+.4g}  example {row['example_id']}  {text[:160]}")
+    return {"direction": direction, "label": label.as_dict() if label else None, "ends": ends, "lines": lines}
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--direction", type=int, help="Only this direction.")
+@click.option("--set", "text", help='Your own label, such as "explains : computes".')
+@click.option("--words", is_flag=True, help="Make the label from the texts anew.")
+@click.option("--llm", is_flag=True, help="Ask the language model at BASISCOPE_LLM_URL.")
+@workspace_option
+@json_option
+def label(
+    run: str, direction: int | None, text: str | None, words: bool, llm: bool, workspace: Path, as_json: bool
+) -> dict[str, Any]:
+    """Show or set the labels of a run's directions.
+
+    Without --direction, --words and --llm leave the labels alone that a person has set.
+
+    --llm sends the ten most extreme examples of each end to an OpenAI-compatible server: BASISCOPE_LLM_URL
+    (such as http://localhost:8000/v1), BASISCOPE_LLM_MODEL, and BASISCOPE_LLM_KEY where it needs one.
+    """
+    from core.reading import Label
+    from core.recovery import label_by_endpoint, label_run
+
+    if sum([text is not None, words, llm]) > 1:
+        raise click.UsageError("Give one of --set, --words and --llm.")
+    if text is not None and (direction is None or not text.strip()):
+        raise click.UsageError("--set needs --direction and a text that is not empty.")
+    opened = Workspace(workspace).run(run)
+    if direction is not None:
+        check_direction(opened, direction)
+    directions = [direction] if direction else list(range(1, opened.k + 1))
+    by_hand = {j for j, found in opened.labels().items() if found.source == "person" and direction is None}
+    others = [j for j in directions if j not in by_hand]
+    with Reporter(as_json) as progress:
+        if text is not None:
+            opened.save_label(directions[0], Label(text.strip(), "person"))
+        elif words:
+            label_run(opened, others, progress)
+        elif llm:
+            label_by_endpoint(opened, others, progress)
+    labels = {j: found for j, found in opened.labels().items() if j in directions}
+    lines = [f"{j}  {found.text}  ({found.source})" for j, found in labels.items()]
+    return {"labels": {str(j): found.as_dict() for j, found in labels.items()}, "lines": lines}
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--example", "examples", type=int, multiple=True, help="An example's id; may be repeated.")
+@device_option
+@workspace_option
+@json_option
+def tokens(run: str, examples: tuple[int, ...], device: str, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Score every token of some examples on all directions, and keep the scores with the run.
+
+    Without --example: the examples at both ends of every direction.
+    """
+    from core.recovery import extreme_examples, load_run_model, shade_examples
+
+    opened = Workspace(workspace).run(run)
+    chosen = list(examples) or extreme_examples(opened)
+    missing = [example for example in chosen if opened.token_scores(example) is None]
+    with Reporter(as_json) as progress:
+        if missing:
+            shade_examples(opened, load_run_model(opened, device), missing, progress)
+    return {"examples": chosen, "lines": [f"{len(chosen)} examples have token scores."]}

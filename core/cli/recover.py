@@ -1,0 +1,149 @@
+"""`recover`: from a model and a data set to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from core.cli.group import Reporter, cli, device_option, json_option, workspace_option
+from core.errors import BasiscopeError
+from core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from core.recovery import Request
+
+PRESETS = {"reasoning": ("mean", "1:-1", "auto"), "safety": ("last", "middle", "chat-prompt")}
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what to recover, shared by `recover` and nothing else yet."""
+    options = [
+        click.option("--model", required=True, help="Local folder or hub id of a causal language model."),
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--data", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, a folder, or a hub id."
+        ),
+        click.option("--config", help="Configuration of a hub data set."),
+        click.option("--split", help="Split of a hub data set."),
+        click.option("--text", help="Column with the whole text. Nested fields: a.b."),
+        click.option("--prompt", help="Column with the prompt."),
+        click.option("--response", help="Column with the response, with --prompt."),
+        click.option("--messages", help="Column with chat messages: a list of {role, content}."),
+        click.option("--limit", type=int, help="Read only the first N rows."),
+        click.option("--k", type=int, default=10, show_default=True, help="Number of directions."),
+        click.option(
+            "--recipe",
+            "preset",
+            type=click.Choice(list(PRESETS)),
+            default="reasoning",
+            show_default=True,
+            help="Published recipe that sets --pooling, --blocks and --template where they are not given: "
+            "reasoning is mean over blocks 1:-1, safety the last token of the chat-templated prompt in the "
+            "middle block.",
+        ),
+        click.option("--pooling", type=click.Choice(["mean", "mean-response", "last"]), help="Tokens pooled."),
+        click.option("--blocks", help="Blocks pooled: a range such as 1:-1, or one such as 15."),
+        click.option(
+            "--block-scale",
+            type=click.Choice(["raw", "rms"]),
+            default="raw",
+            show_default=True,
+            help="rms divides each block by its root mean square, so that late blocks do not dominate.",
+        ),
+        click.option("--max-tokens", type=int, default=8_000, show_default=True, help="Cut texts here."),
+        click.option(
+            "--template",
+            type=click.Choice(["auto", "plain", "chat", "chat-prompt"]),
+            help="How prompt, response and messages become one text.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="auto: bfloat16 where the hardware has it.",
+        ),
+        click.option(
+            "--store-dtype",
+            type=click.Choice(["float32", "float16"]),
+            default="float32",
+            show_default=True,
+            help="float16 halves the disk space of the activations.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the basis and the map."),
+        click.option("--token-budget", type=int, help="Tokens per batch. Default: by device."),
+        click.option("--no-map", is_flag=True, help="Leave out the UMAP map."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@recipe_options
+@click.option("--estimate", is_flag=True, help="Only say what it would cost: tokens, time, memory, disk.")
+@device_option
+@workspace_option
+@json_option
+def recover(estimate: bool, workspace: Path, as_json: bool, **options: Any) -> dict[str, Any]:
+    """Run MODEL over DATA, pool its residual stream and recover the basis.
+
+    Prints the run's id as its last line. A command that was stopped continues where it was when it is given
+    again.
+
+    \b
+    basiscope recover --model Qwen/Qwen2.5-0.5B --data openai/gsm8k --config main --split train \\
+        --prompt question --response answer
+    basiscope recover --model ./my-model --data notes.jsonl --text body --k 25
+    """
+    request = build_request(options)
+    if estimate:
+        from core.estimate import estimate_recovery
+        from core.tables import estimate_sentences
+
+        facts = vars(estimate_recovery(request, Workspace(workspace)))
+        sentences = estimate_sentences(facts)
+        return facts | {"sentences": sentences, "lines": sentences}
+    from core.recovery import recover as recover_run
+
+    with Reporter(as_json) as progress:
+        run = recover_run(request, Workspace(workspace), progress)
+    manifest = run.manifest
+    lines = [f"warning: {warning}" for warning in manifest["warnings"]]
+    lines.append(f"{manifest['n']:,} examples, {manifest['d']:,} dimensions, {run.k} directions: {run.folder}")
+    return {"run": run.id, "lines": [*lines, run.id]}
+
+
+def build_request(options: dict[str, Any]) -> Request:
+    """A Request from the options of `recover`. Raises click.UsageError where they contradict each other."""
+    from core.activations import Recipe
+    from core.examples import Columns, DataSource
+    from core.recovery import Request
+
+    pooling, blocks, template = PRESETS[options["preset"]]
+    try:
+        return Request(
+            model=options["model"],
+            revision=options["revision"],
+            source=DataSource(options["data"], options["config"], options["split"], limit=options["limit"]),
+            columns=Columns(options["text"], options["prompt"], options["response"], options["messages"]),
+            recipe=Recipe(
+                pooling=options["pooling"] or pooling,
+                blocks=options["blocks"] or blocks,
+                block_scale=options["block_scale"],
+                max_tokens=options["max_tokens"],
+                template=options["template"] or template,
+                dtype=options["dtype"],
+            ),
+            k=options["k"],
+            seed=options["seed"],
+            device=options["device"],
+            store_dtype=options["store_dtype"],
+            with_map=not options["no_map"],
+            token_budget=options["token_budget"],
+        )
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
