@@ -34,8 +34,7 @@ def silent(_step: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an example becomes a vector. The defaults are the published reasoning recipe; the safety recipe
-    is pooling `last` over one middle block with template `chat-prompt`."""
+    """How an example becomes a vector. The defaults are the published reasoning recipe."""
 
     pooling: str = "mean"
     blocks: str = "1:-1"
@@ -54,6 +53,13 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+PRESETS = {
+    "reasoning": (10, Recipe()),
+    "safety": (25, Recipe(pooling="last", blocks="middle", template="chat-prompt")),
+}
+"""The published recipes, each with its number of directions."""
 
 
 @dataclass(frozen=True)

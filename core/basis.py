@@ -210,10 +210,11 @@ def _block_rms(activations: Activations) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Recovered:
+class RecoveredBasis:
+    """A basis, and `wider` (r, d): orthonormal rows that begin with it, the span in which it is bootstrapped."""
+
     basis: Basis
     wider: np.ndarray
-    """(r, d) orthonormal rows that begin with the basis: the span in which it is bootstrapped."""
 
 
 def check_k(k: int, n: int, d: int) -> None:
@@ -232,8 +233,9 @@ def recover_basis(
     block_scale: str = "raw",
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    device: str = "cpu",
     progress: Progress = silent,
-) -> _Recovered:
+) -> RecoveredBasis:
     """PCA of all blocks concatenated: the k leading right singular vectors of the centred activations.
 
     Stops when every direction's measured relative residual is below `tolerance` or no longer halves (the
@@ -243,7 +245,6 @@ def recover_basis(
 
     n, d = activations.n, activations.d
     check_k(k, n, d)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     data = _Centred(activations, device)
     mean = _mean(activations)
     scale = _block_rms(activations) if block_scale == "rms" else np.ones(len(activations.blocks))
@@ -267,7 +268,7 @@ def recover_basis(
         n=n,
         residuals=residuals[:k],
     )
-    return _Recovered(basis, rows)
+    return RecoveredBasis(basis, rows)
 
 
 def _leading(
@@ -351,20 +352,23 @@ def _outside(span: torch.Tensor, product: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 @dataclass(frozen=True)
-class _Projected:
+class ProjectedScores:
+    """Scores; `wider_scores` (n, r), the centred scores on the wider span; `outside` (n,), the squared distance
+    of each centred example from that span."""
+
     scores: Scores
     wider_scores: np.ndarray
-    """(n, r) centred scores on the wider span"""
     outside: np.ndarray
-    """(n,) squared distance of each centred example from the wider span"""
 
 
-def project(activations: Activations, recovered: _Recovered, progress: Progress = silent) -> _Projected:
+def project(
+    activations: Activations, recovered: RecoveredBasis, device: str = "cpu", progress: Progress = silent
+) -> ProjectedScores:
     """Scores and cosines of every example, in one pass over the activations."""
     import torch
 
     basis, wider = recovered.basis, torch.from_numpy(recovered.wider)
-    data = _Centred(activations, "cuda" if torch.cuda.is_available() else "cpu")
+    data = _Centred(activations, device)
     data.mean.copy_(torch.from_numpy(basis.mean))
     data.scale.copy_(torch.from_numpy(np.repeat(basis.block_scale, activations.hidden_size)))
     wider = wider.to(data.device)
@@ -385,14 +389,14 @@ def project(activations: Activations, recovered: _Recovered, progress: Progress 
     norms = np.sqrt(np.maximum(uncentred, 1e-30))
     cosines = ((wide[:, :k] + offset) / norms[:, None]).astype(np.float32)
     outside = np.maximum(squares - (wide.astype(np.float64) ** 2).sum(axis=1), 0)
-    return _Projected(Scores(activations.example_id, wide[:, :k].copy(), cosines), wide, outside)
+    return ProjectedScores(Scores(activations.example_id, wide[:, :k].copy(), cosines), wide, outside)
 
 
 # --- how far to trust it --------------------------------------------------------------------------------
 
 
 def bootstrap_stability(
-    projected: _Projected, basis: Basis, resamples: int = RESAMPLES, seed: int = 0
+    projected: ProjectedScores, basis: Basis, resamples: int = RESAMPLES, seed: int = 0
 ) -> Stability:
     """Resample the examples, redo the PCA and measure how far the directions turn.
 

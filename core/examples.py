@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
 RESERVED = ("example_id", "text", "prompt", "response", "n_tokens")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 BATCH = 1_000
 
 Row = Mapping[str, Any]
@@ -209,10 +210,8 @@ def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _read_jsonl(file: Path) -> Parsed:
-    with _open(file) as lines:
-        for i, raw in enumerate(lines):
-            if i == 0:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
+    with _open(file) as content:
+        for raw in _lines(file, content):
             if not raw.strip():
                 continue
             text, problems = _decode(raw)
@@ -240,7 +239,9 @@ def _without_surrogates(row: Row, problems: tuple[str, ...]) -> tuple[Row, tuple
 
 def _read_json(file: Path) -> Parsed:
     with _open(file) as content:
-        text, problems = _decode(content.read())
+        raw = content.read()
+        _refuse_utf16(file, raw)
+        text, problems = _decode(raw)
     escaped = r"\ud" in text.lower()
     try:
         rows = json.loads(text.removeprefix("\ufeff"))
@@ -260,10 +261,11 @@ def _read_json(file: Path) -> Parsed:
 def _read_csv(file: Path) -> Parsed:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as content:
-        lines = (_decode(raw)[0] for raw in content)
+        lines = (_decode(raw)[0] for raw in _lines(file, content))
         delimiter = "\t" if _suffix(file) == ".tsv" else ","
-        reader = csv.DictReader(_strip_bom(lines), delimiter=delimiter, restkey="_extra", restval=None)
+        reader = csv.DictReader(lines, delimiter=delimiter, restkey="_extra", restval=None, strict=True)
         try:
+            reader.fieldnames = _distinct(reader.fieldnames or [])
             for row in reader:
                 problems = []
                 if "_extra" in row or None in row.values():
@@ -272,12 +274,31 @@ def _read_csv(file: Path) -> Parsed:
                     problems.append("not UTF-8, undecodable bytes replaced")
                 yield row, tuple(problems)
         except csv.Error as error:
-            raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
+            raise BasiscopeError(
+                f"Data {file}, after line {reader.line_num}: not valid CSV ({error}). Is a quote left open there?"
+            ) from error
 
 
-def _strip_bom(lines: Iterable[str]) -> Iterator[str]:
-    for i, line in enumerate(lines):
-        yield line.removeprefix("\ufeff") if i == 0 else line
+def _lines(file: Path, content: Iterable[bytes]) -> Iterator[bytes]:
+    for i, raw in enumerate(content):
+        if i == 0:
+            _refuse_utf16(file, raw)
+        yield raw.removeprefix(codecs.BOM_UTF8) if i == 0 else raw
+
+
+def _refuse_utf16(file: Path, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BasiscopeError(f"Data {file}: it is UTF-16; save it as UTF-8.")
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Column names, the second `a` as `a.1`, as pandas does."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        found.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
 
 
 def _read_parquet(file: Path) -> Parsed:
@@ -304,13 +325,15 @@ _READERS = {
 }
 
 
-@lru_cache(maxsize=1)
-def _load_hub(source: DataSource) -> Any:
-    from datasets import DatasetDict, load_dataset
+@lru_cache(maxsize=2)
+def _load_hub(source: DataSource, streaming: bool = False) -> Any:
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        data = load_dataset(source.path, source.config, split=source.split, revision=source.revision)
+        data = load_dataset(
+            source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
+        )
     except DatasetNotFoundError as error:
         raise BasiscopeError(
             f"Data {source.path}: no such file here, and no such data set on the hub (or it needs a login)."
@@ -321,7 +344,7 @@ def _load_hub(source: DataSource) -> Any:
         raise BasiscopeError(
             f"Data {source.path} is no file here, not in the local cache, and the hub cannot be reached."
         ) from error
-    if isinstance(data, DatasetDict):
+    if isinstance(data, DatasetDict | IterableDatasetDict):
         raise BasiscopeError(f"Data {source.path}: choose a split with --split: {', '.join(data)}.")
     return data
 
@@ -361,9 +384,32 @@ def column_paths(rows: Iterable[Row]) -> list[str]:
 
 
 def preview_rows(source: DataSource, n: int = 5) -> list[Row]:
-    """The first `n` rows that can be parsed."""
-    limited = DataSource(source.path, source.config, source.split, source.revision, limit=50 * n)
+    """The first `n` rows that can be parsed. Of a hub data set only these are fetched."""
+    if not is_local(source.path):
+        whole = replace(source, split=source.split and source.split.partition("[")[0])
+        return list(_load_hub(whole, streaming=True).take(n))
+    limited = replace(source, limit=50 * n)
     return [row for (_, row), _ in zip(read_rows(limited, ReadReport()), range(n), strict=False)]
+
+
+def check_columns(source: DataSource, columns: Columns) -> None:
+    """Raises BasiscopeError where a named column of a local source is in no row at all. Reads no further than
+    to the first row that has them."""
+    missing = set(columns.named().values())
+    if not is_local(source.path):
+        return
+    for _, row in read_rows(source, ReadReport()):
+        missing = {column for column in missing if field_value(row, column) is None}
+        if not missing:
+            return
+    _refuse_missing(source, sorted(missing))
+
+
+def _refuse_missing(source: DataSource, missing: list[str]) -> None:
+    if missing and (found := column_paths(preview_rows(source))):
+        raise BasiscopeError(
+            f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(found)}."
+        )
 
 
 def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -414,11 +460,7 @@ def read_examples(
             continue
         usable += 1
         yield example
-    missing = [column for role, column in columns.named().items() if role not in seen]
-    if missing and (some := column_paths(preview_rows(source))):
-        raise BasiscopeError(
-            f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(some)}."
-        )
+    _refuse_missing(source, [column for role, column in columns.named().items() if role not in seen])
     if not usable:
         problems = "; ".join(report.sentences()) or "it is empty"
         raise BasiscopeError(f"Data {source.path}: no usable example in {report.rows:,} rows ({problems}).")
@@ -426,18 +468,24 @@ def read_examples(
 
 def _unusable(values: Mapping[str, Any]) -> str | None:
     for role, value in values.items():
-        if value is None:
+        if value is None or value != value:
             return f"no {role}"
         if role == "messages":
-            if not (isinstance(value, list) and value and all(_is_message(item) for item in value)):
-                return "messages are not a list of {role, content}"
+            if not (isinstance(value, list) and value and all(map(_message, value))):
+                return "messages are not a list of {role, content} or {from, value}"
         elif isinstance(value, list | Mapping):
             return f"{role} is not text"
     return None
 
 
-def _is_message(item: Any) -> bool:
-    return isinstance(item, Mapping) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+def _message(item: Any) -> tuple[str, str] | None:
+    """(role, content) of a message, as `{role, content}` or in ShareGPT's `{from, value}`; None if it is none."""
+    if not isinstance(item, Mapping):
+        return None
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    if not (isinstance(role, str) and isinstance(content, str)):
+        return None
+    return SHAREGPT_ROLES.get(role, role), content
 
 
 def _render(
@@ -465,7 +513,8 @@ def _render(
 
 def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
     if "messages" in values:
-        return [{"role": item["role"], "content": item["content"]} for item in values["messages"]]
+        pairs = (_message(item) for item in values["messages"])
+        return [{"role": pair[0], "content": pair[1]} for pair in pairs if pair]
     messages = [{"role": "user", "content": str(values.get("prompt", values.get("text")))}]
     if "response" in values:
         messages.append({"role": "assistant", "content": str(values["response"])})

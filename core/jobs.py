@@ -107,7 +107,11 @@ class Job:
     def log(self, last: int = 20_000) -> str:
         """The end of what the command printed."""
         path = self.folder / "log.txt"
-        return path.read_bytes()[-last:].decode("utf-8", errors="replace") if path.exists() else ""
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - last))
+            return file.read().decode("utf-8", errors="replace")
 
     def cancel(self) -> None:
         """Ask the process to stop; it keeps what is finished."""

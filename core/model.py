@@ -15,7 +15,7 @@ from core.errors import BasiscopeError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -206,9 +206,11 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     folder = locate_model(name, revision)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    spread = device == "cuda" and _weight_bytes(folder) > 0.9 * torch.cuda.mem_get_info()[0]
+    spread = False
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if device == "cuda":
+            spread = weight_bytes(folder, config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -251,8 +253,13 @@ def _moved(module: PreTrainedModel, device: str, name: str) -> PreTrainedModel:
         ) from error
 
 
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def weight_bytes(folder: Path, config: PreTrainedConfig, dtype: str) -> int:
+    """The weights' size in memory once they are loaded as `dtype`."""
+    import torch
+
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    width = config.dtype.itemsize if isinstance(config.dtype, torch.dtype) else torch.float32.itemsize
+    return stored * getattr(torch, dtype).itemsize // width
 
 
 def find_blocks(module: PreTrainedModel) -> nn.ModuleList:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial as partial_of
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from core.examples import (
     Example,
     ReadReport,
     as_kind,
+    check_columns,
     column_kinds,
     data_fingerprint,
     kept_columns,
@@ -90,6 +92,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
 
     Raises BasiscopeError for everything that a person can mend.
     """
+    check_columns(request.source, request.columns)
     progress("model", 0, 1)
     model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
     progress("model", 1, 1)
@@ -106,13 +109,13 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         if done := workspace.finished(identity):  # by another process, since the first look
             partial.discard()
             return done
-        timer = _Timer()
+        timer = _Timer(partial)
         if not partial.is_read:
             with timer.step("read"):
                 _read(partial, request, model, recipe, progress)
         check_k(request.k, len(partial.windows()), len(blocks) * model.hidden_size)
-        timer.steps["activations"] = _extract(partial, model, blocks, request.token_budget, progress)
-        results = _analyse(partial, request, recipe, blocks, timer, progress)
+        _extract(partial, model, blocks, request.token_budget, progress)
+        results = _analyse(partial, request, recipe, blocks, model.device.type, timer, progress)
         if request.with_map:
             with timer.step("map"):
                 _draw_map(partial, results.scores, request.seed, progress)
@@ -134,7 +137,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
                 "basis": _basis_facts(results),
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
-                "steps": timer.steps,
+                "steps": partial.steps(),
                 "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results),
                 "shared": shared,
                 "request": identity,
@@ -256,22 +259,32 @@ def _extract(
     blocks: tuple[int, ...],
     token_budget: int | None,
     progress: Progress,
-) -> dict[str, float]:
-    """Pool what is not on disk yet; progress in tokens. Returns seconds, tokens and tokens per second."""
+) -> None:
+    """Pool what is not on disk yet; progress in tokens. Keeps seconds, tokens and tokens per second, summed
+    over all processes that had a part."""
     windows = partial.windows()
     todo = np.flatnonzero(~np.isin(windows.example_id, partial.stored_ids()))
     total = int(windows.lengths.sum())
     done = total - int(windows.lengths[todo].sum())
+    earlier = partial.steps().get("activations", {"seconds": 0.0, "tokens": 0})
+    if len(todo) == 0 and earlier["tokens"]:
+        return
     fresh = 0
     progress("activations", done, total)
     start = time.monotonic()
     batches = extract(model, windows, todo, blocks, token_budget)
-    with closing(partial.store(batches, windows.example_id)) as stored:
-        for n_tokens in stored:
-            fresh += n_tokens
-            progress("activations", done + fresh, total)
-    seconds = max(time.monotonic() - start, 1e-6)
-    return {"seconds": round(seconds, 3), "tokens": fresh, "tokens_per_second": round(fresh / seconds, 1)}
+    try:
+        with closing(partial.store(batches, windows.example_id)) as stored:
+            for n_tokens in stored:
+                fresh += n_tokens
+                progress("activations", done + fresh, total)
+    finally:
+        seconds = earlier["seconds"] + max(time.monotonic() - start, 1e-6)
+        tokens = earlier["tokens"] + fresh
+        with suppress(OSError):  # a full disk has its own sentence
+            rate = round(tokens / seconds, 1)
+            facts = {"seconds": round(seconds, 3), "tokens": tokens, "tokens_per_second": rate}
+            partial.save_step("activations", facts)
 
 
 @dataclass(frozen=True)
@@ -287,15 +300,26 @@ def _analyse(
     request: Request,
     recipe: Recipe,
     blocks: tuple[int, ...],
+    device: str,
     timer: _Timer,
     progress: Progress,
 ) -> _Results:
-    """Basis, scores and stability, stored."""
+    """Basis, scores and stability, stored. Computed on the CPU where the GPU has no room, or no float64."""
+    import torch
+
     activations = partial.activations(blocks)
+    recover_on = partial_of(
+        recover_basis, activations, request.k, recipe.block_scale, request.seed, progress=progress
+    )
+    device = device if device == "cuda" else "cpu"
     with timer.step("basis"):
-        recovered = recover_basis(activations, request.k, recipe.block_scale, request.seed, progress=progress)
+        try:
+            recovered = recover_on(device=device)
+        except torch.OutOfMemoryError:
+            device = "cpu"
+            recovered = recover_on(device=device)
     with timer.step("scores"):
-        projected = project(activations, recovered, progress)
+        projected = project(activations, recovered, device, progress)
     with timer.step("stability"):
         progress("stability", 0, 1)
         stability = bootstrap_stability(projected, recovered.basis, seed=request.seed)
@@ -344,13 +368,13 @@ def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None
 
 def label_run(run: Run, directions: list[int], progress: Progress = silent) -> None:
     """Give the directions (from 1) labels from the texts, a random LABEL_EXAMPLES of them where there are more."""
-    examples, scores = run.examples(["text", "n_tokens"]), run.scores()
-    rows = np.arange(len(examples))
+    lengths, scores = run.examples(["n_tokens"])["n_tokens"].to_numpy(), run.scores()
+    rows = np.arange(len(lengths))
     if len(rows) > LABEL_EXAMPLES:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), LABEL_EXAMPLES, replace=False))
     progress("labels", 0, len(directions))
-    counts = count_words(examples["text"].iloc[rows].tolist())
-    lengths = examples["n_tokens"].to_numpy()[rows]
+    counts = count_words(run.texts(rows))
+    lengths = lengths[rows]
     for done, j in enumerate(directions):
         run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy()[rows], lengths))
         progress("labels", done + 1, len(directions))
@@ -364,13 +388,11 @@ def label_by_endpoint(run: Run, directions: list[int], progress: Progress = sile
     endpoint = Endpoint.from_environment()
     if endpoint is None:
         raise BasiscopeError("No label server: set BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL.")
-    texts = run.examples(["text"])["text"]
     scores = run.scores()
     for done, j in enumerate(directions):
         progress("labels", done, len(directions))
         ends = [
-            texts.iloc[rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES)].tolist()
-            for polarity in (1, -1)
+            run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES)) for polarity in (1, -1)
         ]
         run.save_label(j, label_by_model(endpoint, *ends))
         progress("labels", done + 1, len(directions))
@@ -417,24 +439,16 @@ def load_run_model(run: Run, device: str = "auto") -> LanguageModel:
 
 
 class _Timer:
-    """Seconds per step, for the manifest."""
+    """Seconds per step, kept with the run under way."""
 
-    def __init__(self) -> None:
-        self.steps: dict[str, dict[str, float]] = {}
+    def __init__(self, partial: PartialRun) -> None:
+        self._partial = partial
 
-    def step(self, name: str) -> _Step:
-        return _Step(self.steps, name)
-
-
-class _Step:
-    def __init__(self, steps: dict[str, dict[str, float]], name: str) -> None:
-        self._steps, self._name = steps, name
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_error: object) -> None:
-        self._steps[self._name] = {"seconds": round(time.monotonic() - self._start, 3)}
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._partial.save_step(name, {"seconds": round(time.monotonic() - start, 3)})
 
 
 def _model_facts(model: LanguageModel) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from core.reading import Label, rank_examples
 from core.workspace import Run
 
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
-OWN_COLUMNS = ("example_id", "text", "prompt", "response")
 MOST_VALUES = 200
 
 
@@ -92,9 +91,7 @@ def direction_facts(direction: Mapping[str, Any] | pd.Series) -> dict[str, str]:
 
 def colour_columns(run: Run) -> list[str]:
     """The columns worth colouring and filtering by: all but the texts and the ids."""
-    used = run.manifest["data"]["columns"].values()
-    texts = {*used, *(f"data_{name}" for name in used)}
-    return [name for name in run.columns() if name not in OWN_COLUMNS and name not in texts]
+    return [name for name in run.facts_columns() if name != "example_id"]
 
 
 def filter_values(column: pd.Series) -> list[Any]:
@@ -102,21 +99,15 @@ def filter_values(column: pd.Series) -> list[Any]:
     return column.dropna().astype(str).value_counts().index[:MOST_VALUES].tolist()
 
 
-def matching(examples: pd.DataFrame, search: str, column: str | None, values: list[str]) -> np.ndarray:
-    """(n,) whether the text contains `search`, case ignored, and `column` has one of `values` (none: any)."""
-    found = np.ones(len(examples), dtype=bool)
-    if search:
-        found &= examples["text"].str.contains(search, case=False, regex=False).to_numpy()
-    if column and values:
-        found &= examples[column].astype(str).isin(values).to_numpy()
-    return found
+def matching(column: pd.Series, values: list[str]) -> np.ndarray:
+    """(n,) whether the column has one of `values` (none: any)."""
+    return column.astype(str).isin(values).to_numpy() if values else np.ones(len(column), dtype=bool)
 
 
 @dataclass(frozen=True)
 class Extreme:
-    """An example at an end of a direction, by row number in the run's tables."""
+    """An example at an end of a direction."""
 
-    row: int
     example_id: int
     value: float
     text: str
@@ -124,15 +115,25 @@ class Extreme:
 
 
 def extremes(
-    examples: pd.DataFrame, values: np.ndarray, polarity: int, top: int, allowed: np.ndarray | None = None
-) -> list[Extreme]:
-    """The `top` examples at one end by `values` (n,), among those `allowed` (n,)."""
-    rows = np.arange(len(values)) if allowed is None else np.flatnonzero(allowed)
-    ranked = rows[rank_examples(values[rows], polarity, top)]
-    ids, texts, lengths = (examples[name].iloc[ranked] for name in ("example_id", "text", "n_tokens"))
+    run: Run,
+    facts: pd.DataFrame,
+    values: Sequence[np.ndarray],
+    top: int,
+    allowed: np.ndarray | None = None,
+) -> list[tuple[list[Extreme], list[Extreme]]]:
+    """For each of several `values` (n,) the `top` examples at the + and the - end, among those `allowed` (n,).
+    facts: one row per example, with example_id and n_tokens."""
+    rows = np.arange(len(facts)) if allowed is None else np.flatnonzero(allowed)
+    ends = [[rows[rank_examples(v[rows], polarity, top)] for polarity in (1, -1)] for v in values]
+    shown = np.unique(np.concatenate([end for pair in ends for end in pair]))
+    texts = dict(zip(shown.tolist(), run.texts(shown), strict=True))
+    ids, lengths = facts["example_id"].to_numpy(), facts["n_tokens"].to_numpy()
+
+    def described(end: np.ndarray, v: np.ndarray) -> list[Extreme]:
+        return [Extreme(int(ids[row]), float(v[row]), texts[row], int(lengths[row])) for row in end.tolist()]
+
     return [
-        Extreme(int(row), int(example_id), float(values[row]), text, int(n_tokens))
-        for row, example_id, text, n_tokens in zip(ranked, ids, texts, lengths, strict=True)
+        (described(top_rows, v), described(bottom, v)) for (top_rows, bottom), v in zip(ends, values, strict=True)
     ]
 
 
@@ -142,10 +143,10 @@ def one_line(text: str, characters: int = 90) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
-def chosen_examples(examples: pd.DataFrame, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
-    """The examples in `rows`: id, short text, length in tokens and these of their columns."""
-    names = [*dict.fromkeys(["example_id", "text", "n_tokens", *columns])]
-    chosen = examples[names].iloc[rows].assign(text=lambda found: found["text"].map(lambda t: one_line(t, 300)))
+def chosen_examples(run: Run, facts: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """The examples in `rows`: id, short text, length in tokens and their columns."""
+    chosen = facts.iloc[rows].copy()
+    chosen.insert(1, "text", [one_line(text, 300) for text in run.texts(rows)])
     return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 
 

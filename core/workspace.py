@@ -2,7 +2,7 @@
 
     runs/<run>/          finished runs, never changed but for labels.json and tokens/
     partial/<run>/       a run under way or interrupted; renamed into runs/ when it is complete
-    sets/<name>.json     named sets of examples
+    sets/<run>/          named sets of examples
     jobs/<job>/          see core.jobs
 
 Every file is written under a temporary name and renamed, so nothing half-written is ever read.
@@ -31,6 +31,7 @@ from core.errors import BasiscopeError
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
@@ -76,6 +77,14 @@ def read_json(path: Path) -> Any:
         raise BasiscopeError(f"{path} is missing.") from error
     except ValueError as error:
         raise BasiscopeError(f"{path} is damaged: not valid JSON ({error}).") from error
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -134,13 +143,55 @@ class Run:
 
     def columns(self) -> list[str]:
         """The names of the columns of `examples`."""
+        with self._examples_file() as file:
+            return list(file.schema_arrow.names)
+
+    def facts_columns(self) -> list[str]:
+        """The columns of `examples` without the texts: short enough to keep for all examples at once."""
+        used = self.manifest["data"]["columns"].values()
+        texts = {"text", "prompt", "response", *used, *(f"data_{name}" for name in used)}
+        return [name for name in self.columns() if name not in texts]
+
+    def texts(self, rows: Iterable[int]) -> list[str]:
+        """The texts of some examples by row number, in the order asked for; only their part of the file is
+        read."""
+        wanted = np.asarray(list(rows), dtype=np.int64)
+        found = np.empty(len(wanted), dtype=object)
+        with self._examples_file() as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            group = np.searchsorted(ends, wanted, side="right")
+            for i in np.unique(group):
+                column = file.read_row_group(i, columns=["text"], use_threads=False)["text"]
+                here = group == i
+                found[here] = column.take(wanted[here] - (ends[i] - sizes[i])).to_pylist()
+        return found.tolist()
+
+    def search(self, text: str) -> np.ndarray:
+        """(n,) whether an example's text contains `text`, case ignored; the texts are streamed."""
+        import pyarrow.compute as pc
+
+        with self._examples_file() as file:
+            batches = file.iter_batches(columns=["text"], use_threads=False)
+            found = [pc.match_substring(batch["text"], text, ignore_case=True) for batch in batches]
+        return np.concatenate([mask.to_numpy(zero_copy_only=False) for mask in found])
+
+    @contextmanager
+    def _examples_file(self) -> Iterator[pq.ParquetFile]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            return list(pq.read_schema(self.folder / "examples.parquet").names)
+            with pq.ParquetFile(self.folder / "examples.parquet") as file:
+                yield file
         except (pa.ArrowException, OSError) as error:
-            raise BasiscopeError(f"Run {self.id}: examples.parquet cannot be read ({error}).") from error
+            reason = str(error).splitlines()[0]
+            raise BasiscopeError(f"Run {self.id}: examples.parquet cannot be read ({reason}).") from error
+
+    def damaged_files(self) -> list[str]:
+        """Names of the run's files that are missing or no longer what the manifest says. Reads them all."""
+        stored = self.manifest.get("files", {})
+        return [name for name, digest in stored.items() if _digest(self.folder / name) != digest]
 
     def scores(self) -> pd.DataFrame:
         """example_id, d1..dk in the order of `examples`."""
@@ -247,7 +298,7 @@ def _map_tensors(path: Path) -> dict[str, Any]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BasiscopeError(
-            f"{path} is damaged or missing ({error}). Delete this run and recover it again."
+            f"{path} is damaged or missing ({error}). Recover the run again: what is intact is kept."
         ) from error
 
 
@@ -393,7 +444,22 @@ class PartialRun:
         shutil.rmtree(self.folder)
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_json(self.folder / "manifest.json", dict(manifest))
+        """Written last: with the SHA-256 of every file of the run that no later step changes."""
+        patterns = ("*.parquet", "*.safetensors", "activations/*.safetensors", "directions.json")
+        names = sorted(str(path.relative_to(self.folder)) for p in patterns for path in self.folder.glob(p))
+        files = {name: _digest(self.folder / name) for name in names if not Path(name).name.startswith(".")}
+        write_json(self.folder / "manifest.json", {**manifest, "files": files})
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Seconds and tokens per step so far, over all processes that have worked on the run."""
+        path = self.folder / "steps.json"
+        return read_json(path) if path.exists() else {}
+
+    def save_step(self, name: str, facts: Mapping[str, Any]) -> None:
+        write_json(self.folder / "steps.json", {**self.steps(), name: dict(facts)})
+
+    def has_activations(self) -> bool:
+        return bool(_shards(self.folder))
 
     def save_results(self, basis: Basis, scores: Scores, directions: pd.DataFrame) -> None:
         """basis.safetensors, scores.parquet and cosines.parquet in the order of the examples, and
@@ -499,7 +565,9 @@ class Workspace:
         if len(matches) > 1:
             raise BasiscopeError(f"Run {reference!r} could be any of {', '.join(run.id for run in matches)}.")
         if any(run.startswith(reference) for run in self.partial_manifests()):
-            raise BasiscopeError(f"Run {reference} is not complete; start its `recover` command again.")
+            raise BasiscopeError(
+                f"Run {reference} is not complete; start its `recover` command again, or `delete` it."
+            )
         known = ", ".join(run.id for run in runs[:5]) or "none yet"
         raise BasiscopeError(f"Run {reference!r} is not in {self.root}. Runs there: {known}.")
 
@@ -511,7 +579,8 @@ class Workspace:
         examples and activations; a finished run that agrees in it lends its own. `asked` is kept with the
         request: the names of model and data, for people.
 
-        Raises BasiscopeError where another process is at work on the same run.
+        A request that fails before any activations are stored leaves nothing behind. Raises BasiscopeError
+        where another process is at work on the same run.
         """
         from filelock import FileLock, Timeout
 
@@ -524,32 +593,45 @@ class Workspace:
                 write_json(folder / "request.json", {**request, "asked": dict(asked or {}), "shared": shared})
                 under_way = PartialRun(folder, request["store_dtype"])
                 if not under_way.is_read:
-                    self._borrow(folder, shared)
-                yield under_way
+                    self._borrow(under_way, shared)
+                try:
+                    yield under_way
+                except BasiscopeError:
+                    if folder.exists() and not under_way.has_activations():
+                        under_way.discard()
+                    raise
         except Timeout as error:
             raise BasiscopeError(
                 f"Run {folder.name} is being recovered by another process; wait for it or stop it first."
             ) from error
 
-    def _borrow(self, folder: Path, shared: str) -> None:
-        for lender in self._lenders(folder, shared):
-            names = ["examples.parquet", *(f"activations/{path.name}" for path in _shards(lender))]
+    def _borrow(self, under_way: PartialRun, shared: str) -> None:
+        folder = under_way.folder
+        for lender, damaged in self._lenders(folder, shared):
+            shards = [f"activations/{path.name}" for path in _shards(lender)]
+            names = ["examples.parquet", *(set(shards) - set(damaged)), "tokens.safetensors", "read.json"]
             try:
-                for name in [*names, "tokens.safetensors", "read.json"]:
+                for name in names:
                     write_atomic(folder / name, partial(_link, lender / name))
-                return
             except FileNotFoundError:  # deleted meanwhile
                 continue
+            for name, facts in _steps(lender).items():
+                if name in ("read", "activations"):
+                    under_way.save_step(name, {"from": lender.name, **facts})
+            return
 
-    def _lenders(self, folder: Path, shared: str) -> Iterator[Path]:
-        """Folders of finished runs, then of interrupted ones that have read their examples."""
+    def _lenders(self, folder: Path, shared: str) -> Iterator[tuple[Path, list[str]]]:
+        """Folders of finished runs, then of interrupted ones that have read their examples, each with the
+        names of its damaged shards."""
         for run in self.readable_runs():
             if run.manifest.get("shared") == shared:
-                yield run.folder
+                damaged = run.damaged_files()
+                if not {"examples.parquet", "tokens.safetensors"}.intersection(damaged):
+                    yield run.folder, damaged
         for run_id, request in self.partial_manifests().items():
             other = self.root / "partial" / run_id
             if other != folder and request.get("shared") == shared and (other / "read.json").exists():
-                yield other
+                yield other, []
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""
@@ -569,14 +651,22 @@ class Workspace:
         final = self.root / "runs" / under_way.folder.name
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)
-        (under_way.folder / "request.json").unlink()
+        for name in ("request.json", "steps.json"):
+            (under_way.folder / name).unlink(missing_ok=True)
         under_way.folder.rename(final)
         return Run(final)
 
     def finished(self, request: Mapping[str, Any]) -> Run | None:
-        """The finished run of a request, where there is one."""
-        folder = self.root / "runs" / content_hash(request)
-        return Run(folder) if (folder / "manifest.json").is_file() else None
+        """The finished run of a request, where there is one and all its files are what they were."""
+        run = Run(self.root / "runs" / content_hash(request))
+        return run if (run.folder / "manifest.json").is_file() and not run.damaged_files() else None
+
+    def any_run_id(self, reference: str) -> str:
+        """The id that a reference means, of a run finished or not. Raises BasiscopeError as `run` does."""
+        partial_ids = list(self.partial_manifests())
+        matches = [run_id for run_id in partial_ids if reference and run_id.startswith(reference)]
+        finished = [run.id for run in self.runs() if run.id.startswith(reference)]
+        return matches[0] if len(matches) == 1 and not finished else self.run(reference).id
 
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
@@ -586,7 +676,7 @@ class Workspace:
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
         if self.is_locked(run_id):
             raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in folders:
+        for folder in [*folders, self.root / "sets" / run_id]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def free_bytes(self) -> int:
@@ -596,13 +686,13 @@ class Workspace:
     def save_set(self, named: NamedSet) -> None:
         if not re.fullmatch(r"[\w. -]{1,80}", named.name):
             raise BasiscopeError(f"Set name {named.name!r}: use letters, digits, space, '.', '_' and '-'.")
-        write_json(self.root / "sets" / f"{named.name}.json", vars(named) | {"created": now()})
+        write_json(self.root / "sets" / named.run / f"{named.name}.json", vars(named) | {"created": now()})
 
     def sets(self, run_id: str | None = None) -> list[NamedSet]:
         """The named sets, of one run where given, by name."""
-        stored = [read_json(path) for path in sorted(self.root.glob("sets/*.json"))]
+        stored = [read_json(path) for path in sorted(self.root.glob("sets/*/*.json"))]
         sets = [NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")) for s in stored]
-        return [named for named in sets if run_id in (None, named.run)]
+        return sorted((named for named in sets if run_id in (None, named.run)), key=lambda named: named.name)
 
     def save_upload(self, name: str, content: bytes) -> Path:
         """Keep an uploaded data file under its own name in a folder named by its content."""
@@ -611,6 +701,12 @@ class Workspace:
         if not path.exists():
             write_atomic(path, lambda temporary: temporary.write_bytes(content))
         return path
+
+
+def _steps(folder: Path) -> dict[str, dict[str, Any]]:
+    """Time and tokens per step, of a finished run or one under way."""
+    path = folder / "manifest.json"
+    return read_json(path)["steps"] if path.exists() else PartialRun(folder, "").steps()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -5,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
 from core.cli import cli, main
@@ -65,11 +67,11 @@ def test_recover_prints_the_run_as_its_last_line(run_cli, gsm8k_copy, stories, g
 def test_the_presets_are_the_published_recipes():
     from core.cli.recover import build_request
 
-    options = {option.name: option.default for option in cli.commands["recover"].params} | {
-        "model": "m", "data": "d", "text": "t", "pooling": None, "blocks": None, "template": None, "limit": None,
-    }  # fmt: skip
-    options |= dict.fromkeys(("revision", "config", "split", "prompt", "response", "messages", "token_budget"))
-    reasoning, safety = (build_request(options | {"preset": preset}).recipe for preset in ("reasoning", "safety"))
+    command = cli.commands["recover"]
+    options = command.make_context("", ["--model", "m", "--data", "d", "--text", "t"]).params
+    first, second = (build_request(options | {"preset": preset}) for preset in ("reasoning", "safety"))
+    assert (first.k, second.k) == (10, 25) and build_request(options | {"k": 3, "preset": "safety"}).k == 3
+    reasoning, safety = first.recipe, second.recipe
     assert (reasoning.pooling, reasoning.blocks, reasoning.template) == ("mean", "1:-1", "auto")
     assert (reasoning.block_scale, reasoning.max_tokens) == ("raw", 8_000)
     assert (safety.pooling, safety.blocks, safety.template) == ("last", "middle", "chat-prompt")
@@ -100,6 +102,9 @@ def test_wrong_usage_is_2(run_cli, arguments):
     assert status == 2 and out == "" and "Usage: " in err
 
 
+NO_MODEL = ("recover", "--model", "/no/model", "--data", str(DATA / "gsm8k" / "train.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -109,7 +114,7 @@ def test_wrong_usage_is_2(run_cli, arguments):
         (("label", "latest", "--direction", "9"), "has directions 1 to 3"),
         (("tokens", "latest", "--example", "999"), "has no example 999"),
         (("label", "latest", "--llm"), "set BASISCOPE_LLM_URL"),
-        (("recover", "--model", "/no/model", "--data", "d.csv", "--text", "t"), "no folder /no/model"),
+        ((*NO_MODEL, "--prompt", "question"), "no folder /no/model"),
     ],
 )
 def test_what_cannot_be_done_is_1_with_one_sentence(run_cli, gsm8k_copy, arguments, sentence, monkeypatch):
@@ -174,6 +179,20 @@ def test_runs_lists_finished_unreadable_and_interrupted(read, run_cli, gsm8k_cop
     assert [found[run.id][key] for key in ("n", "d", "k", "model")] == [60, 192, 3, stories]
     _, out, _ = run_cli("runs", "--workspace", gsm8k_copy.root)
     assert re.search(rf"{run.id} +finished +60 +192 +3 +{stories}", out) and "interrupted" in out
+
+
+def test_delete_asks_first_and_takes_finished_and_interrupted_runs(run_cli, gsm8k_copy, monkeypatch):
+    run = gsm8k_copy.run()
+    with gsm8k_copy.start({"store_dtype": "float32", "k": 3}, "x") as partial:
+        pass
+    for run_id in (run.id, partial.folder.name):
+        monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+        status, _, err = run_cli("delete", run_id, "--workspace", gsm8k_copy.root)
+        assert status == 1 and "Nothing was done" in err and gsm8k_copy.any_run_id(run_id) == run_id
+        status, out, _ = run_cli("delete", run_id[:8], "--yes", "--json", "--workspace", gsm8k_copy.root)
+        assert status == 0 and json.loads(out) == {"deleted": run_id}
+    assert not run.folder.exists() and gsm8k_copy.partial_manifests() == {}
+    assert run_cli("delete", run.id, "--yes", "--workspace", gsm8k_copy.root)[0] == 1
 
 
 def test_show_tells_all_directions_from_1(read, run_cli, gsm8k_copy):

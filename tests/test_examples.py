@@ -16,6 +16,7 @@ from core.examples import (
     Columns,
     DataSource,
     ReadReport,
+    check_columns,
     column_kinds,
     column_paths,
     data_fingerprint,
@@ -145,6 +146,46 @@ def test_ragged_and_undecodable_csv_rows_are_counted(tmp_path):
     assert report.first_rows["not UTF-8, undecodable bytes replaced"] == [3]
 
 
+def test_csv_headers_that_repeat_are_told_apart(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b,a\n1,2,3\n")
+    assert rows_of(path)[0] == [{"a": "1", "b": "2", "a.1": "3"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'a,b\n1,2\n"3,4\n5,6\n', "after line 2: not valid CSV"),
+        ("a,b\n1,2\n".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_a_csv_file_that_would_be_misread_is_refused(tmp_path, content, sentence):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    with pytest.raises(BasiscopeError, match=sentence):
+        rows_of(path)
+
+
+def test_not_a_number_is_no_text(write_rows, tokenizer):
+    rows = [{"t": float("nan")}, {"t": "fine"}, {"t": None}]
+    examples, report = read(write_rows(rows), Columns(text="t"), tokenizer)
+    assert [example.text for example in examples] == ["fine"] and report.counts["left out, no text"] == 2
+
+
+def test_sharegpt_messages_are_messages(write_rows, tokenizer):
+    spoken = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+    plain = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    found, _ = read(write_rows([{"c": spoken}, {"c": plain}]), Columns(messages="c"), tokenizer)
+    assert found[0].text == found[1].text == "User: Hi\n\nAssistant: Yes?"
+
+
+def test_columns_are_checked_before_anything_is_loaded(write_rows):
+    source = DataSource(str(write_rows([{"a": 1}, {"a": 2, "b": {"c": "x"}}])))
+    check_columns(source, Columns(prompt="a", response="b.c"))
+    with pytest.raises(BasiscopeError, match=r"no row has the column 'b.d'. Its columns: a, b, b.c"):
+        check_columns(source, Columns(prompt="a", response="b.d"))
+
+
 def test_a_limit_counts_nothing_beyond_it(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("a,b\n1,2\n3,4\n5\n")
@@ -185,9 +226,9 @@ def hub(tmp_path, monkeypatch):
     path = write_table(tmp_path / "x.parquet", ROWS)
     real = datasets.load_dataset
 
-    def load(name, config, split, revision):
+    def load(name, config, **options):
         assert name == "owner/set"
-        return real("parquet", data_files={"train": str(path)}, split=split, cache_dir=str(tmp_path / "cache"))
+        return real("parquet", data_files={"train": str(path)}, cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     examples._load_hub.cache_clear()
@@ -201,6 +242,7 @@ def test_a_hub_data_set_is_read_by_split(hub):
     assert column_kinds(DataSource(hub, split="train")) == {"q": "str", "a": "str"}
     prints = [data_fingerprint(DataSource(hub, split=split)) for split in ("train", "train[:2]", "train")]
     assert prints[0] == prints[2] != prints[1]  # both splits come from the same cached file
+    assert preview_rows(DataSource(hub, split="train[:2]"), 3) == ROWS  # streamed, which knows no slices
     with pytest.raises(BasiscopeError, match="choose a split with --split: train"):
         rows_of(hub)
     with pytest.raises(BasiscopeError, match="test"):
@@ -337,7 +379,7 @@ def test_unusable_rows_are_left_out_and_told_apart(write_rows, tokenizer):
     }
     bad = [{"m": [{"role": "user"}]}, {"m": "hello"}, {"m": []}, {"m": MESSAGES}]
     _, report = read(write_rows(bad), Columns(messages="m"), tokenizer)
-    assert report.first_rows["left out, messages are not a list of {role, content}"] == [0, 1, 2]
+    assert report.first_rows["left out, messages are not a list of {role, content} or {from, value}"] == [0, 1, 2]
 
 
 def test_a_missing_column_lists_the_columns(write_rows, tokenizer):

@@ -251,11 +251,55 @@ def test_the_same_request_returns_the_run_and_another_k_its_activations(gsm8k_re
     assert again.id == gsm8k_run.id and set(steps) == {"model"}
     assert (again.folder / "manifest.json").stat().st_mtime_ns == before
     wider = recover(replace(gsm8k_request, k=6), workspace)
-    assert wider.id != gsm8k_run.id and wider.manifest["steps"]["activations"]["tokens"] == 0
-    assert "read" not in wider.manifest["steps"]
+    assert wider.id != gsm8k_run.id
+    assert {wider.manifest["steps"][step]["from"] for step in ("read", "activations")} == {again.id}
     for name in ("directions", "singular_values"):  # the same to the solver's tolerance, 1e-5 relative residual
         np.testing.assert_allclose(getattr(wider.basis(), name)[:3], getattr(again.basis(), name)[:3], atol=2e-3)
     workspace.delete(wider.id)
+
+
+@pytest.mark.parametrize("name", ["activations/00000.safetensors", "scores.parquet", "examples.parquet"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_a_damaged_run_is_mended_by_its_own_command(gsm8k_request, gsm8k_copy, name, harm):
+    run = gsm8k_copy.run()
+    path = run.folder / name
+    before = path.read_bytes()
+    expected = run.scores()
+    path.unlink()
+    if harm != "remove":
+        middle = len(before) // 2
+        path.write_bytes(before[:middle] + (b"" if harm == "truncate" else b"\x55" + before[middle + 1 :]))
+    assert run.damaged_files() == [name]
+    mended = recover(gsm8k_request, gsm8k_copy)
+    assert mended.id == run.id and mended.damaged_files() == []
+    pd.testing.assert_frame_equal(mended.scores(), expected, atol=1e-4, rtol=0)  # float32, other batches
+
+
+def test_texts_are_read_by_row_and_searched(gsm8k_run):
+    texts = gsm8k_run.examples()["text"]
+    rows = [len(texts) - 1, 0, 7, 7]
+    assert gsm8k_run.texts(rows) == texts.iloc[rows].tolist()
+    assert gsm8k_run.texts([]) == []
+    for wanted in ("HOW many", "zzz", "."):
+        found = texts.str.contains(wanted, case=False, regex=False).to_numpy()
+        np.testing.assert_array_equal(gsm8k_run.search(wanted), found)
+
+
+def test_time_and_tokens_add_up_over_processes(gsm8k_request, gsm8k_run, tmp_path, monkeypatch):
+    def stopped(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    workspace = Workspace(tmp_path)
+    monkeypatch.setattr(recovery, "recover_basis", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recover(gsm8k_request, workspace)
+    monkeypatch.undo()
+    monkeypatch.setattr(recovery, "shade_examples", lambda *_args: None)
+    steps = recover(gsm8k_request, workspace).manifest["steps"]
+    assert steps["activations"]["tokens"] == gsm8k_run.manifest["steps"]["activations"]["tokens"]
+    assert steps["activations"]["seconds"] > 0.05 and steps["read"]["seconds"] > 0
+    other = recover(replace(gsm8k_request, k=2), workspace).manifest["steps"]
+    assert other["activations"]["from"] and other["activations"]["tokens"] == steps["activations"]["tokens"]
 
 
 def test_every_input_changes_the_run(gsm8k_request, gsm8k_run, chat_stories, monkeypatch, tmp_path):
@@ -385,6 +429,16 @@ def stop_in_extraction(arguments, root, how):
     return process.returncode, errors, {path: path.stat().st_mtime_ns for path in shards}
 
 
+def extracted(done):
+    """A Progress that notes how many tokens have their activations."""
+
+    def progress(step, tokens, _total):
+        if step == "activations":
+            done.append(tokens)
+
+    return progress
+
+
 def test_killed_and_stopped_runs_continue_to_the_same_result(gsm8k_request, gsm8k_run, gsm8k, stories, tmp_path):
     arguments = command(stories, gsm8k, tmp_path)
     status, _, _ = stop_in_extraction(arguments, tmp_path, signal.SIGKILL)
@@ -404,10 +458,9 @@ def test_killed_and_stopped_runs_continue_to_the_same_result(gsm8k_request, gsm8
     assert status == 1 and "Stopped. What was finished is kept; the same command continues." in errors
     assert all(path.stat().st_mtime_ns == made for path, made in kept.items() if path.exists())
 
-    run = recover(replace(gsm8k_request, token_budget=400), Workspace(tmp_path))
-    assert run.id == gsm8k_run.id
-    total = run.manifest["data"]["tokens"]
-    assert 0 < run.manifest["steps"]["activations"]["tokens"] < total
+    done = []
+    run = recover(replace(gsm8k_request, token_budget=400), Workspace(tmp_path), extracted(done))
+    assert run.id == gsm8k_run.id and 0 < done[0] < done[-1] == run.manifest["data"]["tokens"]
     assert sorted(run.activations().example_id) == list(range(60))
     size = np.abs(stored_activations(gsm8k_run)).max()
     np.testing.assert_allclose(stored_activations(run), stored_activations(gsm8k_run), atol=2e-5 * size)
@@ -436,9 +489,11 @@ def test_a_stop_between_shards_keeps_what_waits(gsm8k_request, tmp_path):
     request = replace(gsm8k_request, token_budget=2_000)
     with pytest.raises(KeyboardInterrupt):
         recover(request, Workspace(tmp_path), stop)
-    run = recover(request, Workspace(tmp_path))
-    tokens = run.manifest["steps"]["activations"]["tokens"]
-    assert 0.3 * run.manifest["data"]["tokens"] < tokens < 0.5 * run.manifest["data"]["tokens"]
+    done = []
+    run = recover(request, Workspace(tmp_path), extracted(done))
+    tokens = run.manifest["data"]["tokens"]
+    assert 0.5 * tokens < done[0] < 0.7 * tokens
+    assert run.manifest["steps"]["activations"]["tokens"] == tokens  # of both together: nothing was done twice
 
 
 @pytest.fixture
@@ -469,8 +524,9 @@ def test_a_full_disk_keeps_what_is_finished(gsm8k_request, small_disk, monkeypat
     assert 1 <= len(kept) <= 4 and not list(small_disk.rglob("*.tmp")) and workspace.runs() == []
     assert all(set(load_file(path)) == {"activations", "example_id"} for path in kept)
     filler.unlink()
-    run = recover(request, workspace)
-    assert 0 < run.manifest["steps"]["activations"]["tokens"] < run.manifest["data"]["tokens"]
+    done = []
+    run = recover(request, workspace, extracted(done))
+    assert 0 < done[0] < done[-1] == run.manifest["data"]["tokens"]
 
 
 def test_two_processes_on_one_run(gsm8k_request, gsm8k_run, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from synthetic import synthetic_run
 from core.jobs import JobProgress
 from core.reading import Label
 from core.tables import (
+    Extreme,
     basis_summary,
     chosen_examples,
     colour_columns,
@@ -46,22 +47,11 @@ def examples():
 
 
 @pytest.mark.parametrize(
-    ("search", "column", "values", "rows"),
-    [
-        ("", None, [], [0, 1, 2, 3, 4]),
-        ("apple", None, [], [0, 2]),
-        ("(RED)", None, [], [0]),
-        ("a.*b", None, [], [4]),
-        ("nothing", None, [], []),
-        ("", "kind", [], [0, 1, 2, 3, 4]),
-        ("", "kind", ["x"], [0, 3]),
-        ("", "n", ["2"], [1, 4]),
-        ("pears", "kind", ["x", "z"], [4]),
-        ("pears", "kind", ["gone"], []),
-    ],
+    ("column", "values", "rows"),
+    [("kind", [], [0, 1, 2, 3, 4]), ("kind", ["x"], [0, 3]), ("n", ["2"], [1, 4]), ("kind", ["gone"], [])],
 )
-def test_matching_finds_plain_text_and_values(examples, search, column, values, rows):
-    assert np.flatnonzero(matching(examples, search, column, values)).tolist() == rows
+def test_matching_finds_values(examples, column, values, rows):
+    assert np.flatnonzero(matching(examples[column], values)).tolist() == rows
 
 
 def test_filter_values_come_most_frequent_first_without_missing_ones(examples):
@@ -70,19 +60,20 @@ def test_filter_values_come_most_frequent_first_without_missing_ones(examples):
     assert filter_values(pd.Series([None, None], dtype=object)) == []
 
 
-def test_extremes_are_ranked_with_ties_in_the_order_of_the_examples(examples):
-    values = np.array([1.0, 2.0, 1.0, -3.0, 2.0])
-    assert [e.row for e in extremes(examples, values, 1, 4)] == [1, 4, 0, 2]
-    assert [e.row for e in extremes(examples, values, -1, 2)] == [3, 0]
-    first = extremes(examples, values, 1, 1)[0]
-    assert (first.example_id, first.value, first.text, first.n_tokens) == (5, 2.0, "pears", 1)
+def test_extremes_are_ranked_with_ties_in_the_order_of_the_examples(run):
+    facts, values = run.examples(run.facts_columns()), np.zeros(60)
+    values[[7, 9, 3, 59]] = 2.0, 2.0, 1.0, -3.0
+    (top, bottom), (other, _) = extremes(run, facts, [values, -values], 3)
+    assert [e.example_id for e in top] == [7, 9, 3] and [e.example_id for e in bottom] == [59, 0, 1]
+    assert other[0] == Extreme(59, 3.0, run.examples()["text"][59], int(facts["n_tokens"][59]))
 
 
-def test_extremes_keep_to_what_is_allowed(examples):
-    values = np.array([1.0, 2.0, 1.0, -3.0, 2.0])
-    allowed = np.array([True, False, True, True, False])
-    assert [e.row for e in extremes(examples, values, 1, 9, allowed)] == [0, 2, 3]
-    assert extremes(examples, values, 1, 9, np.zeros(5, bool)) == []
+def test_extremes_keep_to_what_is_allowed(run):
+    facts, values = run.examples(run.facts_columns()), np.arange(60.0)
+    allowed = np.isin(np.arange(60), [5, 11])
+    ((top, bottom),) = extremes(run, facts, [values], 9, allowed)
+    assert [e.example_id for e in top] == [11, 5] and [e.example_id for e in bottom] == [5, 11]
+    assert extremes(run, facts, [values], 9, np.zeros(60, bool)) == [([], [])]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +102,7 @@ def test_one_line_has_no_breaks_and_no_more_than_asked():
 
 
 def test_the_chosen_examples_come_with_short_texts_and_their_columns(run):
-    found = chosen_examples(run.examples(), np.array([4, 2]), colour_columns(run))
+    found = chosen_examples(run, run.examples(run.facts_columns()), np.array([4, 2]))
     assert found["example"].tolist() == [4, 2]
     assert list(found) == ["example", "text", "tokens", "kind", "grade", "is_hard"]
 

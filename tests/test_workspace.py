@@ -196,10 +196,23 @@ def test_named_sets(tmp_path):
     workspace.save_set(NamedSet("odd ones", "abc", (1, 3), "note"))
     workspace.save_set(NamedSet("even", "def", (2,)))
     assert workspace.sets("abc") == [NamedSet("odd ones", "abc", (1, 3), "note")]
-    assert [named.name for named in workspace.sets()] == ["even", "odd ones"]
+    workspace.save_set(NamedSet("even", "abc", (7,)))  # of the same name, of another run
+    assert [(named.name, named.run) for named in workspace.sets()] == [
+        ("even", "abc"),
+        ("even", "def"),
+        ("odd ones", "abc"),
+    ]
     for name in ("../x", "a/b", "", "x" * 81):
         with pytest.raises(BasiscopeError, match="Set name"):
             workspace.save_set(NamedSet(name, "abc", ()))
+
+
+def test_a_request_that_fails_early_leaves_nothing(tmp_path):
+    workspace = Workspace(tmp_path)
+    with pytest.raises(BasiscopeError, match="k = 9"), workspace.start({"store_dtype": "float32"}, "x") as partial:
+        partial.save_facts({})
+        raise BasiscopeError("k = 9")
+    assert workspace.partial_manifests() == {} and not partial.folder.exists()
 
 
 def test_an_upload_is_kept_once_under_a_safe_name(tmp_path):

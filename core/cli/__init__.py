@@ -77,8 +77,9 @@ def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
     except click.UsageError as error:
         error.show()
         return 2, "failed", {"message": error.format_message()}
-    except (KeyboardInterrupt, click.Abort):
-        return 1, "cancelled", {"message": STOPPED}
+    except (KeyboardInterrupt, click.Abort) as error:
+        answered_no = isinstance(error, click.Abort) and error.__cause__ is None
+        return 1, "cancelled", {"message": "Nothing was done." if answered_no else STOPPED}
     except BasiscopeError as error:
         return 1, "failed", {"message": str(error)}
     except BrokenPipeError:

@@ -27,6 +27,21 @@ def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
     return {"runs": rows, "lines": table(rows, keys) if rows else [f"No runs in {workspace} yet."]}
 
 
+@cli.command()
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@workspace_option
+@json_option
+def delete(run: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Delete a run, finished or not, with its activations, labels and named sets."""
+    space = Workspace(workspace)
+    run_id = space.any_run_id(run)
+    if not yes:
+        click.confirm(f"Delete run {run_id} and everything in it?", abort=True, err=True)
+    space.delete(run_id)
+    return {"deleted": run_id, "lines": [f"Run {run_id} is deleted."]}
+
+
 def _run_row(run: Run) -> dict[str, Any]:
     try:
         manifest = run.manifest
@@ -40,7 +55,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 @click.argument("run")
 @click.option("--direction", type=int, help="One direction in full.")
 @click.option("--polarity", type=click.Choice(["+", "-"]), help="Only this end of the direction.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Examples at each end.")
+@click.option("--top", type=click.IntRange(1), help="Examples at each end, with --direction.  [default: 5]")
 @click.option(
     "--rank",
     type=click.Choice(["score", "cosine"]),
@@ -51,14 +66,22 @@ def _run_row(run: Run) -> dict[str, Any]:
 @workspace_option
 @json_option
 def show(
-    run: str, direction: int | None, polarity: str | None, top: int, rank: str, workspace: Path, as_json: bool
+    run: str,
+    direction: int | None,
+    polarity: str | None,
+    top: int | None,
+    rank: str,
+    workspace: Path,
+    as_json: bool,
 ) -> dict[str, Any]:
     """Show a run: all its directions, or the examples at the ends of one."""
     opened = Workspace(workspace).run(run)
     if direction is None:
+        if polarity or top:
+            raise click.UsageError("--polarity and --top need --direction.")
         return _show_run(opened)
     check_direction(opened, direction)
-    return _show_direction(opened, direction, polarity or "+-", top, rank)
+    return _show_direction(opened, direction, polarity or "+-", top or 5, rank)
 
 
 def _show_run(run: Run) -> dict[str, Any]:
@@ -88,6 +111,7 @@ def _show_run(run: Run) -> dict[str, Any]:
         "",
         "angle: median and 95th percentile of the turn under resampling. Directions of one group are stable "
         "only as a span.",
+        'label: what the + end has : what the - end has; "none" where no word passes the corrected limit.',
     ]
     return {"manifest": manifest, "directions": rows, "lines": lines}
 

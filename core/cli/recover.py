@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from core.activations import PRESETS, Recipe
 from core.cli.group import Reporter, cli, device_option, json_option, workspace_option
 from core.errors import BasiscopeError
 from core.workspace import Workspace
 
 if TYPE_CHECKING:
     from core.recovery import Request
-
-PRESETS = {"reasoning": ("mean", "1:-1", "auto"), "safety": ("last", "middle", "chat-prompt")}
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,19 +32,27 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--response", help="Column with the response, with --prompt."),
         click.option("--messages", help="Column with chat messages: a list of {role, content}."),
         click.option("--limit", type=int, help="Read only the first N rows."),
-        click.option("--k", type=int, default=10, show_default=True, help="Number of directions."),
+        click.option(
+            "--k",
+            type=int,
+            help="Number of directions.  [default: 10 for reasoning, 25 for safety]",
+        ),
         click.option(
             "--recipe",
             "preset",
             type=click.Choice(list(PRESETS)),
             default="reasoning",
             show_default=True,
-            help="Published recipe that sets --pooling, --blocks and --template where they are not given: "
+            help="Published recipe that sets --k, --pooling, --blocks and --template where they are not given: "
             "reasoning is mean over blocks 1:-1, safety the last token of the chat-templated prompt in the "
             "middle block.",
         ),
         click.option("--pooling", type=click.Choice(["mean", "mean-response", "last"]), help="Tokens pooled."),
-        click.option("--blocks", help="Blocks pooled: a range such as 1:-1, or one such as 15."),
+        click.option(
+            "--blocks",
+            help="Blocks pooled, counted from 0: a range as in Python, such as 1:-1 for all but the first and "
+            "the last, or one such as 15.",
+        ),
         click.option(
             "--block-scale",
             type=click.Choice(["raw", "rms"]),
@@ -119,11 +126,10 @@ def recover(estimate: bool, workspace: Path, as_json: bool, **options: Any) -> d
 
 def build_request(options: dict[str, Any]) -> Request:
     """A Request from the options of `recover`. Raises click.UsageError where they contradict each other."""
-    from core.activations import Recipe
     from core.examples import Columns, DataSource
     from core.recovery import Request
 
-    pooling, blocks, template = PRESETS[options["preset"]]
+    k, preset = PRESETS[options["preset"]]
     try:
         return Request(
             model=options["model"],
@@ -131,14 +137,14 @@ def build_request(options: dict[str, Any]) -> Request:
             source=DataSource(options["data"], options["config"], options["split"], limit=options["limit"]),
             columns=Columns(options["text"], options["prompt"], options["response"], options["messages"]),
             recipe=Recipe(
-                pooling=options["pooling"] or pooling,
-                blocks=options["blocks"] or blocks,
+                pooling=options["pooling"] or preset.pooling,
+                blocks=options["blocks"] or preset.blocks,
                 block_scale=options["block_scale"],
                 max_tokens=options["max_tokens"],
-                template=options["template"] or template,
+                template=options["template"] or preset.template,
                 dtype=options["dtype"],
             ),
-            k=options["k"],
+            k=k if options["k"] is None else options["k"],
             seed=options["seed"],
             device=options["device"],
             store_dtype=options["store_dtype"],

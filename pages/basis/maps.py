@@ -104,7 +104,7 @@ def _list_chosen(run: Run, scores: pd.DataFrame, chosen: np.ndarray) -> None:
         page = st.number_input("Page", 1, pages, key=f"chosen_page_{pages}") if pages > 1 else 1
         rows = chosen[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
         st.dataframe(
-            chosen_examples(table(run, "examples"), rows, colour_columns(run)),
+            chosen_examples(run, table(run, "examples"), rows),
             hide_index=True,
         )
     if st.button("Clear the choice", key="clear_chosen"):

@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -40,12 +41,13 @@ def _open(folder: str) -> Run:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _table(folder: str, name: str) -> pd.DataFrame | None:
     run = _open(folder)
-    read = {"examples": run.examples, "scores": run.scores, "cosines": run.cosines, "map": run.map}
-    return (read | {"directions": run.directions})[name]()
+    if name == "examples":
+        return run.examples(run.facts_columns())
+    return {"scores": run.scores, "cosines": run.cosines, "map": run.map, "directions": run.directions}[name]()
 
 
 def table(run: Run, name: str) -> pd.DataFrame:
-    """A table of a run, shared by all sessions: read it, never change it."""
+    """A table of a run, shared by all sessions: read it, never change it. `examples` without the texts."""
     found = _table(str(run.folder), name)
     return pd.DataFrame() if found is None else found
 
@@ -58,6 +60,16 @@ def _colours(folder: str, name: str, source: str) -> ColourBins:
 def colours(run: Run, name: str, source: str) -> ColourBins:
     """Every example's colour by a column of the table `source`: `scores` or `examples`."""
     return _colours(str(run.folder), name, source)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _search(folder: str, text: str) -> np.ndarray:
+    return _open(folder).search(text)
+
+
+def search(run: Run, text: str) -> np.ndarray:
+    """(n,) whether an example's text contains `text`, case ignored."""
+    return _search(str(run.folder), text)
 
 
 @st.cache_resource(max_entries=1_000, show_spinner=False)

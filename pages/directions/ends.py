@@ -9,7 +9,7 @@ from core.jobs import find_job, start_job
 from core.reading import RANKS
 from core.tables import Extreme, colour_columns, extremes, filter_values, matching
 from core.workspace import Run
-from pages.common.session import table, token_scores, with_sentences, workspace
+from pages.common.session import search, table, token_scores, with_sentences, workspace
 
 FOLD = 420
 TOKENS_JOB = "tokens_job"
@@ -20,7 +20,7 @@ TOKENS_JOB = "tokens_job"
 def show_ends(run: Run, direction: int) -> None:
     examples = table(run, "examples")
     first, second, third, fourth, fifth = st.columns([2, 2, 2, 1, 1], vertical_alignment="bottom")
-    search = first.text_input("Search the texts", key="search")
+    text = first.text_input("Search the texts", key="search")
     names: list[str | None] = [None, *colour_columns(run)]
     column = second.selectbox("Filter by column", names, key=f"by_{run.id}")
     options: list[str] = filter_values(examples[column]) if column else []
@@ -38,12 +38,14 @@ def show_ends(run: Run, direction: int) -> None:
         key="shade",
         help="Orange raises the score, blue lowers it. Faint is not pooled.",
     )
-    allowed = matching(examples, search, column, values)
+    allowed = matching(examples[column or "example_id"], values)
+    if text:
+        allowed = allowed & search(run, text)
     if not allowed.any():
         st.info("No example matches. Clear the search or the filter.", icon=":material/filter_alt_off:")
         return
     ranked = table(run, "scores" if rank == "score" else "cosines")[f"d{direction}"].to_numpy()
-    ends = {sign: extremes(examples, ranked, sign, top, allowed) for sign in (1, -1)}
+    ends = dict(zip((1, -1), extremes(run, examples, [ranked], top, allowed)[0], strict=True))
     if shade:
         offer_token_scores(run, [example.example_id for end in ends.values() for example in end])
     for box, (sign, end) in zip(st.columns(2), ends.items(), strict=True):

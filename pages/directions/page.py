@@ -23,6 +23,7 @@ def show_cards(run: Run) -> None:
     st.caption("Every direction with the first example of both ends. Open one to read it.")
     examples, scores = table(run, "examples"), table(run, "scores")
     directions, labels = table(run, "directions"), run.labels()
+    ends = extremes(run, examples, [scores[f"d{j}"].to_numpy() for j in range(1, run.k + 1)], 1)
     for start in range(0, run.k, CARD_COLUMNS):
         for column, j in zip(st.columns(CARD_COLUMNS), range(start + 1, run.k + 1), strict=False):
             with column.container(border=True, key=f"card_{j}"):
@@ -32,9 +33,7 @@ def show_cards(run: Run) -> None:
                 button.button("Open", key=f"open_{j}", on_click=choose, args=(j,), width="stretch")
                 facts = directions.iloc[j - 1]
                 st.caption(f"{facts['explained_variance']:.1%} of the variance")
-                values = scores[f"d{j}"].to_numpy()
-                for sign, polarity in (("+", 1), ("−", -1)):
-                    end = extremes(examples, values, polarity, 1)[0]
+                for sign, (end,) in zip("+−", ends[j - 1], strict=True):
                     st.text(f"{sign}  {one_line(end.text, 110)}", wrap=False)
 
 
