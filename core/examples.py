@@ -13,6 +13,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date, time
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -612,6 +614,8 @@ def column_kinds(source: DataSource) -> dict[str, str]:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, date | time | Decimal):
+        return "str"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "json"
     for kind, types in (("bool", bool), ("int", int), ("float", float), ("str", str)):
@@ -630,6 +634,8 @@ def as_kind(value: Any, kind: str) -> Any:
         return None
     if kind == "json":
         return json.dumps(value, ensure_ascii=False, default=str)
+    if kind == "str" and not isinstance(value, str):
+        return str(value)
     return float(value) if kind == "float" else value
 
 

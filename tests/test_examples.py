@@ -1,7 +1,9 @@
 import codecs
 import csv
+import datetime
 import gzip
 import json
+from decimal import Decimal
 
 import datasets
 import pyarrow as pa
@@ -16,6 +18,7 @@ from core.examples import (
     Columns,
     DataSource,
     ReadReport,
+    as_kind,
     check_columns,
     column_kinds,
     column_paths,
@@ -164,6 +167,15 @@ def test_a_csv_file_that_would_be_misread_is_refused(tmp_path, content, sentence
     path.write_bytes(content)
     with pytest.raises(BasiscopeError, match=sentence):
         rows_of(path)
+
+
+def test_dates_and_decimals_are_kept_as_text(tmp_path):
+    day, price = datetime.date(2026, 1, 2), Decimal("1.50")
+    table = pa.table({"t": ["a"], "day": [day], "price": [price]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    kinds = column_kinds(DataSource(str(tmp_path / "x.parquet")))
+    assert kinds == {"t": "str", "day": "str", "price": "str"}
+    assert [as_kind(value, "str") for value in (day, price)] == ["2026-01-02", "1.50"]
 
 
 def test_not_a_number_is_no_text(write_rows, tokenizer):

@@ -64,6 +64,22 @@ def test_missing_numbers_are_named_last():
     assert (bins.codes == len(bins.names) - 1).tolist() == [False] * 100 + [True] * 2
 
 
+def test_the_names_of_bins_are_their_own_ends_and_infinity_is_none():
+    values = pd.Series([*np.repeat(np.arange(14.0), 3), np.inf, -np.inf])
+    bins = colour_bins(values)
+    assert bins.names == (
+        "0 to 1",
+        "2 to 3",
+        "4 to 5",
+        "6 to 7",
+        "8 to 9",
+        "10 to 11",
+        "12 to 13",
+        "other or missing",
+    )
+    assert bins.codes[-2:].tolist() == [7, 7]
+
+
 def test_many_equal_numbers_still_give_bins():
     bins = colour_bins(pd.Series([0.0] * 900 + list(range(1, 101))))
     assert len(bins.names) == len(bins.colours) and set(bins.codes) <= set(range(len(bins.names)))
@@ -213,4 +229,4 @@ def test_the_small_figures_hold_a_mark_for_every_direction(k):
 
 @pytest.mark.parametrize("values", [np.zeros(5), np.arange(1_000.0), np.array([1.0, 2.0])])
 def test_the_histogram_counts_every_example(values):
-    assert sum(figures.histogram(values).data[0].y) == len(values)
+    assert sum(figures.histogram(values)["series"][0]["data"]) == len(values)

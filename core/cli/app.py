@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,4 +55,6 @@ def app(port: int, headless: bool, workspace: Path) -> None:
     os.environ["BASISCOPE_WORKSPACE"] = str(workspace.resolve())
     flags = ["--server.port", str(port), "--server.headless", "true" if headless else "false"]
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "serve.py", *flags])
+    sys.path[0] = str(root)
+    sys.argv = ["streamlit", "run", "serve.py", *flags]
+    runpy.run_module("streamlit", run_name="__main__")  # here: another process would import it all again

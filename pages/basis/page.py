@@ -52,6 +52,7 @@ with right:
     st.dataframe(
         table_of_directions(directions, labels),
         hide_index=True,
+        column_config={"direction": {"width": 70}, "length correlation": {"width": 150}},
         height=min(330, 38 + 35 * run.k),
     )
 

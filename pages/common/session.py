@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.demo.default import is_demo
 from core.errors import BasiscopeError
@@ -88,12 +89,11 @@ def pick_run() -> Run:
     if not runs:
         show_empty(workspace())
         st.stop()
-    asked = st.session_state.get(RUN) or st.query_params.get(RUN)
+    asked = st.query_params.get(RUN)
     if asked and asked not in runs:
         st.warning("The address names a run that is not in this workspace. The newest is shown instead.")
     newest = next((run_id for run_id, run in runs.items() if is_readable(run)), next(iter(runs)))
-    first = asked if asked in runs else newest
-    run = runs[pick_in_address(RUN, list(runs), first, lambda run_id: run_name(runs[run_id]))]
+    run = runs[pick_in_address(st.sidebar, RUN, list(runs), newest, lambda run_id: run_name(runs[run_id]))]
     try:
         _ = run.manifest
     except BasiscopeError as error:
@@ -103,15 +103,35 @@ def pick_run() -> Run:
     return run
 
 
-def pick_in_address(key: str, options: list[T], first: T, name: Callable[[T], str]) -> T:
-    """A sidebar choice that the address bar holds under `key`, so that a view can be shared.
+def pick_in_address(
+    place: DeltaGenerator,
+    key: str,
+    options: list[T],
+    first: T,
+    name: Callable[[T], str],
+    *,
+    with_label: bool = True,
+) -> T:
+    """A choice that the address bar holds under `key`, so that a view can be shared and the browser's Back
+    goes to the view before.
 
     Binding the widget itself would put its label into the address, which changes with every new label.
     """
+    written = f"{key}_in_address"
+    asked = st.query_params.get(key)
+    if asked is not None and asked != st.session_state.get(written):  # not by this page: a link, or Back
+        st.session_state[key] = next((option for option in options if str(option) == asked), first)
     if st.session_state.get(key) not in options:
         st.session_state[key] = first
-    chosen = st.sidebar.selectbox(key.capitalize(), options, key=key, persist_state="session", format_func=name)
-    st.query_params[key] = str(chosen)
+    chosen = place.selectbox(
+        key.capitalize(),
+        options,
+        key=key,
+        persist_state="session",
+        format_func=name,
+        label_visibility="visible" if with_label else "collapsed",
+    )
+    st.query_params[key] = st.session_state[written] = str(chosen)
     return chosen
 
 
@@ -136,9 +156,14 @@ def run_name(run: Run) -> str:
 
 def stop_with(error: BasiscopeError) -> None:
     """Show the error's sentence as plain text and end the page."""
-    with st.container(border=True):
-        st.text(f"This could not be done. {error}")
+    show_sentence(f"This could not be done. {error}")
     st.stop()
+
+
+def show_sentence(sentence: str) -> None:
+    """A sentence that may quote a file or a data set, as plain text in a box."""
+    with st.container(border=True):
+        st.text(sentence)
 
 
 def with_sentences(show: Callable[P, None]) -> Callable[P, None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core import figures
 from core.reading import Label
 from core.tables import direction_facts, extremes, one_line
 from core.workspace import Run
-from pages.common.session import DIRECTION, PLAIN, pick_in_address, pick_run, table, with_sentences
+from pages.common.session import DIRECTION, pick_in_address, pick_run, table, with_sentences
 from pages.directions.ends import show_ends
 
 CARD_COLUMNS = 2
@@ -37,8 +38,8 @@ def show_cards(run: Run) -> None:
                     st.text(f"{sign}  {one_line(end.text, 110)}", wrap=False)
 
 
-def show_direction(run: Run, direction: int) -> None:
-    title, before, after, overview = st.columns([6, 1.4, 1.2, 1.8], vertical_alignment="center")
+def show_direction(run: Run, direction: int, controls: list[DeltaGenerator]) -> None:
+    before, after, overview = controls
     previous, following = (direction - 2) % run.k + 1, direction % run.k + 1
     before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,), width="stretch")
     after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,), width="stretch")
@@ -46,8 +47,8 @@ def show_direction(run: Run, direction: int) -> None:
         "All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,), width="stretch"
     )
     label = run.labels().get(direction)
-    title.title(f"Direction {direction}")
-    title.text(label.text if label else "no label")
+    st.title(f"Direction {direction}")
+    st.text(label.text if label else "no label")
     facts = direction_facts(table(run, "directions").iloc[direction - 1])
     for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
         column.caption(name)
@@ -55,7 +56,7 @@ def show_direction(run: Run, direction: int) -> None:
     left, right = st.columns([3, 2])
     with left:
         scores = table(run, "scores")[f"d{direction}"].to_numpy()
-        st.plotly_chart(figures.histogram(scores), key="histogram", config=PLAIN)
+        st.echarts_chart(figures.histogram(scores), key="histogram", height=240)
     with right:
         edit_label(run, direction, label)
     show_ends(run, direction)
@@ -86,18 +87,21 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
             st.text(label.raw)
 
 
+@st.fragment
 @with_sentences
 def show(run: Run) -> None:
     labels = run.labels()
-    asked = st.query_params.get(DIRECTION, "0")
+    picker, *controls = st.columns([6, 1.4, 1.2, 1.8])
     chosen = pick_in_address(
+        picker,
         DIRECTION,
         list(range(run.k + 1)),
-        int(asked) if asked.isdecimal() and int(asked) <= run.k else 0,
-        lambda j: f"{j}  {one_line(labels[j].text, 40) if j in labels else ''}" if j else "all",
+        0,
+        lambda j: f"{j}  {one_line(labels[j].text, 80) if j in labels else ''}" if j else "All directions",
+        with_label=False,
     )
     if chosen:
-        show_direction(run, chosen)
+        show_direction(run, chosen, controls)
     else:
         show_cards(run)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from core.activations import PRESETS
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
-from core.model import find_local_models
+from core.model import find_local_models, is_folder
 from core.workspace import DEFAULT_ROOT
-from pages.common.session import workspace
+from pages.common.session import show_sentence, workspace
 
 HUB_MODELS = (
     "Qwen/Qwen2.5-0.5B",
@@ -47,7 +48,7 @@ def choose_model() -> list[str]:
     if not name:
         return []
     revision = ""
-    if not Path(name).expanduser().exists():
+    if not is_folder(name):
         revision = st.text_input("Revision", key="revision", placeholder="main", persist_state="session")
     return ["--model", name, *option("--revision", revision)]
 
@@ -56,7 +57,8 @@ def option(name: str, value: str | int | None) -> list[str]:
     return [name, str(value)] if value not in (None, "") else []
 
 
-def choose_data() -> list[str]:
+def choose_data() -> list[str] | None:
+    """None where the data cannot be read, which has been said."""
     st.subheader("Data")
     kinds = ("File or folder", "Upload", "Hub")
     kind = st.segmented_control("Data from", kinds, default=kinds[0], key="data_kind", required=True)
@@ -66,11 +68,11 @@ def choose_data() -> list[str]:
     try:
         rows = preview(source)
     except BasiscopeError as error:
-        st.text(str(error))
-        return []
+        show_sentence(str(error))
+        return None
     if not rows:
-        st.text("None of the first rows can be read.")
-        return []
+        show_sentence("None of the first rows can be read.")
+        return None
     show_preview(rows)
     columns = choose_columns(column_paths(rows))
     limit = st.number_input("Only the first rows", 1, None, None, key="limit", placeholder="all")
@@ -159,7 +161,7 @@ def choose_recipe() -> list[str]:
         help="Reasoning: mean over all tokens after the first, all blocks but the first and the last. "
         "Safety: the last token of the chat-templated prompt in the middle block.",
     )
-    k = st.number_input("Number of directions (k)", 1, 500, 10 if preset == "reasoning" else 25, key=f"k_{preset}")
+    k = st.number_input("Number of directions (k)", 1, 500, PRESETS[preset][0], key=f"k_{preset}")
     chosen = [*(["--recipe", "safety"] if preset == "safety" else []), "--k", str(k)]
     with st.expander("Variants"):
         left, right = st.columns(2)

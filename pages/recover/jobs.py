@@ -24,21 +24,23 @@ def show_estimate(job_id: str) -> None:
         st.text(f"No estimate. {job.result['message']}")
 
 
-@st.fragment(run_every=1.0)
-@with_sentences
 def show_jobs() -> None:
-    jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]][:MOST_JOBS]
-    if not jobs:
-        return
-    st.subheader("Jobs")
+    """All jobs under way, looked at every second, and the newest of the others."""
+    jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
+    running = [job for job in jobs if job.state == "running"]
+    shown = [*running, *(job for job in jobs if job not in running)][: max(MOST_JOBS, len(running))]
+    if shown:
+        st.subheader("Jobs")
+        st.fragment(show_each, run_every=1.0 if running else None)(shown, len(running))
+
+
+@with_sentences
+def show_each(jobs: list[Job], running: int) -> None:
     for job in jobs:
         with st.container(border=True, key=f"job_{job.id}"):
             show_job(job)
-    running = {job.id for job in jobs if job.state == "running"}
-    if st.session_state.get("running_jobs", running) - running:
-        st.session_state["running_jobs"] = running
+    if sum(job.state == "running" for job in jobs) < running:
         st.rerun()
-    st.session_state["running_jobs"] = running
 
 
 def show_job(job: Job) -> None:
@@ -72,8 +74,13 @@ def show_runs() -> None:
         return
     st.subheader("Runs")
     for run in runs:
-        name, button = st.columns([6, 1], vertical_alignment="center")
+        name, button, delete = st.columns([6, 1, 1], vertical_alignment="center")
         name.text(run_name(run))
         if button.button("Open", key=f"run_{run.id}"):
             st.session_state[RUN] = run.id
             st.switch_page("pages/basis/page.py")
+        with delete.popover("Delete", key=f"delete_{run.id}"):
+            st.text("The run, its activations, labels and named sets go for good.")
+            if st.button("Delete the run", key=f"really_delete_{run.id}"):
+                workspace().delete(run.id)
+                st.rerun()

@@ -21,7 +21,9 @@ with right:
     recipe = choose_recipe()
     st.subheader("Start")
     if not model or not data:
-        st.info("Choose a model, data and its columns.", icon=":material/info:")
+        missing = [what for what, chosen in (("a model", model), ("data and its columns", data)) if not chosen]
+        asked = "Mend what is said about the data." if data is None else f"Choose {' and '.join(missing)}."
+        st.info(asked, icon=":material/info:")
     else:
         arguments = ["recover", *model, *data, *recipe]
         start, cost = st.columns(2)

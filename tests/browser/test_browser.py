@@ -118,6 +118,7 @@ def test_a_deep_link_into_a_new_process_opens_the_direction(visit, workspace, ru
     with driver.serve(workspace.root) as url:
         driver.open_page(visit.page, f"{url}/directions?run={run.id}&direction=3")
         expect(visit.page.locator("h1")).to_have_text("Direction 3")
+        visit.page.locator(".st-key-histogram canvas").first.wait_for()
         assert visit.page.get_by_role("dialog").count() == 0
 
 
@@ -189,6 +190,19 @@ def test_arrow_keys_go_through_the_directions_and_the_address_follows(visit, add
     assert asked(page, "run") == run.id
     page.keyboard.press("Escape")
     expect(page.locator("h1")).to_have_text("Directions")
+
+
+def test_back_goes_to_the_direction_before(visit, address, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/directions?run={run.id}&direction=1")
+    for direction in ("2", "3"):
+        page.locator(".st-key-next button").click()
+        expect(page.locator("h1")).to_have_text(f"Direction {direction}")
+        expect_asked(page, "direction", direction)
+    driver.settle(page)
+    page.go_back()
+    expect(page.locator("h1")).to_have_text("Direction 2")
+    expect_asked(page, "direction", "2")
 
 
 def test_a_label_outlives_a_reload(visit, address, run):
