@@ -28,7 +28,7 @@ EXAMPLES, DIRECTIONS, WORDS = 50_000, 10, 60
 TARGETS = {"first paint": 2_000, "click to update": 200, "lasso to table": 1_000}
 MEASURE = """
 const now = () => performance.now();
-window.lastDrawn = window.lastChanged = window.clicked = 0;
+window.lastDrawn = window.lastChanged = window.lastText = window.clicked = 0;
 const fill = CanvasRenderingContext2D.prototype.fill;
 CanvasRenderingContext2D.prototype.fill = function (...a) {
   window.lastDrawn = now();
@@ -41,6 +41,9 @@ const notice = (changes) => {
   const counts = (c) => !(c.target.closest && c.target.closest(passing))
     && (c.type !== 'attributes' || c.attributeName === 'data-test-script-state');
   if (changes.some(counts)) window.lastChanged = now();
+  const isText = (c) => c.type !== 'attributes' && (c.target.closest || (() => false)).call(
+    c.target, '[data-testid=stHtml], h1, [data-testid=stHeading]');
+  if (changes.some(isText)) window.lastText = now();
 };
 addEventListener('DOMContentLoaded', () => new MutationObserver(notice).observe(
   document.body, {subtree: true, childList: true, characterData: true, attributes: true}));
@@ -49,7 +52,8 @@ window.sinceClick = () => {
   const last = Math.max(window.lastDrawn, window.lastChanged);
   const app = document.querySelector('[data-testid=stApp]');
   const idle = app && app.dataset.testScriptState === 'notRunning';
-  return idle && now() - Math.max(last, window.clicked) > 500 ? {ms: last - window.clicked} : null;
+  return idle && now() - Math.max(last, window.clicked) > 500
+    ? [window.lastText - window.clicked, last - window.clicked] : null;
 };
 """
 COMBOBOX = "[class*=st-key-colour_] input"
@@ -72,18 +76,20 @@ def main(quick: bool) -> None:
         painted, complete = zip(
             *(cold_start(browser, workspace.root) for _ in range(1 if quick else 3)), strict=True
         )
+        bare = [bare_start(browser, Path(folder)) for _ in range(1 if quick else 3)]
         report("first paint", painted, "process start to the title of the Basis page")
+        report("rival", bare, "the same for a page of Streamlit with a title alone")
         report("all charts drawn", complete, "process start to nothing changing any more")
         with driver.serve(workspace.root, ("-m", "bench.app"), seconds=180) as address:
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
             page.add_init_script(MEASURE)
             check_loaded(address)
-            report(
-                "click to update",
-                next_direction(page, f"{address}/directions?run={run.id}", repeats),
-                "next direction",
-            )
-            report("click to update", recolour(page, f"{address}/?run={run.id}", repeats), "colour of the map")
+            texts, everything = next_direction(page, f"{address}/directions?run={run.id}", repeats)
+            report("click to update", texts, "next direction: its title and examples")
+            report("all drawn", everything, "next direction: nothing changes any more")
+            legend, everything = recolour(page, f"{address}/?run={run.id}", repeats)
+            report("click to update", legend, "colour of the map: its legend")
+            report("all drawn", everything, "colour of the map: both maps drawn")
             report("lasso to table", draw(page, repeats // 2 + 1), "mouse up to the table of the chosen")
         browser.close()
         print(f"app: load {os.getloadavg()[0]:.1f} after")
@@ -117,30 +123,46 @@ def cold_start(browser: Browser, root: Path) -> tuple[float, float]:
     return 1_000 * painted, 1_000 * complete
 
 
-def quiet(page: Page) -> float:
-    """Wait until nothing changed or was drawn for half a second: milliseconds from the last click until then,
-    the half second not counted."""
-    return page.wait_for_function("window.sinceClick()", timeout=60_000).json_value()["ms"]
+def bare_start(browser: Browser, folder: Path) -> float:
+    """Milliseconds from the start of the process to the title of a page that has nothing else: what no app of
+    this framework can undercut here."""
+    (folder / "bare.py").write_text('import streamlit\n\nstreamlit.title("Bare")\n')
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    start = time.perf_counter()
+    with driver.serve(folder, ("-m", "bench.app", "bare")) as address:
+        page.goto(address, wait_until="commit")
+        page.wait_for_selector("h1")
+        painted = time.perf_counter() - start
+    context.close()
+    return 1_000 * painted
 
 
-def next_direction(page: Page, address: str, repeats: int) -> list[float]:
+def quiet(page: Page) -> tuple[float, float]:
+    """Wait until nothing changed or was drawn for half a second: milliseconds from the last click to the last
+    change of a text, and to the last change or drawing."""
+    text, last = page.wait_for_function("window.sinceClick()", timeout=60_000).json_value()
+    return text, last
+
+
+def next_direction(page: Page, address: str, repeats: int) -> tuple[list[float], list[float]]:
     driver.open_page(page, f"{address}&direction=1")
 
-    def once() -> float:
+    def once() -> tuple[float, float]:
         page.locator(".st-key-next button").click()
         return quiet(page)
 
     return repeated(once, repeats)
 
 
-def recolour(page: Page, address: str, repeats: int) -> list[float]:
+def recolour(page: Page, address: str, repeats: int) -> tuple[list[float], list[float]]:
     """Choose one colour of the map after another: a column, then directions in turn."""
     driver.open_page(page, address)
     page.wait_for_selector("[class*=st-key-map_] canvas")
     quiet(page)
     turn = 0
 
-    def once() -> float:
+    def once() -> tuple[float, float]:
         nonlocal turn
         turn = turn % 6 + 1
         page.locator(COMBOBOX).click()
@@ -168,9 +190,10 @@ def draw(page: Page, repeats: int) -> list[float]:
     return found
 
 
-def repeated(measure: Callable[[], float], repeats: int) -> list[float]:
+def repeated(measure: Callable[[], tuple[float, float]], repeats: int) -> tuple[list[float], list[float]]:
     measure()
-    return [measure() for _ in range(repeats)]
+    texts, everything = zip(*(measure() for _ in range(repeats)), strict=True)
+    return list(texts), list(everything)
 
 
 def check_loaded(address: str) -> None:
@@ -182,6 +205,14 @@ def check_loaded(address: str) -> None:
     maps = Path(f"/proc/{found.stdout.split()[0]}/maps").read_text()
     if "libtorch_cpu" not in maps:
         raise RuntimeError("The server of the load test has no torch loaded.")
+
+
+def serve_bare() -> None:
+    from streamlit.web.cli import main as streamlit
+
+    given = dict(zip(sys.argv[3::2], sys.argv[4::2], strict=True))
+    page = str(Path(given["--workspace"]) / "bare.py")
+    streamlit(["run", page, "--server.port", given["--port"], "--server.headless", "true"])
 
 
 def serve_with_model() -> None:
@@ -200,4 +231,4 @@ def serve_with_model() -> None:
 
 
 if __name__ == "__main__":
-    serve_with_model()
+    serve_bare() if sys.argv[1] == "bare" else serve_with_model()

@@ -120,6 +120,8 @@ def test_a_deep_link_into_a_new_process_opens_the_direction(visit, workspace, ru
         expect(visit.page.locator("h1")).to_have_text("Direction 3")
         visit.page.locator(".st-key-histogram canvas").first.wait_for()
         assert visit.page.get_by_role("dialog").count() == 0
+        visit.page.wait_for_load_state("networkidle")
+        visit.page.goto("about:blank")  # before the server goes: the page would miss it
 
 
 @pytest.mark.parametrize("path", ["", "basis", "directions", "recover"])
