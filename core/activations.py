@@ -174,6 +174,7 @@ def extract(
                     f"Example {windows.example_id[positions[0]]} ({windows.lengths[positions[0]]:,} tokens) "
                     "does not fit into memory alone; lower --max-tokens."
                 ) from error
+            pooler.forget()
             clear_device_cache()
             budget = max(1, int(windows.lengths[positions].max()) * len(positions) // 2)
             rest = np.concatenate([positions, *queue])
@@ -211,6 +212,10 @@ class Pooler:
 
         run_blocks(self.model, inputs, self.blocks, receive)
         return torch.cat(pooled, dim=1).cpu().numpy()
+
+    def forget(self) -> None:
+        """Give the buffers back, which may be of a batch that was too large."""
+        self._buffer.clear()
 
     def _float32(self, hidden: torch.Tensor) -> torch.Tensor:
         import torch

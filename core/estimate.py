@@ -14,7 +14,7 @@ import numpy as np
 
 from core.activations import TOKEN_BUDGET
 from core.examples import Example, ReadReport, read_examples, resolve_template, tokenize
-from core.model import choose_device, choose_dtype, load_tokenizer, locate_model, resolve_blocks
+from core.model import choose_device, choose_dtype, load_tokenizer, locate_model, resolve_blocks, weight_bytes
 from core.recovery import MAP_EXAMPLES, SHADED_PER_END, Request, model_name
 from core.workspace import SHARD_BYTES, Workspace
 
@@ -83,7 +83,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
         + (tokens + 2 * shaded * lengths.mean()) / rate
         + (MAP_SECONDS + MAP_EXAMPLE_SECONDS * min(count, MAP_EXAMPLES) if request.with_map else 0),
         rate_from=rate_from,
-        memory_bytes=_memory(request, shape, dtype, device, d),
+        memory_bytes=weight_bytes(folder, config, dtype) + _working_memory(request, shape, dtype, device, d),
         disk_bytes=_disk(request, sample, count, tokens, shaded, d),
         free_bytes=workspace.free_bytes(),
         device=device,
@@ -116,12 +116,12 @@ class _Shape:
         )
 
 
-def _memory(request: Request, shape: _Shape, dtype: str, device: str, d: int) -> int:
-    """Bytes: weights, one batch under way, two shards, and the Krylov span of the basis."""
+def _working_memory(request: Request, shape: _Shape, dtype: str, device: str, d: int) -> int:
+    """Bytes: one batch under way, two shards, and the Krylov span of the basis."""
     width = 4 if dtype == "float32" else 2
     budget = request.token_budget or TOKEN_BUDGET[device.split(":")[0]]
     batch = budget * width * (8 * shape.hidden + 2 * shape.inner)
-    return int(shape.parameters * width + batch + 2 * SHARD_BYTES + 4 * 2 * request.k * d * KRYLOV_STEPS)
+    return int(batch + 2 * SHARD_BYTES + 4 * 2 * request.k * d * KRYLOV_STEPS)
 
 
 def _disk(request: Request, sample: list[Example], count: int, tokens: int, shaded: int, d: int) -> int:
@@ -159,7 +159,9 @@ def _tokens_per_second(
     name = model_name(request.model)
     for run in workspace.readable_runs():
         step, model = run.manifest["steps"].get("activations", {}), run.manifest["model"]
-        if (model["name"], model["dtype"]) == (name, dtype) and step.get("tokens", 0) > 10_000:
+        there = run.manifest.get("machine", {}).get("device", device).split(":")[0]
+        same = (model["name"], model["dtype"], there) == (name, dtype, device.split(":")[0])
+        if same and step.get("tokens", 0) > 10_000:
             blocks = run.manifest["blocks"][-1] + 1
             return step["tokens_per_second"] * blocks / shape.blocks, f"measured in run {run.id}"
     flops = 2 * shape.parameters + 4 * length * shape.hidden * shape.blocks

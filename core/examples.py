@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -199,9 +200,7 @@ Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
 
 
 def _open(file: Path) -> io.BufferedIOBase:
-    import fsspec
-
-    return fsspec.open(str(file), "rb", compression="infer").open()
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
 def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:

@@ -187,10 +187,27 @@ def size(n_bytes: float) -> str:
     raise AssertionError
 
 
+STEPS = {
+    "starting": ("Starting", ""),
+    "model": ("Loading the model", ""),
+    "read": ("Reading the examples", "rows"),
+    "activations": ("Running the model over the examples", "tokens"),
+    "basis": ("Recovering the basis", "passes"),
+    "scores": ("Scoring the examples", "examples"),
+    "stability": ("Resampling the basis", ""),
+    "map": ("Drawing the map", ""),
+    "labels": ("Labelling the directions", "directions"),
+    "tokens": ("Scoring the tokens at the ends", "examples"),
+}
+"""What each step of a job is doing, and what it counts."""
+
+
 def progress_sentence(progress: JobProgress) -> str:
     """Where a job stands, its rate and the time left."""
-    parts = [f"{progress.step}: {progress.done:,}" + (f" of {progress.total:,}" if progress.total else "")]
-    if progress.rate >= 1:
+    doing, unit = STEPS.get(progress.step, (progress.step.capitalize(), ""))
+    counted = f": {progress.done:,}" + (f" of {progress.total:,}" if progress.total else "")
+    parts = [doing + (f"{counted} {unit}".rstrip() if progress.total != 1 and progress.step != "starting" else "")]
+    if progress.rate >= 1 and progress.total != 1:
         parts.append(f"{progress.rate:,.0f} a second")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left in this step")

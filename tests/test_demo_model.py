@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.demo import card, train, world
 
 FOLDER = Path(train.__file__).parent / "model"
-TINY = train.Settings(steps=20, rows=2, length=96, hidden=32, blocks=2, heads=2, inner=48, warmup=5)
+TINY = train.Settings(
+    steps=20, rows=2, length=96, hidden=32, blocks=2, heads=2, inner=48, warmup=5, horizon=20, cooldown=10
+)
 
 
 @pytest.fixture(scope="module")

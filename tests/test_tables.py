@@ -155,11 +155,16 @@ def test_sizes(n_bytes, said):
 
 
 def test_the_progress_sentence():
-    assert progress_sentence(JobProgress()) == "starting: 0"
+    assert progress_sentence(JobProgress()) == "Starting"
     assert (
         progress_sentence(JobProgress("read", 5, 20, 2.0, 7.5))
-        == "read: 5 of 20, 2 a second, 8 s left in this step"
+        == "Reading the examples: 5 of 20 rows, 2 a second, 8 s left in this step"
     )
+
+
+def test_a_step_that_is_one_thing_is_not_counted():
+    assert progress_sentence(JobProgress("model", 0, 1)) == "Loading the model"
+    assert progress_sentence(JobProgress("sorting", 1, 2)) == "Sorting: 1 of 2"
 
 
 def test_the_estimate_names_its_problems():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from core import __version__
 from core.errors import BasiscopeError
 from core.workspace import DEFAULT_ROOT, Run
 
+LINE_SECONDS = 30.0
 workspace_option = click.option(
     "--workspace",
     type=click.Path(file_okay=False, path_type=Path),
@@ -50,14 +52,16 @@ def table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
 
 
 class Reporter:
-    """Progress of a command: into its job's folder, as bars on a terminal, or nowhere."""
+    """Progress of a command: into its job's folder, as bars on a terminal, as lines into a log, or with --json
+    nowhere."""
 
     def __init__(self, as_json: bool) -> None:
-        from core.jobs import JOB_VARIABLE, JobReporter
+        from core.jobs import JOB_VARIABLE, JobReporter, Meter
 
         folder = os.environ.get(JOB_VARIABLE)
         self._job = JobReporter(Path(folder)) if folder else None
-        self._quiet = as_json or not sys.stderr.isatty()
+        self._quiet = as_json
+        self._meter, self._told = Meter(), 0.0
         self._bar: Any = None
         self._step = ""
 
@@ -71,8 +75,19 @@ class Reporter:
     def progress(self, step: str, done: int, total: int) -> None:
         if self._job:
             self._job.progress(step, done, total)
-        elif not self._quiet:
+        elif not self._quiet and sys.stderr.isatty():
             self._draw(step, done, total)
+        elif not self._quiet:
+            self._tell(step, done, total)
+
+    def _tell(self, step: str, done: int, total: int) -> None:
+        """A line for every step, and now and then within it, for a log."""
+        from core.tables import progress_sentence
+
+        progress = self._meter.update(step, done, total)
+        if step != self._step or time.monotonic() - self._told > LINE_SECONDS:
+            click.echo(progress_sentence(progress), err=True)
+            self._step, self._told = step, time.monotonic()
 
     def _draw(self, step: str, done: int, total: int) -> None:
         from tqdm import tqdm

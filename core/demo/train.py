@@ -41,7 +41,7 @@ class Settings:
     million tokens and had not begun to tell words of one kind (names, things) apart, so it copied none.
     """
 
-    steps: int = 6500
+    steps: int = 4000
     seed: int = 0
     rows: int = 2
     length: int = 768
@@ -52,6 +52,8 @@ class Settings:
     rate: float = 4e-3
     spread: float = 1.0
     warmup: int = 150
+    horizon: int = 6500
+    cooldown: int = 1000
     decay: float = 0.1
     clip: float = 1.0
     mix: tuple[tuple[str, float], ...] = (("fraction", 0.25), ("conversion", 0.25))
@@ -130,11 +132,13 @@ def batch(tokenizer: PreTrainedTokenizerFast, settings: Settings, step: int) -> 
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    """Linear warm-up, then a cosine that would reach a hundredth of the peak at `horizon`, taken linearly to
+    nothing over the last `cooldown` steps."""
     if step < settings.warmup:
         return settings.rate * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    done = (step - settings.warmup) / max(1, settings.horizon - settings.warmup)
+    left = min(1.0, (settings.steps - step) / settings.cooldown)
+    return left * settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def train(
