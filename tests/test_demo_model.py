@@ -74,6 +74,13 @@ def test_the_card_tells_the_recipe_that_the_source_now_has(front, settings):
     assert front["recipe"] == train.recipe_hash(settings)
 
 
+def test_a_card_is_read_back():
+    text = card.render({}, "r", 1, 60.0, 2, {"all": card.Share(7, 9)})
+    assert card.read_share(text) == card.Share(7, 9)
+    with pytest.raises(ValueError, match="no pass_at_1"):
+        card.read_share("# A card")
+
+
 def test_pass_at_1_is_what_the_card_says(model, tokenizer, front):
     n = 32
     hits = train.pass_at_1(model, tokenizer, train.held_out(n, seed="test"), seed=1)["all"].hits

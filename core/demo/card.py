@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,14 @@ class Share:
     def __str__(self) -> str:
         low, high = self.wilson()
         return f"{self.value:.1%} ({low:.1%} to {high:.1%}, {self.hits} of {self.n})"
+
+
+def read_share(card: str) -> Share:
+    """Pass@1 over all problems, from the front matter of a card."""
+    found = re.search(r"^pass_at_1: \{hits: (\d+), problems: (\d+)\}$", card, flags=re.M)
+    if not found:
+        raise ValueError("the card has no pass_at_1")
+    return Share(int(found[1]), int(found[2]))
 
 
 def render(

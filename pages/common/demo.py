@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.demo.default import ABOUT, is_demo
+from core.demo.default import about, is_demo
 from core.jobs import find_job, list_jobs, start_job
 from core.tables import progress_sentence
 from core.workspace import Run, Workspace
@@ -12,7 +12,7 @@ from core.workspace import Run, Workspace
 
 def show_banner(run: Run) -> None:
     if is_demo(run):
-        st.info(ABOUT, icon=":material/science:")
+        st.info(about(), icon=":material/science:")
 
 
 def show_empty(workspace: Workspace) -> None:
