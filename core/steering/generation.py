@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class Generation:
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.ended: list[str | None] = [None for _ in rows]
 
-    def steps(self) -> Iterator[int]:
+    def steps(self) -> Generator[int, None, None]:
         """Generate, yielding the number of tokens so far after each step. Close it to stop."""
         import torch
 
