@@ -8,10 +8,9 @@ from safetensors.numpy import load_file
 from test_model import FAMILIES
 from tiny import SHAPE, save_tiny
 
-from core import checkpoint
 from core import model as model_module
 from core.activations import Recipe
-from core.checkpoint import export
+from core.checkpoint import export, formats
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.model import load_model
@@ -102,7 +101,7 @@ def test_a_bias_that_is_dropped_on_reload_is_found_out(run, family, tmp_path, mo
     """Qwen3 as an architecture that would drop the bias without an error."""
     if family != "qwen3":
         pytest.skip("one such family is enough")
-    monkeypatch.setattr(checkpoint, "_new_config", lambda config, layer: config.to_dict())
+    monkeypatch.setattr(formats, "_new_config", lambda config, layer: config.to_dict())
     with pytest.raises(BasiscopeError, match="does not steer as the live hook does"):
         export(run, loader(run), 2, STRENGTH, "checkpoint", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -185,7 +184,7 @@ def test_bad_exports_are_said_and_leave_nothing(sharded, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_vector", full)
+    monkeypatch.setattr(formats, "_write_vector", full)
     with pytest.raises(BasiscopeError, match=r"disk of .* is full"):
         export(sharded, loader(sharded), 1, 30.0, "vector", out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

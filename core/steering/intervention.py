@@ -102,7 +102,8 @@ class Directions:
     def vector(self, direction: int, strength: float, block: int) -> np.ndarray:
         """(hidden,) float32 in raw units: what `add` adds to the output of a block."""
         scale = float(self.basis.block_scale[self.blocks.index(block)])
-        return (strength * scale * self.parts([direction], block)[0]).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return (strength * scale * self.parts([direction], block)[0]).astype(np.float32)
 
     def covered(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Those of `blocks` that the basis covers. Raises BasiscopeError where there is none."""

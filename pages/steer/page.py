@@ -59,7 +59,7 @@ def show(run: Run) -> None:
     if stop.button("Stop", key="stop", disabled=not under_way, width="stretch") and stream:
         stream.stop()
     live = live_model().status()
-    status.caption(live_sentence(live))
+    status.caption("" if under_way else live_sentence(live))
     unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
     show_output(run)
     show_kept(run, labels)

@@ -20,22 +20,20 @@ def show_sweeps(run: Run, chosen: tuple[int, ...]) -> None:
         help="One direction over several strengths: what it does to the texts, and the guard that shows where "
         "steering becomes damage.",
     )
-    left, right = st.columns([1, 2], gap="large")
-    with left:
-        start_sweep(run, chosen)
-    with right:
-        kept = workspace().sweeps(run.id)
-        names = list(kept)
-        if not names:
-            st.info("No sweep yet. The short one takes its prompts from the data, and suggests a range.")
-            return
-        shown = st.selectbox("Shown", names, key="sweep_shown", format_func=lambda i: sweep_name(kept[i]))
-        show_sweep(kept[shown])
+    start_sweep(run, chosen)
+    kept = workspace().sweeps(run.id)
+    if not kept:
+        st.info("No sweep yet. The short one takes its prompts from the data, and suggests a range.")
+        return
+    shown = st.selectbox("Shown", list(kept), key="sweep_shown", format_func=lambda i: sweep_name(kept[i]))
+    show_sweep(kept[shown])
 
 
 def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
-    direction = st.selectbox("Direction to sweep", chosen or range(1, run.k + 1), key=f"sweep_direction_{run.id}")
-    with st.expander("Strengths and prompts of your own"):
+    left, middle, right = st.columns([2, 3, 1.5], vertical_alignment="bottom")
+    options = chosen or tuple(range(1, run.k + 1))
+    direction = left.selectbox("Direction to sweep", options, key=f"sweep_direction_{run.id}")
+    with middle.popover("Strengths and prompts of your own", width="stretch"):
         strengths = st.text_input("Strengths", key="sweep_strengths", placeholder="-4:4:9, or 0,+2,-2")
         unit = st.selectbox("Unit", ["unit", "sd"], key="sweep_unit")
         prompts = st.text_input("Prompts file", key="sweep_prompts", placeholder="of the data")
@@ -45,7 +43,7 @@ def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
     arguments += ["--prompts", prompts] if prompts else []
     arguments += ["--answer", answer] if answer and prompts else []
     label = "Sweep" if strengths else "Suggest a range"
-    if st.button(label, key="start_sweep", type="primary", help="A job of its own, which loads the model anew."):
+    if right.button(label, key="start_sweep", help="A job of its own, with its own model.", width="stretch"):
         st.session_state[SWEEP_JOB] = start_job(workspace(), arguments).id
         st.rerun()
     st.code(command_line(arguments), language="bash", wrap_lines=True)

@@ -1,40 +1,25 @@
-"""Take the steering away: write it in a form that other tools load, and prove that it steers there.
-
-Adding a vector to the output of a block equals a bias of the last layer of its MLP where that layer's output is
-added to the residual stream as it is. A checkpoint keeps such a bias only where the architecture has the
-parameter; others drop it without an error and serve the unsteered model. So nothing is called done before it has
-been loaded again and compared with the live hook on real prompts.
-"""
+"""What every format can carry, how it is written, and how it is loaded again."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.model import LanguageModel, block_output, locate_model
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
-from core.steering.intervention import Directions, Steering
-from core.steering.prompts import run_prompts
-from core.workspace import Run, is_disk_full, now
+from core.model import LanguageModel, block_output, load_model, locate_model
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 FORMATS = ("checkpoint", "peft", "gguf", "vector")
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 256, 32
-TOLERANCE = {"float32": (1e-3, 2e-5), "bfloat16": (0.2, 0.05), "float16": (0.05, 0.01)}
-"""By how much the reloaded logits may differ from the live hook's: as a share of the largest change that steering
-makes, and of the largest logit. The rounding of the data type; a lost vector differs by all of the first."""
 SNIPPET = """\
 from safetensors.torch import load_file
 for name, vector in load_file("vector.safetensors").items():
@@ -86,168 +71,10 @@ def steerable_layer(config: Any) -> Layer:
     return layers[kind]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """The reloaded export against the live hook, over prompts and the live text that follows them.
-
-    difference: largest absolute difference of logits; effect: that of the live hook from the unsteered model;
-    largest: largest logit; same_text: of `prompts` prompts, how many give the same greedy text of NEW_TOKENS
-    """
-
-    difference: float
-    effect: float
-    largest: float
-    same_text: int
-    prompts: int
-    dtype: str
-
-    @property
-    def holds(self) -> bool:
-        of_effect, of_largest = TOLERANCE[self.dtype]
-        close = self.difference <= of_effect * self.effect + of_largest * self.largest
-        visible = self.effect > 2 * of_largest * self.largest
-        return close and visible and (self.same_text == self.prompts or self.dtype != "float32")
-
-    def __str__(self) -> str:
-        return (
-            f"largest logit difference from the live hook {self.difference:.2g}, where steering moves a logit by "
-            f"up to {self.effect:.2g} and the largest is {self.largest:.3g}; same greedy text of {NEW_TOKENS} "
-            f"tokens for {self.same_text} of {self.prompts} prompts ({self.dtype})"
-        )
-
-
-def export(
-    run: Run, load: Callable[[], LanguageModel], direction: int, strength: float, kind: str, out: Path
-) -> Agreement:
-    """Write direction (from 1) at `strength`, a multiple of the unit direction, to the new folder `out`.
-
-    `load` gives the run's model anew each time; no two are held at once. Raises BasiscopeError where the format
-    cannot carry it for this model, where `out` is there and not empty, and where the export, loaded again,
-    does not steer as the live hook does; then nothing is left behind.
-    """
-    if kind not in FORMATS:
-        raise BasiscopeError(f"Format {kind!r} is not one of {', '.join(FORMATS)}.")
-    if not np.isfinite(strength) or strength == 0:
-        raise BasiscopeError(f"Strength {strength:g}: there is nothing to export.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BasiscopeError(f"Folder {out} is there and not empty; give a new one.")
-    directions = Directions.of(run)
-    vectors = {block: directions.vector(direction, strength, block) for block in directions.blocks}
-    model = load()
-    write = _writer(model, vectors, kind)
-    expected = _observe(model, run, directions, Steering(((direction, strength),)))
-    dtype = model.dtype
-    card = _card(run, model, direction, strength, kind)
-    del model
-    with _new_folder(out) as folder:
-        write(folder)
-        reload = {"checkpoint": _reload_checkpoint, "peft": _reload_peft, "gguf": _reload_gguf}
-        steered_module = reload.get(kind, _reload_vector)(folder, load, dtype)
-        agreement = _agreement(expected, steered_module, dtype)
-        del steered_module
-        if not agreement.holds:
-            raise BasiscopeError(
-                f"The export, loaded again, does not steer as the live hook does ({agreement}); nothing is kept. "
-                "A larger strength may show more than rounding; --format vector always works."
-            )
-        facts = asdict(agreement) | {"direction": direction, "strength": strength, "format": kind, "run": run.id}
-        (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
-    return agreement
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it at the end; nothing is left behind where that is not reached."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        with suppress(FileNotFoundError):
-            out.rmdir()
-        temporary.rename(out)
-    except Exception as error:
-        if not isinstance(error, BasiscopeError) and is_disk_full(error):
-            raise BasiscopeError(f"The disk of {out} is full; free some space, or give another folder.") from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-# --- what the live hook does ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """Per prompt: token ids of prompt and live greedy text, length of the prompt, steered logits on all of it."""
-
-    texts: list[tuple[int, ...]]
-    starts: list[int]
-    logits: list[torch.Tensor]
-    effect: float
-
-
-def _observe(model: LanguageModel, run: Run, directions: Directions, steering: Steering) -> _Expected:
-    from core.steering.intervention import steered
-
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
-    room = min(NEW_TOKENS, (model.context or 10**9) // 2)
-    prompts = [
-        ids
-        for text in run_prompts(run, 10 * PROMPTS)
-        if len(ids := _encoded(model, text, columns, template, room)) in range(1, PROMPT_TOKENS)
-    ][:PROMPTS]
-    if not prompts:
-        raise BasiscopeError(f"Run {run.id}: none of its prompts is short enough to compare the export on.")
-    texts, logits, effect = [], [], 0.0
-    for prompt in prompts:
-        generation = Generation(model, directions, [Row(prompt, steering)], Sampling(room)).run()
-        if generation.ended[0] == "not a number":
-            raise BasiscopeError(f"Strength {steering.strengths[0][1]:g}: {generation.note(0)}.")
-        ids = (*prompt, *generation.tokens[0])
-        with steered(model, directions, steering):
-            moved = _logits(model.module, ids)
-        effect = max(effect, float((moved - _logits(model.module, ids)).abs().max()))
-        texts.append(ids)
-        logits.append(moved)
-    return _Expected(texts, [len(prompt) for prompt in prompts], logits, effect)
-
-
-def _encoded(
-    model: LanguageModel, text: str, columns: Mapping[str, str], template: str, room: int
-) -> tuple[int, ...]:
-    try:
-        return encode_prompt(model, text, columns, template, room)
-    except BasiscopeError:
-        return ()
-
-
-def _logits(module: Any, ids: Sequence[int]) -> torch.Tensor:
-    """(tokens, vocabulary) float32 on the CPU."""
-    import torch
-
-    with torch.inference_mode():
-        device = module.get_input_embeddings().weight.device
-        return module(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()
-
-
-def _agreement(expected: _Expected, module: Any, dtype: str) -> Agreement:
-    """Teacher-forced on the live text: where every token of it is the reloaded model's first choice, its own
-    greedy text is the same."""
-    difference, same = 0.0, 0
-    for ids, start, logits in zip(expected.texts, expected.starts, expected.logits, strict=True):
-        found = _logits(module, ids)
-        difference = max(difference, float((found - logits).abs().nan_to_num(nan=np.inf).max()))
-        predicting = slice(start - 1, len(ids))
-        same += bool((found[predicting].argmax(dim=1) == logits[predicting].argmax(dim=1)).all())
-    largest = max(float(logits.abs().max()) for logits in expected.logits)
-    return Agreement(difference, expected.effect, largest, same, len(expected.texts), dtype)
-
-
 # --- writing --------------------------------------------------------------------------------------------
 
 
-def _writer(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: str) -> Callable[[Path], None]:
+def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: str) -> Callable[[Path], None]:
     """What writes the format, once it is sure that it can carry the vectors. Raises BasiscopeError with the
     reason and the formats that do work."""
     config = model.module.config
@@ -471,14 +298,10 @@ def _write_vector(folder: Path, vectors: Mapping[int, np.ndarray]) -> None:
 
 
 def _reload_checkpoint(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> PreTrainedModel:
-    from core.model import load_model
-
     return load_model(str(folder), dtype=dtype).module
 
 
 def _reload_peft(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> Any:
-    import warnings
-
     from peft import PeftModel
 
     with warnings.catch_warnings():
@@ -514,50 +337,11 @@ def _reload_vector(folder: Path, load: Callable[[], LanguageModel], dtype: str) 
     return model.module
 
 
-# --- the card -------------------------------------------------------------------------------------------
-
-LOADING = {
-    "checkpoint": """```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(".")
-```""",
-    "peft": """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ".")
-```
-The adapter is a LoRA of rank 1 whose product is zero and whose bias steers (`lora_bias`). It cannot be merged
-where the base layer has no bias, and servers that ignore `lora_bias` serve the unsteered model.""",
-    "gguf": """```
-llama-cli -m MODEL.gguf --control-vector vector.gguf
-```
-`direction.N` is added to the output of block N at every position, counted from 0. The strength is in it.""",
-    "vector": f"""\
-`blocks` are the model's decoder layers, such as `model.model.layers`; `vector.json` holds the same numbers.
-
-```python
-{SNIPPET}```""",
+Reload = Callable[[Path, Callable[[], LanguageModel], str], Any]
+"""Called as reload(folder, load, dtype): the steered module; `load` gives the run's own model."""
+RELOAD: dict[str, Reload] = {
+    "checkpoint": _reload_checkpoint,
+    "peft": _reload_peft,
+    "gguf": _reload_gguf,
+    "vector": _reload_vector,
 }
-
-
-def _card(run: Run, model: LanguageModel, direction: int, strength: float, kind: str) -> str:
-    label = run.labels().get(direction)
-    facts = {
-        "run": run.id,
-        "model": f"{model.name} ({model.module.config.model_type})",
-        "model fingerprint": model.fingerprint,
-        "direction": direction,
-        "label": label.text if label else "none",
-        "strength": f"{strength:g} times the unit direction, at every position",
-        "blocks": ", ".join(map(str, run.manifest["blocks"])),
-        "made": now(),
-    }
-    plain = str.maketrans({"`": "'", "\n": " "})
-    listed = "\n".join(f"- {name}: `{str(value).translate(plain)}`" for name, value in facts.items())
-    return f"""# A direction of a language model's own basis, ready to steer with
-
-{listed}
-
-## Use
-{LOADING[kind]}
-"""
