@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APP_ARGS ?=
+# Other people's steering, to test against. Without dependencies: they ask for transformers 4 and numpy 1.
+ORACLES := steering-vectors==0.12.2 repeng==0.4.0
 
 .PHONY: app install test lint bench chromium clean
 
@@ -37,6 +39,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(ORACLES)
 	touch $@ $(VENV)/.installed
 
 chromium:

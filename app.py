@@ -12,5 +12,6 @@ st.navigation(
         st.Page(
             "pages/directions/page.py", title="Directions", icon=":material/swap_horiz:", url_path="directions"
         ),
+        st.Page("pages/steer/page.py", title="Steer", icon=":material/tune:", url_path="steer"),
     ]
 ).run()

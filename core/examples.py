@@ -512,6 +512,19 @@ def _render(
     return Example(number, text, shown_prompt, response, start, template == "plain", row)
 
 
+def prompt_text(
+    prompt: str, columns: Mapping[str, str], template: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, bool]:
+    """A prompt as it stands before the response in the examples with these columns (role -> column), and
+    whether the tokenizer's special tokens are to be added to it."""
+    messages = [{"role": "user", "content": prompt}]
+    if template != "plain":
+        return _chat(tokenizer, messages, generation_prompt=True), False
+    if "messages" in columns:
+        return _plain({"messages": messages}, messages, "")[0], True
+    return (prompt + "\n" if "response" in columns else prompt), True
+
+
 def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
     if "messages" in values:
         pairs = (_message(item) for item in values["messages"])

@@ -12,6 +12,8 @@ import pandas as pd
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from core.steering.sweep import Sweep
+
 BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#9aa0a6"
 DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "#b3541e")
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
@@ -308,12 +310,19 @@ def plain_text(text: str, fold: int | None = None) -> str:
     return _folded([text[:fold], text[fold:]] if fold else [text], fold)
 
 
-def shaded_tokens(tokens: Sequence[str], scores: np.ndarray, fold: int | None = None) -> str:
-    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below, faint
-    without a score; folded after `fold` characters. The scale is the text's own 95th percentile. Tokens are
-    escaped."""
+def shading_scale(scores: np.ndarray) -> float:
+    """The score that is shaded fully: the 95th percentile of their sizes."""
     finite = scores[np.isfinite(scores)]
-    scale = max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
+    return max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
+
+
+def shaded_tokens(
+    tokens: Sequence[str], scores: np.ndarray, fold: int | None = None, scale: float | None = None
+) -> str:
+    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below, faint
+    without a score; folded after `fold` characters. The scale is the text's own where none is given. Tokens
+    are escaped."""
+    scale = scale or shading_scale(scores)
     opacities = np.minimum(1.0, np.abs(scores) / scale) * 0.65
     shades = [
         None if score != score else (f"{score:+.3g}", "217,130,43" if score > 0 else "59,111,182", f"{alpha:.2f}")
@@ -344,3 +353,100 @@ def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str,
     more = f'<span class="example-more">… show all {shown:,} characters</span>'
     start = "".join(parts[:cut])
     return f'<div class="example-text"><details><summary>{start} {more}</summary>{rest}</details></div>'
+
+
+DIFFERENCE_STYLE = """<style>
+.steered-text {white-space: pre-wrap; line-height: 1.7; overflow-wrap: anywhere; min-height: 3em}
+.steered-text mark {background: rgba(217,130,43,0.28); color: inherit; border-radius: 0.2rem}
+.steered-text del {opacity: 0.45; text-decoration: line-through}
+</style>"""
+
+
+def differing_text(text: str, baseline: str | None = None) -> str:
+    """HTML of a text, its words marked that are not in the baseline at their place (none: nothing is marked)."""
+    from difflib import SequenceMatcher
+    from html import escape
+
+    if baseline is None:
+        return f'{DIFFERENCE_STYLE}<div class="steered-text">{escape(text)}</div>'
+    words, others = _words(text), _words(baseline)
+    parts = []
+    for kind, _, _, start, end in SequenceMatcher(None, others, words, autojunk=False).get_opcodes():
+        piece = escape("".join(words[start:end]))
+        if piece:
+            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+    return f'{DIFFERENCE_STYLE}<div class="steered-text">{"".join(parts)}</div>'
+
+
+def _words(text: str) -> list[str]:
+    import re
+
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+# --- a sweep --------------------------------------------------------------------------------------------
+
+
+def sweep_effect(sweep: Sweep) -> go.Figure:
+    """Effect against strength with its 95% interval; where answers were verified, their share, too."""
+    traces = [_with_interval(sweep, "effect", "change of the score (sd)", BLUE)]
+    if any(point.correct for point in sweep.points):
+        traces.append(_with_interval(sweep, "correct", "correct answers", ORANGE) | {"yaxis": "y2"})
+    layout = {"yaxis2": {"overlaying": "y", "side": "right", **PERCENT}} if len(traces) > 1 else {}
+    return _figure(traces, _strength_axis(sweep), {"title": "effect"}, shapes=_damage(sweep), **layout)
+
+
+def sweep_guard(sweep: Sweep) -> go.Figure:
+    """What may be damage, against strength: log perplexity ratio, KL, share repeated, share broken."""
+    series = (
+        ("surprise", "log perplexity ratio", BLUE),
+        ("divergence", "KL (nats)", ORANGE),
+        ("repetition", "share repeated", CATEGORIES[2]),
+        ("broken", "share broken", CATEGORIES[3]),
+    )
+    traces = [_with_interval(sweep, name, label, colour) for name, label, colour in series]
+    return _figure(traces, _strength_axis(sweep), {"title": "guard"}, shapes=_damage(sweep))
+
+
+def _strength_axis(sweep: Sweep) -> dict[str, Any]:
+    units = {"unit": "multiples of the unit direction", "sd": "standard deviations of its scores"}
+    return {"title": f"strength in {units[sweep.request['unit']]}", "zeroline": True}
+
+
+def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str, Any]:
+    points = [(point.strength, getattr(point, name)) for point in sweep.points]
+    points = [(strength, interval) for strength, interval in points if interval is not None]
+    values = [interval.value for _, interval in points]
+    return {
+        "type": "scatter",
+        "x": [strength for strength, _ in points],
+        "y": values,
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [interval.high - interval.value for _, interval in points],
+            "arrayminus": [interval.value - interval.low for _, interval in points],
+            "thickness": 1.2,
+        },
+        "name": label,
+        "mode": "lines+markers",
+        "line": {"color": colour},
+        "hovertemplate": f"%{{x}}: %{{y:.2f}}<extra>{label}</extra>",
+    }
+
+
+def _damage(sweep: Sweep) -> list[dict[str, Any]]:
+    """Red bands over the strengths beyond the range without damage."""
+    strengths = [point.strength for point in sweep.points]
+    band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line_width": 0, "layer": "below"}
+    band |= {"fillcolor": "rgba(200,60,60,0.12)"}
+    bands = []
+    if sweep.low > min(strengths):
+        bands.append(band | {"x0": min(strengths), "x1": _halfway(strengths, sweep.low, -1)})
+    if sweep.high < max(strengths):
+        bands.append(band | {"x0": _halfway(strengths, sweep.high, 1), "x1": max(strengths)})
+    return bands
+
+
+def _halfway(strengths: Sequence[float], end: float, step: int) -> float:
+    return (end + strengths[list(strengths).index(end) + step]) / 2

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import acos, degrees
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from core.basis import FEW_DIMENSIONS, STABLE_COSINE
+from core.evaluation import Interval
 from core.jobs import JobProgress
+from core.model import resolve_blocks
 from core.reading import Label, rank_examples
+from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
 from core.workspace import Run
+
+if TYPE_CHECKING:
+    from core.steering.comparison import Comparison
+    from core.steering.intervention import Directions
+    from core.steering.live import LiveStatus, Stream
 
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 MOST_VALUES = 200
@@ -212,3 +220,148 @@ def progress_sentence(progress: JobProgress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left in this step")
     return ", ".join(parts)
+
+
+# --- steering -------------------------------------------------------------------------------------------
+
+GUARD_SENTENCE = (
+    f"Damage by the guard: the text surprises the unsteered model {PERPLEXITY_LIMIT:g} times as much as its own, "
+    f"or {REPETITION_LIMIT:.0%} more of it repeated, or {BROKEN_LIMIT:.0%} more of the texts broken."
+)
+
+
+def table_of_sweep(sweep: Sweep) -> pd.DataFrame:
+    """One row per strength, every mean with its 95% interval over prompts."""
+    rows = [
+        {
+            f"strength ({sweep.request['unit']})": f"{point.strength:+g}",
+            "effect (sd)": interval_text(point.effect, "{:+.2f}"),
+            "perplexity ratio": interval_text(point.surprise, "{:.2f}", np.exp),
+            "repeated": interval_text(point.repetition, "{:.0%}"),
+            "KL (nats)": interval_text(point.divergence, "{:.2f}"),
+            "tokens": interval_text(point.tokens, "{:.0f}"),
+            "broken": interval_text(point.broken, "{:.0%}"),
+            **({"correct": interval_text(point.correct, "{:.1%}")} if point.correct else {}),
+            "guard": "damage" if point.is_damaged else "",
+        }
+        for point in sweep.points
+    ]
+    return pd.DataFrame(rows)
+
+
+def interval_text(interval: Interval, form: str, convert: Any = float) -> str:
+    """An estimate with its interval, such as `0.31 (0.20 to 0.42)`."""
+    if np.isnan(interval.value):
+        return "none"
+    value = form.format(convert(interval.value))
+    if np.isnan(interval.low):
+        return f"{value} (one case)"
+    return f"{value} ({form.format(convert(interval.low))} to {form.format(convert(interval.high))})"
+
+
+def sweep_range_sentence(sweep: Sweep) -> str:
+    """The range without damage, in both units."""
+    factor = sweep.deviation if sweep.request["unit"] == "sd" else 1.0
+    low, high = sweep.low * factor, sweep.high * factor
+    if low == high == 0:
+        return f"Even the smallest strengths tried do damage. {GUARD_SENTENCE}"
+    return (
+        f"No damage from {both_units(low, sweep.deviation)} to {both_units(high, sweep.deviation)}, over "
+        f"{len(sweep.request['prompts'])} prompts. {GUARD_SENTENCE}"
+    )
+
+
+def both_units(strength: float, deviation: float) -> str:
+    """A strength in multiples of the unit direction and in standard deviations."""
+    return f"{strength:+.3g} ({strength / deviation:+.2g} sd)"
+
+
+def suggested_range_sentence(found: SuggestedRange) -> str:
+    """What the calibrating sweep suggests."""
+    if found.low == found.high == 0:
+        return "Suggested: none. Even the smallest strengths tried do damage."
+    ends = [both_units(value, found.deviation) for value in (found.low, found.high)]
+    beyond = [end for end, met in zip(("below", "above"), found.reaches, strict=True) if not met]
+    open_end = f" No damage was met {' or '.join(beyond)}." if beyond else ""
+    return f"Suggested: {ends[0]} to {ends[1]}, by a sweep over {found.prompts} prompts.{open_end}"
+
+
+def slider_limit(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> float:
+    """How far a slider goes: twice the suggested range, or six standard deviations; a share goes to 1."""
+    if operation == "remove":
+        return 1.0
+    furthest = max(abs(found.low), abs(found.high)) if found else 0.0
+    limit = 2 * furthest or 6 * deviation
+    return _round_up(limit / deviation if unit == "sd" else limit)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 4, 8, 10 times a power of ten, whose fortieths are round."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999))
+
+
+def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> list[float]:
+    """The first strengths of the columns after the baseline: the ends of the suggested range, or two standard
+    deviations, then the half of both, and twice."""
+    if operation == "remove":
+        return [1.0, 0.5, 0.25, 0.75, 0.1]
+    limit = slider_limit(found, deviation, unit, operation)
+    scale = deviation if unit == "sd" else 1.0
+    high = (found.high if found and found.high else 2 * deviation) / scale
+    low = (found.low if found and found.low else -2 * deviation) / scale
+    step = limit / 40
+    wanted = (high, low, high / 2, low / 2, 2 * high)
+    return [float(np.clip(round(value / step) * step, -limit, limit)) for value in wanted]
+
+
+def covered_blocks(run: Run, directions: Directions, blocks: str) -> tuple[int, ...] | None:
+    """The blocks written in a field, of those that the run covers; None where it is empty."""
+    if not blocks or not blocks.strip():
+        return None
+    return directions.covered(resolve_blocks(blocks, int(run.manifest["model"]["n_blocks"])))
+
+
+def live_sentence(status: LiveStatus) -> str:
+    """Whether the model is loaded, and who waits."""
+    if status.loading:
+        return f"The model of run {status.loading[:6]} is being loaded, {status.seconds:.0f} s so far."
+    if not status.loaded:
+        return "No model is loaded; generating loads it."
+    waiting = f"; {status.waiting} waiting" if status.waiting else ""
+    return f"The model of run {status.loaded[:6]} is loaded, {'busy' if status.busy else 'idle'}{waiting}."
+
+
+def stream_sentence(stream: Stream, before: int, status: LiveStatus) -> str:
+    """Where a stream stands, with its speed."""
+    if stream.state == "waiting":
+        return f"Waiting: {before} before you." if before else "Waiting."
+    if stream.state == "loading":
+        return f"Loading the model, {status.seconds:.0f} s so far."
+    if stream.state == "failed":
+        return f"This could not be done. {stream.message}"
+    comparison = stream.comparison
+    if comparison is None or not comparison.n_tokens:
+        return "Stopped before the first token." if stream.state == "stopped" else "Reading the prompt."
+    ended = {"done": "Done", "stopped": "Stopped"}.get(stream.state, "Running")
+    writing = max(comparison.seconds, 1e-9)
+    return (
+        f"{ended}: {comparison.n_tokens:,} tokens in {comparison.seconds:.1f} s, "
+        f"{comparison.n_tokens / writing:,.0f} a second over {len(comparison.responses)} columns; first token "
+        f"after {1_000 * comparison.first_token:,.0f} ms."
+    )
+
+
+def with_name(comparison: Comparison, name: str | None) -> Comparison:
+    """The comparison under a name, cut to a line."""
+    return replace(comparison, name=one_line(name or "", 80))
+
+
+def sweep_name(sweep: Sweep) -> str:
+    """One line that tells a sweep from others."""
+    request = sweep.request
+    strengths = [point.strength for point in sweep.points]
+    return (
+        f"direction {request['direction']}, {request['operation']}, {min(strengths):+g} to {max(strengths):+g} "
+        f"{request['unit']}, {len(request['prompts'])} prompts, {request['scope']}"
+    )

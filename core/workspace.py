@@ -1,8 +1,10 @@
 """The workspace: runs, labels, named sets and the shards of runs under way. Nothing else touches its files.
 
-    runs/<run>/          finished runs, never changed but for labels.json and tokens/
+    runs/<run>/          finished runs, never changed but for labels.json, tokens/ and steering/
     partial/<run>/       a run under way or interrupted; renamed into runs/ when it is complete
     sets/<run>/          named sets of examples
+    comparisons/<run>/   kept comparisons of steered texts
+    sweeps/<run>/        sweeps over strengths
     jobs/<job>/          see core.jobs
 
 Every file is written under a temporary name and renamed, so nothing half-written is ever read.
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
     from core.reading import Label, TokenScores
+    from core.steering.comparison import Comparison
+    from core.steering.sweep import SuggestedRange, Sweep
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
@@ -273,6 +277,19 @@ class Run:
         table.insert(0, "token", list(tokens.tokens))
         path = self.folder / "tokens" / f"{tokens.example_id}.parquet"
         write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+    def suggested_range(self, direction: int) -> SuggestedRange | None:
+        """The strengths of a direction (from 1) that do no damage, where they have been looked for."""
+        from core.steering.sweep import SuggestedRange
+
+        path = self.folder / "steering" / f"d{direction}.json"
+        if not path.exists():
+            return None
+        stored = read_json(path)
+        return SuggestedRange(**{**stored, "reaches": tuple(stored["reaches"])})
+
+    def save_suggested_range(self, direction: int, found: SuggestedRange) -> None:
+        write_json(self.folder / "steering" / f"d{direction}.json", vars(found))
 
 
 def _direction_names(k: int) -> list[str]:
@@ -676,7 +693,7 @@ class Workspace:
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
         if self.is_locked(run_id):
             raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in [*folders, self.root / "sets" / run_id]:
+        for folder in [*folders, *(self.root / part / run_id for part in ("sets", "comparisons", "sweeps"))]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def free_bytes(self) -> int:
@@ -693,6 +710,40 @@ class Workspace:
         stored = [read_json(path) for path in sorted(self.root.glob("sets/*/*.json"))]
         sets = [NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")) for s in stored]
         return sorted((named for named in sets if run_id in (None, named.run)), key=lambda named: named.name)
+
+    def save_comparison(self, comparison: Comparison) -> str:
+        """Keep a comparison; its id names its content."""
+        stored = comparison.as_dict()
+        comparison_id = content_hash(stored)
+        write_json(self.root / "comparisons" / comparison.run / f"{comparison_id}.json", stored)
+        return comparison_id
+
+    def comparisons(self, run_id: str) -> dict[str, Comparison]:
+        """Id -> kept comparison of a run, newest first. Damaged files are passed over."""
+        from core.steering.comparison import Comparison
+
+        found = {}
+        for path in self.root.glob(f"comparisons/{run_id}/*.json"):
+            with suppress(BasiscopeError):
+                found[path.stem] = Comparison.from_dict(read_json(path))
+        return dict(sorted(found.items(), key=lambda item: item[1].created, reverse=True))
+
+    def delete_comparison(self, run_id: str, comparison_id: str) -> None:
+        if re.fullmatch("[0-9a-f]+", comparison_id):
+            (self.root / "comparisons" / run_id / f"{comparison_id}.json").unlink(missing_ok=True)
+
+    def save_sweep(self, sweep: Sweep) -> str:
+        """Keep a sweep under the hash of what was asked for, so that the same again replaces it."""
+        sweep_id = content_hash(sweep.request)
+        write_json(self.root / "sweeps" / sweep.run / f"{sweep_id}.json", sweep.as_dict())
+        return sweep_id
+
+    def sweeps(self, run_id: str) -> dict[str, Sweep]:
+        """Id -> sweep of a run, newest first."""
+        from core.steering.sweep import Sweep
+
+        paths = sorted(self.root.glob(f"sweeps/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime)
+        return {path.stem: Sweep.from_dict(read_json(path)) for path in paths}
 
     def save_upload(self, name: str, content: bytes) -> Path:
         """Keep an uploaded data file under its own name in a folder named by its content."""

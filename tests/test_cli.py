@@ -280,3 +280,88 @@ def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
     assert seconds / 4 < facts["seconds"] < 4 * seconds + 5  # a loaded machine is not steady
     status, out, _ = run_cli(*options, "--k", 4, "--estimate")
     assert json.loads(out)["rate_from"] == f"measured in run {run.id}"
+
+
+# --- steer, sweep, export -------------------------------------------------------------------------------
+
+STEER = ("steer", "latest", "--direction", 1, "--max-new-tokens", 8, "--device", "cpu")
+
+
+def lines_of(run_cli, workspace, *arguments):
+    status, out, err = run_cli(*arguments, "--json", "--workspace", workspace.root)
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8k_copy, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The cat sat\nOne day\n")
+    options = ("--prompts", tmp_path / "prompts.txt", "--variants", "0,+2,-2", "--unit", "sd")
+    found = lines_of(run_cli, gsm8k_copy, *STEER, *options)
+    assert [(row["prompt"], row["variant"]) for row in found] == [
+        (prompt, variant) for prompt in ("The cat sat", "One day") for variant in ("baseline", "+2 sd", "-2 sd")
+    ]
+    asked = {"prompt", "variant", "direction", "strength", "text", "token_ids", "n_tokens", "seconds"}
+    assert all(asked <= set(row) and row["n_tokens"] == len(row["token_ids"]) <= 8 for row in found)
+    unit = gsm8k_copy.run().basis().singular_values[0] / np.sqrt(59)
+    same = lines_of(run_cli, gsm8k_copy, *STEER, "--prompt", "The cat sat", "--strength", 2 * unit)
+    assert [row["token_ids"] for row in same] == [found[0]["token_ids"], found[1]["token_ids"]]
+    status, out, _ = run_cli(*STEER, "--prompt", "The cat sat", "--strength", 2, "--workspace", gsm8k_copy.root)
+    assert status == 0 and "[baseline] not steered; " in out and "add direction 1 +2 on all" in out
+
+
+def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, gsm8k):
+    options = ("--direction", 2, "--max-new-tokens", 8, "--limit", 3, "--device", "cpu")
+    (found,) = lines_of(run_cli, gsm8k_copy, "sweep", "latest", *options)
+    assert found["request"]["unit"] == "sd" and len(found["points"]) == 11
+    assert gsm8k_copy.run().suggested_range(2).prompts == 3
+    wide = ("--strengths", "-4:4:3", "--prompts", gsm8k, "--answer", "answer")
+    status, out, err = run_cli("sweep", "latest", *options, *wide, "--workspace", gsm8k_copy.root)
+    assert status == 0, err
+    header, *rows = out.splitlines()
+    assert header.startswith("strength (unit)") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
+    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
+
+
+def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, tmp_path):
+    options = ("export", "latest", "--direction", 1, "--strength", 3, "--unit", "sd", "--device", "cpu")
+    (found,) = lines_of(run_cli, gsm8k_copy, *options, "--format", "checkpoint", "--out", tmp_path / "model")
+    assert found["agreement"]["same_text"] == found["agreement"]["prompts"] > 0
+    assert (tmp_path / "model" / "config.json").exists()
+    again = (*options, "--format", "vector", "--out", tmp_path / "model", "--workspace", gsm8k_copy.root)
+    status, out, err = run_cli(*again)
+    assert status == 1 and out == "" and "not empty" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ((*STEER, "--prompt", "x"), 2, "one of --strength and --variants"),
+        ((*STEER, "--strength", "1"), 2, "one of --prompt and --prompts"),
+        ((*STEER, "--strength", "1", "--prompt", "x", "--temperature", "-1"), 2, "Temperature"),
+        (("sweep", "latest", "--direction", "1", "--answer", "a"), 2, "--answer needs --prompts"),
+        (("export", "latest", "--direction", "1", "--strength", "1", "--format", "onnx"), 2, "onnx"),
+        ((*STEER, "--strength", "1", "--prompt", " "), 1, "The prompt is empty"),
+        ((*STEER, "--strength", "1", "--prompt", "long " * 600), 1, "exceed the model's context"),
+        ((*STEER, "--strength", "1", "--prompt", "x", "--scope", "first"), 1, "Scope 'first' is not one of"),
+        ((*STEER, "--strength", "1", "--prompt", "x", "--blocks", "0"), 1, "no part there"),
+        ((*STEER, "--variants", "a", "--prompt", "x"), 1, "Strengths 'a'"),
+        (("steer", "latest", "--direction", "9", "--strength", "1", "--prompt", "x"), 1, "directions 1 to 3"),
+    ],
+)
+def test_steering_that_cannot_be_done_is_one_sentence(run_cli, gsm8k_copy, arguments, status, sentence):
+    found, out, err = run_cli(*arguments, "--workspace", gsm8k_copy.root)
+    assert found == status and out == "" and sentence in err
+    assert status == 2 or len(err.splitlines()) == 1
+
+
+def test_steering_with_another_model_than_the_run_s_is_refused(run_cli, gsm8k_copy, stories, tmp_path):
+    shutil.copytree(stories, tmp_path / "model", copy_function=shutil.copyfile)
+    (tmp_path / "model").chmod(0o755)
+    config = tmp_path / "model" / "generation_config.json"
+    config.write_text('{"temperature": 0.5}')
+    path = gsm8k_copy.run().folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["name"] = str(tmp_path / "model")
+    path.write_text(json.dumps(manifest))
+    status, out, err = run_cli(*STEER, "--strength", 1, "--prompt", "x", "--workspace", gsm8k_copy.root)
+    assert status == 1 and out == "" and "has changed since run" in err

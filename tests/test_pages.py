@@ -8,12 +8,16 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
-from core.jobs import list_jobs
+from core.jobs import command_line, list_jobs
 from core.reading import Label
+from core.steering.comparison import Comparison, Response
+from core.steering.generation import Sampling
+from core.steering.intervention import Steering
+from core.steering.sweep import SuggestedRange
 from core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-BASIS, DIRECTIONS, RECOVER = "", "directions", "recover"
+BASIS, DIRECTIONS, RECOVER, STEER = "", "directions", "recover", "steer"
 """The paths of the pages in the address bar."""
 
 
@@ -48,7 +52,7 @@ def started(monkeypatch):
         jobs.append(arguments)
 
     monkeypatch.setattr("core.jobs.start_job", record)
-    for name in ("recover.page", "recover.jobs", "common.demo"):
+    for name in ("recover.page", "recover.jobs", "common.demo", "steer.sweeps"):
         monkeypatch.setattr(f"pages.{name}.start_job", record, raising=False)
     return jobs
 
@@ -71,7 +75,7 @@ def texts(at):
 # --- every page -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
 def test_an_empty_workspace_says_what_to_do(empty, page):
     at = show(page)
     assert "no run in this workspace yet" in texts(at)
@@ -85,7 +89,7 @@ def test_recover_opens_on_an_empty_workspace(empty):
     assert not empty.root.exists()
 
 
-@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
 def test_the_newest_run_is_shown_and_its_id_is_in_the_address(workspace, page):
     at = show(page)
     assert at.query_params["run"] == workspace.runs()[0].id
@@ -96,14 +100,14 @@ def test_the_address_chooses_the_run(workspace):
     assert show(BASIS, run=older).query_params["run"] == older
 
 
-@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
 def test_an_unknown_run_in_the_address_is_said(workspace, page):
     at = show(page, run="feedfeedfeed")
     assert "not in this workspace" in texts(at)
     assert at.query_params["run"] == workspace.runs()[0].id
 
 
-@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -353,3 +357,65 @@ def test_runs_are_listed_and_opened(workspace):
     at = show(RECOVER)
     at.button(key=f"run_{older}").click().run()
     assert at.title[0].value == "Basis" and at.query_params["run"] == older
+
+
+# --- Steer ----------------------------------------------------------------------------------------------
+
+
+def test_steer_offers_prompts_directions_and_columns(workspace):
+    run = workspace.runs()[0]
+    at = show(STEER, direction="2")
+    assert at.multiselect(key=f"steer_directions_{run.id}").value == [2]
+    assert at.text_area(key=f"steer_prompt_{run.id}").value
+    assert len(at.slider) == 2 and "No range is suggested yet" in texts(at)
+    at.multiselect(key=f"steer_directions_{run.id}").select(4).run()
+    at.number_input(key="steer_columns").set_value(4).run()
+    assert [slider.label for slider in at.slider] == ["Direction 2", "Direction 4"] * 3
+    for choice in ("remove", "clamp"):
+        at.segmented_control(key="steer_operation").select(choice).run()
+        assert not at.exception and len(at.slider) == 6
+    at.selectbox(key=f"steer_prompt_{run.id}_example").select(3).run()
+    example = at.selectbox(key=f"steer_prompt_{run.id}_example").options[3]
+    assert at.text_area(key=f"steer_prompt_{run.id}").value.startswith(example[:40])
+
+
+def test_steer_shows_the_suggested_range_and_its_sliders_begin_there(workspace):
+    run = workspace.runs()[0]
+    sd = float(run.scores()["d1"].std())
+    run.save_suggested_range(1, SuggestedRange(-1.0 * sd, 2.0 * sd, sd, 12, (True, False)))
+    at = show(STEER, direction="1")
+    assert "(+2 sd)" in texts(at) and "No damage was met above" in texts(at)
+    assert [slider.value for slider in at.slider] == [2.0, -1.0]
+    at.text_input(key="steer_blocks").input("0").run()
+    assert "no part there" in texts(at) and not at.exception
+
+
+def test_a_sweep_is_started_with_what_was_chosen(workspace, started):
+    run = workspace.runs()[0]
+    at = show(STEER, direction="3")
+    at.text_input(key="sweep_strengths").input("-2:2:5").run()
+    at.text_input(key="sweep_prompts").input("p.jsonl").run()
+    at.text_input(key="sweep_answer").input("answer").run()
+    arguments = ["sweep", run.id, "--direction", "3", "--strengths", "-2:2:5", "--unit", "unit"]
+    arguments += ["--prompts", "p.jsonl", "--answer", "answer"]
+    assert at.code[0].value == command_line(arguments)
+
+
+def test_kept_comparisons_are_opened_and_deleted(workspace):
+    run = workspace.runs()[0]
+    responses = (
+        Response("baseline", 0.0, Steering(), "one two", (1, 2), ("one", " two"), (0.5, -0.5)),
+        Response("+2", 2.0, Steering(((1, 2.0),)), "one <b>three", (1, 3), ("one", " <b>three"), (0.5, 3.0)),
+    )
+    kept = Comparison(run.id, "m", "![](http://evil.test/p)", 1, "a : b", Sampling(2), responses, name="mine")
+    kept_id = workspace.save_comparison(kept)
+    at = show(STEER)
+    at.button(key=f"open_comparison_{kept_id}").click().run()
+    assert "Kept: mine" in texts(at) and "![](http://evil.test/p)" in texts(at)
+    html = "".join(element.proto.body for element in at.get("html"))
+    assert "<mark> &lt;b&gt;three</mark>" in html and "<b>" not in html
+    at.toggle(key="steer_shade").set_value(True).run()
+    html = "".join(element.proto.body for element in at.get("html"))
+    assert "title" in html and "&lt;b&gt;three" in html
+    at.button(key=f"delete_comparison_{kept_id}").click().run()
+    assert not at.exception and "no longer kept" in texts(at) and not workspace.comparisons(run.id)

@@ -12,16 +12,17 @@ from typing import Any
 
 import click
 
-from core.cli import app, reading, recover
+from core.cli import app, reading, recover, steering
 from core.cli.group import cli
 from core.errors import BasiscopeError
 from core.workspace import is_disk_full
 
-__all__ = ["app", "cli", "main", "reading", "recover"]
+__all__ = ["app", "cli", "main", "reading", "recover", "steering"]
 
 
 def _print_results(command: click.Command) -> None:
-    """Have a command that returns a dict print its `lines`, or with --json everything but these."""
+    """Have a command that returns a dict print its `lines`, or with --json everything but these, or its
+    `objects` one a line where it has some."""
     inner = command.callback
     assert inner is not None
 
@@ -31,7 +32,9 @@ def _print_results(command: click.Command) -> None:
         if result is None:
             return None
         lines = result.pop("lines", [])
-        click.echo(json.dumps(result, ensure_ascii=False) if kwargs["as_json"] else "\n".join(lines))
+        objects = result.pop("objects", [result])
+        as_json = (json.dumps(one, ensure_ascii=False) for one in objects)
+        click.echo("\n".join(as_json if kwargs["as_json"] else lines))
         return result
 
     command.callback = printing

@@ -17,6 +17,7 @@ from core.demo.default import is_demo
 from core.errors import BasiscopeError
 from core.figures import ColourBins, colour_bins
 from core.reading import TokenScores
+from core.steering.live import LiveModel
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 from pages.common.demo import show_banner, show_empty
 
@@ -27,6 +28,12 @@ PLAIN = {"displayModeBar": False}
 """Plotly without its tools, which lie over the legend."""
 KEPT = "kept_examples"
 """Session key: (run id, tuple of row numbers) last chosen with a lasso or box."""
+
+
+@st.cache_resource(show_spinner=False)
+def live_model() -> LiveModel:
+    """The one live model of this process, for all sessions."""
+    return LiveModel()
 
 
 def workspace() -> Workspace:

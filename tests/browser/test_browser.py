@@ -1,4 +1,4 @@
-"""The three pages in a real Chromium, served as `basiscope app` serves them, on a real run."""
+"""The pages in a real Chromium, served as `basiscope app` serves them, on a real run."""
 
 import json
 import re
@@ -124,7 +124,7 @@ def test_a_deep_link_into_a_new_process_opens_the_direction(visit, workspace, ru
         visit.page.goto("about:blank")  # before the server goes: the page would miss it
 
 
-@pytest.mark.parametrize("path", ["", "basis", "directions", "recover"])
+@pytest.mark.parametrize("path", ["", "basis", "directions", "recover", "steer"])
 def test_every_page_opens(visit, address, run, path):
     driver.open_page(visit.page, f"{address}/{path}?run={run.id}")
     expect(visit.page.locator("h1")).to_have_text(path.capitalize() or "Basis")
@@ -132,7 +132,7 @@ def test_every_page_opens(visit, address, run, path):
 
 
 @pytest.mark.parametrize("width", [1_400, 390])
-@pytest.mark.parametrize("path", ["", "directions", "directions?direction=1", "recover"])
+@pytest.mark.parametrize("path", ["", "directions", "directions?direction=1", "recover", "steer"])
 def test_pages_in_the_dark_and_in_a_narrow_window_do_not_overflow(browser, address, path, width):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark")
     page = context.new_page()
@@ -288,3 +288,112 @@ def test_data_that_is_not_there_is_said(visit, address):
     page.locator(".st-key-data_path input").fill(str(Path("/no/such/file.jsonl")))
     page.locator(".st-key-data_path input").press("Enter")
     expect(page.get_by_test_id("stMain")).to_contain_text("/no/such/file.jsonl")
+
+
+# --- Steer ----------------------------------------------------------------------------------------------
+
+
+def write_tokens(page, n):
+    page.get_by_role("button", name="Generation").click()
+    field = page.locator(".st-key-steer_tokens input")
+    field.fill(str(n))
+    field.press("Enter")
+    driver.settle(page)
+    page.keyboard.press("Escape")
+
+
+def generate(page):
+    page.locator(".st-key-generate button").click()
+
+
+def output(page, number):
+    return page.locator(f".st-key-steered_{number} .steered-text, .st-key-steered_{number} .example-text")
+
+
+def wait_for_done(page):
+    expect(page.get_by_test_id("stMain")).to_contain_text("Done: ", timeout=120_000)
+    driver.settle(page, 400)
+
+
+def test_steered_texts_stream_side_by_side_are_shaded_kept_and_reopened(visit, address, workspace, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/steer?run={run.id}&direction=2")
+    page.locator("textarea").first.fill("Ann has 9 apples and gives 4 of them away. <b>x</b>")
+    write_tokens(page, 40)
+    generate(page)
+    wait_for_done(page)
+    expect(page.get_by_test_id("stMain")).to_contain_text("a second over 3 columns; first token after")
+    texts = [output(page, i).inner_text() for i in range(3)]
+    assert all(texts) and len(set(texts)) > 1
+    assert output(page, 0).locator("mark").count() == 0
+    assert page.locator("[class*=st-key-steered_] mark").count() > 0
+    page.locator(".st-key-steer_shade label").first.click()
+    expect(output(page, 1).locator("span[title]").first).to_be_visible()
+    page.locator(".st-key-steer_name input").fill("<i>mine</i>")
+    page.locator(".st-key-steer_name input").press("Enter")
+    driver.settle(page)
+    page.locator(".st-key-steer_keep button").click()
+    expect(page.get_by_test_id("stMain")).to_contain_text("Kept: <i>mine</i>")
+    ((kept_id, kept),) = workspace.comparisons(run.id).items()
+    assert kept.prompt.endswith("<b>x</b>") and kept.responses[0].text.split() == texts[0].split()
+    driver.open_page(page, f"{address}/steer?run={run.id}")
+    page.get_by_text("Kept comparisons (1)").click()
+    page.locator(f".st-key-open_comparison_{kept_id} button").click()
+    expect(output(page, 0)).to_contain_text(kept.responses[0].text.split("\n")[0].strip())
+    with page.expect_download() as download:
+        page.locator(".st-key-steer_md button").click()
+    assert kept.responses[1].text.splitlines()[0] in Path(download.value.path()).read_text()
+
+
+def test_a_stream_is_stopped_and_another_strength_gives_another_text(visit, address, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/steer?run={run.id}&direction=1")
+    write_tokens(page, 900)
+    generate(page)
+    expect(output(page, 1)).to_contain_text(re.compile(r"\w+"), timeout=120_000)
+    before = output(page, 0).inner_text()
+    page.wait_for_timeout(700)
+    assert len(output(page, 0).inner_text()) > len(before)  # it streams
+    page.locator(".st-key-stop button").click()
+    expect(page.get_by_test_id("stMain")).to_contain_text("Stopped: ")
+    driver.settle(page, 400)
+    assert len(output(page, 0).inner_text().split()) < 800
+    write_tokens(page, 30)
+    generate(page)
+    wait_for_done(page)
+    first = output(page, 1).inner_text()
+    slider = page.locator("[class*=st-key-strength_] [role=slider]").first
+    slider.focus()
+    for _ in range(12):
+        slider.press("ArrowRight")
+    driver.settle(page, 400)
+    generate(page)
+    wait_for_done(page)
+    assert output(page, 1).inner_text() != first
+
+
+def test_two_browsers_at_once_wait_for_each_other(browser, visit, address, run):
+    other = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    link = f"{address}/steer?run={run.id}&direction=1"
+    driver.open_page(visit.page, link)
+    driver.open_page(other, link)
+    write_tokens(visit.page, 900)
+    write_tokens(other, 20)
+    generate(visit.page)
+    expect(output(visit.page, 1)).to_contain_text(re.compile(r"\w+"), timeout=120_000)
+    generate(other)
+    expect(other.get_by_test_id("stMain")).to_contain_text("Waiting: 1 before you.")
+    visit.page.locator(".st-key-stop button").click()
+    wait_for_done(other)
+    expect(visit.page.get_by_test_id("stMain")).to_contain_text("Stopped: ")
+    assert output(other, 0).inner_text()
+    other.context.close()
+
+
+def test_a_short_sweep_suggests_a_range(visit, address, workspace, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/steer?run={run.id}&direction=3")
+    page.locator(".st-key-start_sweep button").click()
+    expect(page.get_by_test_id("stMain")).to_contain_text("Suggested: ", timeout=240_000)
+    assert workspace.run(run.id).suggested_range(3) is not None
+    expect(page.locator(".st-key-sweep_guard .main-svg").first).to_be_visible()

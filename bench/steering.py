@@ -1,0 +1,110 @@
+"""Three differently steered rows in one batch against one unsteered `generate` of the library, the hooks' own
+cost, and the time to the first token, on a random Llama of 30M parameters (speed does not depend on what it
+learned). The contenders take turns, so that other work on the machine meets all of them alike."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.extraction import BLOCKS, DATA, make_model
+from bench.measure import clock, machine, show, spread
+from core.basis import Basis
+from core.model import LanguageModel, load_model
+from core.steering.generation import Generation, Row, Sampling
+from core.steering.intervention import Directions, Steering
+
+K, STRENGTH = 10, 2.0
+TOKENS, ROUNDS, PROMPT_TOKENS = 48, 9, 64
+
+
+def main(quick: bool) -> None:
+    """Print the figures; quick: a few short rounds."""
+    if not DATA.exists():
+        print(f"steering: skipped, there is no {DATA}")
+        return
+    tokens, rounds = (8, 3) if quick else (TOKENS, ROUNDS)
+    rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[:1_000]]
+    texts = [f"{row['question']}\n{row['answer']}" for row in rows]
+    with tempfile.TemporaryDirectory() as name:
+        make_model(Path(name), texts)
+        model = load_model(name)
+        prompt = tuple(model.tokenizer(" ".join(texts[:5]))["input_ids"][:PROMPT_TOKENS])
+        print(
+            f"steering: {sum(w.numel() for w in model.module.parameters()) / 1e6:.1f}M parameters, {model.dtype}, "
+            f"prompt of {len(prompt)} tokens, {tokens} new ones, {rounds} rounds; median (min to max)"
+        )
+        print(f"  {machine()}", flush=True)
+        compare(model, random_directions(model), prompt, tokens, rounds)
+
+
+def random_directions(model: LanguageModel) -> Directions:
+    rng = np.random.default_rng(0)
+    d = len(BLOCKS) * model.hidden_size
+    rows = np.linalg.qr(rng.standard_normal((d, K)))[0].T.astype(np.float32)
+    ones = np.ones(len(BLOCKS), np.float32)
+    return Directions(Basis(rows, np.zeros(d, np.float32), np.ones(K, np.float32), ones, 1.0, 2, ones), BLOCKS)
+
+
+def compare(
+    model: LanguageModel, directions: Directions, prompt: tuple[int, ...], tokens: int, rounds: int
+) -> None:
+    plus, minus, none = (Steering(((1, strength),)) for strength in (STRENGTH, -STRENGTH, 0.0))
+    removed = Steering(((1, 1.0),), "remove")
+    first: list[float] = []
+
+    def ours(*steerings: Steering, timed: bool = False) -> Callable[[], None]:
+        rows = [Row(prompt, steering) for steering in steerings]
+
+        def generate() -> None:
+            start = clock()
+            generation = Generation(model, directions, rows, Sampling(tokens))
+            for step in generation.steps():
+                if timed and step == 1:
+                    first.append(1_000 * (clock() - start))
+            assert all(len(ids) == tokens for ids in generation.tokens)
+
+        return generate
+
+    def library() -> None:
+        ids = torch.tensor([prompt], device=model.device)
+        with torch.inference_mode():
+            model.module.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+    contenders = {
+        "the library's generate, one row": library,
+        "ours, one row, unsteered": ours(none),
+        "ours, one row, add": ours(plus),
+        "ours, one row, remove": ours(removed),
+        "ours, three rows: 0, +, -": ours(none, plus, minus, timed=True),
+        "ours, three rows, unsteered": ours(none, none, none),
+        "ours, six rows": ours(none, plus, minus, plus, minus, plus),
+    }
+    model.module.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name in list(contenders)[:: 1 if round_ % 2 else -1]:
+            start = clock()
+            contenders[name]()
+            if round_:  # the first warms up
+                seconds[name].append(clock() - start)
+    base, own = (np.array(seconds[name]) for name in list(contenders)[:2])
+    lines = [
+        [name, spread(times), spread(np.array(times) / base), spread(np.array(times) / own)]
+        for name, times in seconds.items()
+    ]
+    show(["", "seconds", "time / the library's", "time / ours unsteered"], lines)
+    print(f"  time to the first token of three rows: {spread(first[1:], 0)} ms")

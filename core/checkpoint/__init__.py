@@ -1,0 +1,86 @@
+"""Take the steering away: write it in a form that other tools load, and prove that it steers there.
+
+Adding a vector to the output of a block equals a bias of the last layer of its MLP where that layer's output is
+added to the residual stream as it is. A checkpoint keeps such a bias only where the architecture has the
+parameter; others drop it without an error and serve the unsteered model. So nothing is called done before it has
+been loaded again and compared with the live hook on real prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from core.checkpoint.agreement import Agreement, compare_logits, observe
+from core.checkpoint.card import write_card
+from core.checkpoint.formats import FORMATS, RELOAD, writer_for
+from core.errors import BasiscopeError
+from core.model import LanguageModel
+from core.steering.intervention import Directions, Steering
+from core.workspace import Run, is_disk_full
+
+
+def export(
+    run: Run, load: Callable[[], LanguageModel], direction: int, strength: float, kind: str, out: Path
+) -> Agreement:
+    """Write direction (from 1) at `strength`, a multiple of the unit direction, to the new folder `out`.
+
+    `load` gives the run's model anew each time; no two are held at once. Raises BasiscopeError where the format
+    cannot carry it for this model, where `out` is there and not empty, and where the export, loaded again,
+    does not steer as the live hook does; then nothing is left behind.
+    """
+    if kind not in FORMATS:
+        raise BasiscopeError(f"Format {kind!r} is not one of {', '.join(FORMATS)}.")
+    if not np.isfinite(strength) or strength == 0:
+        raise BasiscopeError(f"Strength {strength:g}: there is nothing to export.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BasiscopeError(f"Folder {out} is there and not empty; give a new one.")
+    directions = Directions.of(run)
+    vectors = {block: directions.vector(direction, strength, block) for block in directions.blocks}
+    model = load()
+    write = writer_for(model, vectors, kind)
+    expected = observe(model, run, directions, Steering(((direction, strength),)))
+    dtype = model.dtype
+    card = write_card(run, model, direction, strength, kind)
+    del model
+    with _new_folder(out) as folder:
+        write(folder)
+        steered_module = RELOAD[kind](folder, load, dtype)
+        agreement = compare_logits(expected, steered_module, dtype)
+        del steered_module
+        if not agreement.holds:
+            raise BasiscopeError(
+                f"The export, loaded again, does not steer as the live hook does ({agreement}); nothing is kept. "
+                "A larger strength may show more than rounding; --format vector always works."
+            )
+        facts = asdict(agreement) | {"direction": direction, "strength": strength, "format": kind, "run": run.id}
+        (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
+    return agreement
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is renamed to it at the end; nothing is left behind where that is not reached."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        with suppress(FileNotFoundError):
+            out.rmdir()
+        temporary.rename(out)
+    except Exception as error:
+        if is_disk_full(error):
+            raise BasiscopeError(f"The disk of {out} is full; free some space, or give another folder.") from error
+        if isinstance(error, OSError):
+            raise BasiscopeError(f"Folder {out} cannot be written ({error.strerror}); give another.") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""A comparison: one prompt, several steerings side by side, the baseline first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from core.errors import BasiscopeError
+from core.model import LanguageModel
+from core.reading import token_texts
+from core.steering.assessment import Assessment, assess
+from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.intervention import Directions, Steering
+from core.workspace import Run, now
+
+BATCH_ROWS = 32
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A steering under a name; `strength` is as the person gave it, in `unit`."""
+
+    name: str
+    steering: Steering
+    strength: float = 0.0
+
+
+def make_variants(
+    directions: Directions, direction: int, strengths: Sequence[float], unit: str, **choices: Any
+) -> list[Variant]:
+    """The baseline and one variant for each strength of a direction (from 1); `choices` are the operation,
+    scope and blocks. A strength of 0 is the baseline, but for `clamp`."""
+    variants = [Variant(BASELINE, Steering())]
+    for strength in strengths:
+        steering = Steering(((direction, directions.in_unit(direction, strength, unit)),), **choices)
+        if not steering.is_baseline:
+            variants.append(Variant(f"{strength:+g}{' sd' if unit == 'sd' else ''}", steering, strength))
+    return variants
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one variant wrote. `tokens` join to the text; `scores` are theirs on the comparison's direction in
+    the unsteered model; `ended` as in Generation, `note` what is wrong with it; None, or empty, while it comes."""
+
+    variant: str
+    strength: float
+    steering: Steering
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    perplexity: float | None = None
+    divergence: float | None = None
+    ended: str | None = None
+    note: str | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Response:
+        steering = stored["steering"]
+        blocks = steering["blocks"]
+        made = Steering(
+            tuple((int(j), float(strength)) for j, strength in steering["strengths"]),
+            steering["operation"],
+            steering["scope"],
+            None if blocks is None else tuple(blocks),
+        )
+        lists = {name: tuple(stored[name]) for name in ("token_ids", "tokens", "scores")}
+        return cls(**{**stored, **lists, "steering": made})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt and its responses. `direction` (from 1) is the one that tokens are scored on; `seconds` from
+    the start of the batch to its end, `first_token` to its first token."""
+
+    run: str
+    model: str
+    prompt: str
+    direction: int
+    label: str
+    sampling: Sampling
+    responses: tuple[Response, ...]
+    unit: str = "unit"
+    seconds: float = 0.0
+    first_token: float = 0.0
+    created: str = field(default_factory=now)
+    name: str = ""
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(response.token_ids) for response in self.responses)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Comparison:
+        try:
+            responses = tuple(Response.from_dict(response) for response in stored["responses"])
+            return cls(**{**stored, "sampling": Sampling(**stored["sampling"]), "responses": responses})
+        except (KeyError, TypeError) as error:
+            raise BasiscopeError(f"A saved comparison is damaged: {error}.") from error
+
+    def as_markdown(self) -> str:
+        """For other documents: prompt and responses as indented code, so that nothing in them is interpreted."""
+        title = f"# {self.name or 'Steering'}: direction {self.direction}"
+        facts = [f"run {self.run}", f"model {self.model}", f"{self.created}", f"label {self.label or 'none'}"]
+        facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
+        parts = [title, "; ".join(facts).replace("`", "'"), "## Prompt", _indented(self.prompt)]
+        for response in self.responses:
+            parts += [f"## {response.variant}", describe(response), _indented(response.text)]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def describe(response: Response) -> str:
+    """What was done to a response, and what is wrong with it, in a line."""
+    steering = response.steering
+    if steering.is_baseline:
+        done = "not steered"
+    else:
+        pairs = ", ".join(f"direction {j} {strength:+.3g}" for j, strength in steering.strengths)
+        blocks = steering.blocks
+        where = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
+        done = f"{steering.operation} {pairs} on {steering.scope}{where}"
+    facts = [done, f"{len(response.token_ids)} tokens"]
+    if response.divergence is not None and not steering.is_baseline:
+        facts.append(f"KL {response.divergence:.2f}")
+    if response.perplexity is not None:
+        facts.append(f"perplexity {response.perplexity:.3g} unsteered")
+    return "; ".join([*facts, *([response.note] if response.note else [])])
+
+
+Watch = Callable[[int, Callable[[], tuple[Comparison, ...]]], bool]
+"""Called as watch(tokens so far, snapshot) before every token of a batch; returns whether to go on. snapshot()
+gives the comparisons of the batch as they stand."""
+
+
+def compare(
+    run: Run,
+    model: LanguageModel,
+    prompts: Sequence[str],
+    variants: Sequence[Variant],
+    sampling: Sampling,
+    direction: int,
+    unit: str = "unit",
+    watch: Watch | None = None,
+) -> list[Comparison]:
+    """Every prompt under every variant, in batches of up to BATCH_ROWS rows.
+
+    Raises BasiscopeError where a prompt cannot be used, before anything is generated.
+    """
+    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
+    encoded = [encode_prompt(model, text, columns, template, sampling.max_new_tokens) for text in prompts]
+    directions, labels = Directions.of(run), run.labels()
+    label = labels[direction].text if direction in labels else ""
+    base = Comparison(run.id, run.manifest["model"]["name"], "", direction, label, sampling, (), unit)
+    size = max(1, BATCH_ROWS // len(variants))
+    done: list[Comparison] = []
+    for start in range(0, len(prompts), size):
+        numbers = range(start, min(start + size, len(prompts)))
+        rows = [Row(encoded[i], variant.steering, sampling.seed + i) for i in numbers for variant in variants]
+        batch = _Batch(model, directions, rows, [prompts[i] for i in numbers], variants, base)
+        done += batch.run(watch)
+        if batch.was_stopped:
+            break
+    return done
+
+
+class _Batch:
+    """The comparisons of one batch of rows, prompt by prompt and variant by variant."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        directions: Directions,
+        rows: list[Row],
+        prompts: Sequence[str],
+        variants: Sequence[Variant],
+        base: Comparison,
+    ) -> None:
+        self.model, self.directions, self.rows, self.base = model, directions, rows, base
+        self.prompts, self.variants = prompts, variants
+        self.generation = Generation(model, directions, rows, base.sampling)
+        self.was_stopped = False
+        self._start, self._first = time.perf_counter(), 0.0
+
+    def run(self, watch: Watch | None) -> tuple[Comparison, ...]:
+        steps, done = self.generation.steps(), 0
+        while watch is None or watch(done, self._snapshot):
+            if next(steps, None) is None:
+                break
+            done += 1
+            self._first = self._first or time.perf_counter() - self._start
+        else:
+            self.was_stopped = True
+        steps.close()
+        self.generation.ended = [end or "stopped" for end in self.generation.ended]
+        seconds = time.perf_counter() - self._start
+        return self._snapshot(seconds, assess(self.model, self.directions, self.rows, self.generation.tokens))
+
+    def _snapshot(
+        self, seconds: float | None = None, assessed: Sequence[Assessment] | None = None
+    ) -> tuple[Comparison, ...]:
+        took = time.perf_counter() - self._start if seconds is None else seconds
+        found = []
+        for p, prompt in enumerate(self.prompts):
+            responses = tuple(
+                self._response(p * len(self.variants) + v, variant, assessed)
+                for v, variant in enumerate(self.variants)
+            )
+            found.append(
+                replace(self.base, prompt=prompt, responses=responses, seconds=took, first_token=self._first)
+            )
+        return tuple(found)
+
+    def _response(self, i: int, variant: Variant, assessed: Sequence[Assessment] | None) -> Response:
+        ids, generation = self.generation.tokens[i], self.generation
+        partial = Response(variant.name, variant.strength, variant.steering, generation.text(i), tuple(ids))
+        if assessed is None:
+            return replace(partial, ended=generation.ended[i])
+        scores = assessed[i].scores[:, self.base.direction - 1]
+        return replace(
+            partial,
+            tokens=token_texts(self.model.tokenizer, ids),
+            scores=tuple(float(f"{score:.5g}") for score in scores),
+            perplexity=_finite(assessed[i].perplexity),
+            divergence=_finite(assessed[i].divergence),
+            ended=generation.ended[i],
+            note=generation.note(i),
+        )
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.5g}") if np.isfinite(value) else None

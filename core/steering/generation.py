@@ -1,0 +1,256 @@
+"""Generation of many differently steered rows in one batch, token by token."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.errors import BasiscopeError
+from core.examples import prompt_text
+from core.model import LanguageModel
+from core.steering.intervention import Directions, Steering, steered
+
+if TYPE_CHECKING:
+    import torch
+
+REPEATED_TOKENS = 24
+"""A text that ends in so many tokens of a cycle is called repetition."""
+CYCLE = 6
+NOT_A_NUMBER = "the steered model's logits are not numbers: the strength is too large"
+REPEATS = "it ends in the same few tokens over and over"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: greedily at temperature 0. Rows of one seed meet the same noise, whatever their
+    steering, so that their differences are the steering's."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise BasiscopeError(f"Max new tokens {self.max_new_tokens}: it must be at least 1.")
+        if not 0 <= self.temperature < np.inf:
+            raise BasiscopeError(f"Temperature {self.temperature}: it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise BasiscopeError(f"Top-p {self.top_p}: it must be above 0 and at most 1.")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: the prompt's token ids, what is done to it, and the seed of its noise."""
+
+    prompt: tuple[int, ...]
+    steering: Steering
+    seed: int = 0
+
+
+def encode_prompt(
+    model: LanguageModel, prompt: str, columns: Mapping[str, str], template: str, max_new_tokens: int
+) -> tuple[int, ...]:
+    """Token ids of a prompt as it stands before the response in the run's examples.
+
+    Raises BasiscopeError for an empty prompt, and for one that leaves no room for the new tokens.
+    """
+    if not prompt.strip():
+        raise BasiscopeError("The prompt is empty: write a text to go on from.")
+    text, special = prompt_text(prompt, columns, template, model.tokenizer)
+    ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    while len(ids) > 1 and ids[-1] in end_ids(model):
+        ids.pop()
+    if model.context and len(ids) + max_new_tokens > model.context:
+        raise BasiscopeError(
+            f"The prompt has {len(ids):,} tokens, and {max_new_tokens:,} new ones would exceed the model's "
+            f"context of {model.context:,}: shorten it, or lower the number of new tokens."
+        )
+    return tuple(ids)
+
+
+def end_ids(model: LanguageModel) -> frozenset[int]:
+    """The tokens that end a text."""
+    generation = getattr(model.module, "generation_config", None)
+    found = [getattr(generation, "eos_token_id", None), model.tokenizer.eos_token_id]
+    listed = (one if isinstance(one, list | tuple) else [one] for one in found if one is not None)
+    return frozenset(int(i) for ids in listed for i in ids)
+
+
+class Generation:
+    """Steered rows on their way: `tokens[i]` grows by one with every step while `ended[i]` is None; then it
+    says how the row ended: `end`, `length`, `not a number`, or `stopped` by who asked for no further step."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        directions: Directions,
+        rows: Sequence[Row],
+        sampling: Sampling,
+        use_cache: bool = True,
+    ) -> None:
+        self.model, self.directions, self.rows, self.sampling = model, directions, list(rows), sampling
+        self.use_cache = use_cache
+        self.tokens: list[list[int]] = [[] for _ in rows]
+        self.ended: list[str | None] = [None for _ in rows]
+
+    def steps(self) -> Generator[int, None, None]:
+        """Generate, yielding the number of tokens so far after each step. Close it to stop."""
+        import torch
+
+        trunk = _Trunk(self.model, [row.prompt for row in self.rows], self.use_cache)
+        noise = _Noise([row.seed for row in self.rows], self.sampling)
+        ends = end_ids(self.model)
+        lengths = [len(row.prompt) for row in self.rows]
+        steering = steered(self.model, self.directions, [row.steering for row in self.rows], lengths)
+        try:
+            with steering:
+                for step in range(self.sampling.max_new_tokens):
+                    with torch.inference_mode():
+                        logits = trunk.logits()
+                        broken = torch.isnan(logits).any(dim=1).tolist()
+                        chosen = choose_tokens(logits, self.sampling, noise.draw(logits.shape[1]))
+                    ids = chosen.tolist()
+                    for i, token in enumerate(ids):
+                        self._take(i, token, broken[i], ends)
+                    if not any(end is None for end in self.ended):
+                        yield step + 1
+                        return
+                    trunk.append(chosen)
+                    yield step + 1
+        finally:
+            self.ended = [end or "stopped" for end in self.ended]
+
+    def _take(self, i: int, token: int, broken: bool, ends: frozenset[int]) -> None:
+        if self.ended[i] is not None:
+            return
+        if broken:
+            self.ended[i] = "not a number"
+        elif token in ends:
+            self.ended[i] = "end"
+        else:
+            self.tokens[i].append(token)
+            if len(self.tokens[i]) == self.sampling.max_new_tokens:
+                self.ended[i] = "length"
+
+    def run(self) -> Generation:
+        """All steps at once."""
+        for _ in self.steps():
+            pass
+        return self
+
+    def text(self, i: int) -> str:
+        return decode(self.model, self.tokens[i])
+
+    def note(self, i: int) -> str | None:
+        """What is wrong with a row's text, in words, where something is."""
+        if self.ended[i] == "not a number":
+            return NOT_A_NUMBER
+        return REPEATS if is_repetition(self.tokens[i]) else None
+
+
+def decode(model: LanguageModel, ids: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def is_repetition(ids: Sequence[int]) -> bool:
+    """Whether the last REPEATED_TOKENS tokens go round in a cycle of at most CYCLE tokens.
+
+    >>> is_repetition([5, 7] * 12), is_repetition(range(24))
+    (True, False)
+    """
+    tail = list(ids[-REPEATED_TOKENS:])
+    if len(tail) < REPEATED_TOKENS:
+        return False
+    return any(tail[step:] == tail[:-step] for step in range(1, CYCLE + 1))
+
+
+class _Trunk:
+    """The model on a growing batch, padded on the left; a mask only where the prompts differ in length."""
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], use_cache: bool) -> None:
+        import torch
+
+        longest = max(len(prompt) for prompt in prompts)
+        ids = [[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        self.model, self.use_cache = model, use_cache
+        self.ids = torch.tensor(ids, device=model.device)
+        self.new = self.ids
+        self.mask: torch.Tensor | None = None
+        if any(len(prompt) < longest for prompt in prompts):
+            counts = torch.tensor([longest - len(prompt) for prompt in prompts])[:, None]
+            self.mask = (torch.arange(longest)[None] >= counts).long().to(model.device)
+        self.cache: Any = None
+        accepted = inspect.signature(model.module.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+    def logits(self) -> torch.Tensor:
+        """(rows, vocabulary) float32 logits of the next token."""
+        inputs: dict[str, Any] = {"input_ids": self.new, "use_cache": self.use_cache, **self.options}
+        if self.cache is not None:
+            inputs["past_key_values"] = self.cache
+        if self.mask is not None:
+            inputs["attention_mask"] = self.mask
+            if self.takes_positions:
+                positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+                inputs["position_ids"] = positions[:, -self.new.shape[1] :]
+        output = self.model.module(**inputs)
+        self.cache = output.past_key_values if self.use_cache else None
+        return output.logits[:, -1].float()
+
+    def append(self, tokens: torch.Tensor) -> None:
+        import torch
+
+        column = tokens[:, None].to(self.ids.device)
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(column)], dim=1)
+        if self.use_cache:
+            self.new = column
+        else:
+            self.new = self.ids = torch.cat([self.ids, column], dim=1)
+
+
+class _Noise:
+    """Gumbel noise, one draw a step for every seed: rows of one seed get the same, in any batch."""
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
+        import torch
+
+        self.seeds = seeds
+        self.generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds if sampling.temperature > 0}
+
+    def draw(self, vocabulary: int) -> torch.Tensor | None:
+        """(rows, vocabulary), or None where tokens are chosen greedily."""
+        import torch
+
+        if not self.generators:
+            return None
+        noise = {
+            seed: -torch.empty(vocabulary).exponential_(generator=generator).clamp_(min=1e-30).log()
+            for seed, generator in self.generators.items()
+        }
+        return torch.stack([noise[seed] for seed in self.seeds])
+
+
+def choose_tokens(logits: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None) -> torch.Tensor:
+    """(rows,) token ids from logits (rows, vocabulary): the largest, or with Gumbel noise a sample of the
+    tempered distribution (Gumbel 1954; Maddison et al. 2014), cut to the smallest set that holds top_p."""
+    import torch
+
+    if noise is None:
+        return logits.argmax(dim=1)
+    tempered = logits / sampling.temperature
+    if sampling.top_p < 1:
+        ordered, order = tempered.sort(dim=1, descending=True)
+        before = ordered.softmax(dim=1).cumsum(dim=1) - ordered.softmax(dim=1)
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        tempered = tempered.masked_fill(outside, -torch.inf)
+    return (tempered + noise.to(logits.device)).argmax(dim=1)

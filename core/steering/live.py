@@ -1,0 +1,183 @@
+"""The live model: one in a process, loaded in the background, shared by all who ask, one after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from core.errors import BasiscopeError
+from core.model import LanguageModel
+from core.recovery import load_run_model
+from core.steering.comparison import Comparison, Variant, compare
+from core.steering.generation import Sampling
+from core.workspace import Run
+
+SNAPSHOT_SECONDS = 0.1
+ENDED = ("done", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one person asks: a prompt under some variants, `direction` (from 1) the one to score tokens on."""
+
+    run: Run
+    prompt: str
+    variants: tuple[Variant, ...]
+    sampling: Sampling
+    direction: int
+    unit: str = "unit"
+
+
+@dataclass
+class Stream:
+    """A question on its way. `state` is `waiting`, `loading`, `running`, or one of ENDED; `comparison` grows while
+    it runs; `message` says why it failed. Only the worker writes it, but for `stop`."""
+
+    question: Question
+    state: str = "waiting"
+    comparison: Comparison | None = None
+    message: str = ""
+    since: float = field(default_factory=time.monotonic)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def was_stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ends it before the next token, or before it has begun."""
+        self._stop.set()
+
+    def wait(self, seconds: float = 600) -> Stream:
+        """Until it is over, for those without a page to draw."""
+        end = time.monotonic() + seconds
+        while not self.is_over and time.monotonic() < end:
+            time.sleep(0.01)
+        return self
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """The run whose model is loaded, the one being loaded and for how many seconds, and how many wait."""
+
+    loaded: str | None
+    loading: str | None
+    seconds: float
+    waiting: int
+    busy: bool
+
+
+class LiveModel:
+    """Answers questions in the order they came, in a thread of its own; loads the model that a question needs,
+    in place of the one before."""
+
+    def __init__(self, load: Callable[[Run], LanguageModel] = load_run_model) -> None:
+        self._load = load
+        self._changed = threading.Condition()
+        self._queue: deque[Stream] = deque()
+        self._current: Stream | None = None
+        self._model: LanguageModel | None = None
+        self._key: tuple[str, ...] = ()
+        self._run_id: str | None = None
+        self._loading: tuple[str, float] | None = None
+        self._to_unload = False
+        self._thread: threading.Thread | None = None
+
+    def ask(self, question: Question) -> Stream:
+        stream = Stream(question)
+        with self._changed:
+            self._queue.append(stream)
+            self._to_unload = False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="live model", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return stream
+
+    def before(self, stream: Stream) -> int:
+        """How many are answered before a stream that waits."""
+        with self._changed:
+            queued = list(self._queue)
+            place = queued.index(stream) if stream in queued else 0
+            return place + (self._current is not None)
+
+    def unload(self) -> None:
+        """Free the model's memory, after the answer under way; the next question loads it again."""
+        with self._changed:
+            self._to_unload = True
+            if self._current is None:
+                self._forget()
+            self._changed.notify_all()
+
+    def status(self) -> LiveStatus:
+        with self._changed:
+            loading, since = self._loading or (None, time.monotonic())
+            busy = self._current is not None
+            return LiveStatus(self._run_id, loading, time.monotonic() - since, len(self._queue), busy)
+
+    def _forget(self) -> None:
+        import gc
+
+        self._model, self._key, self._run_id, self._to_unload = None, (), None, False
+        gc.collect()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+                stream = self._current = self._queue.popleft()
+            try:
+                self._answer(stream)
+            except BasiscopeError as error:
+                stream.message, stream.state = str(error), "failed"
+            except Exception as error:
+                traceback.print_exc()
+                memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
+                reason = "there is not enough memory" if memory else f"{type(error).__name__}: {error}"
+                stream.message, stream.state = f"Unexpected: {reason}.", "failed"
+            finally:
+                with self._changed:
+                    self._current = self._loading = None
+                    if self._to_unload:
+                        self._forget()
+
+    def _answer(self, stream: Stream) -> None:
+        if stream.was_stopped:
+            stream.state = "stopped"
+            return
+        question = stream.question
+        stream.state, stream.since = "loading", time.monotonic()
+        model = self._model_of(question.run)
+        stream.state, last = "running", 0.0
+
+        def watch(_step: int, snapshot: Callable[[], Sequence[Comparison]]) -> bool:
+            nonlocal last
+            if time.monotonic() - last >= SNAPSHOT_SECONDS:
+                (stream.comparison,), last = snapshot(), time.monotonic()
+            return not stream.was_stopped
+
+        asked = (question.sampling, question.direction, question.unit, watch)
+        (stream.comparison,) = compare(question.run, model, [question.prompt], question.variants, *asked)
+        stream.state = "stopped" if stream.was_stopped else "done"
+
+    def _model_of(self, run: Run) -> LanguageModel:
+        facts = run.manifest["model"]
+        key = tuple(str(facts[name]) for name in ("name", "revision", "fingerprint", "dtype"))
+        if self._model is None or key != self._key:
+            with self._changed:
+                self._forget()
+                self._loading = (run.id, time.monotonic())
+            model = self._load(run)
+            with self._changed:
+                self._model, self._key, self._loading = model, key, None
+        self._run_id = run.id
+        return self._model

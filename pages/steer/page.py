@@ -1,0 +1,69 @@
+"""Steer: the same directions, added while the model generates, side by side."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.steering.intervention import Directions
+from core.steering.live import Question, Stream
+from core.tables import live_sentence
+from core.workspace import Run
+from pages.common.session import live_model, pick_run, with_sentences
+from pages.steer.choices import (
+    choose_prompt,
+    choose_sampling,
+    choose_steering,
+    choose_variants,
+    show_suggestions,
+)
+from pages.steer.output import OPENED, STREAM, show_kept, show_output
+from pages.steer.sweeps import show_sweeps
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def directions_of(_folder: str, _run: Run) -> Directions:
+    return Directions.of(_run)
+
+
+def ask(question: Question) -> None:
+    before: Stream | None = st.session_state.get(STREAM)
+    if before:
+        before.stop()
+    st.session_state[OPENED] = None
+    st.session_state[STREAM] = live_model().ask(question)
+
+
+@with_sentences
+def show(run: Run) -> None:
+    st.title("Steer")
+    st.caption("Add directions to the model while it generates. All columns stream from one batch.")
+    directions, labels = directions_of(str(run.folder), run), run.labels()
+    left, right = st.columns([3, 4], gap="medium")
+    with left:
+        prompt = choose_prompt(run)
+    with right:
+        choice = choose_steering(run, directions, labels)
+    if not choice.chosen:
+        st.info("Choose a direction.", icon=":material/info:")
+        return
+    show_suggestions(run, choice.chosen)
+    variants = choose_variants(run, directions, choice)
+    go, stop, settings, status, unload = st.columns([1.5, 1, 1.5, 4, 1.3], vertical_alignment="center")
+    with settings:
+        sampling = choose_sampling()
+    stream: Stream | None = st.session_state.get(STREAM)
+    under_way = bool(stream and not stream.is_over)
+    question = Question(run, prompt, tuple(variants), sampling, choice.chosen[0], choice.unit)
+    label = "Generate again" if stream else "Generate"
+    go.button(label, type="primary", key="generate", on_click=ask, args=(question,), width="stretch")
+    if stop.button("Stop", key="stop", disabled=not under_way, width="stretch") and stream:
+        stream.stop()
+    live = live_model().status()
+    status.caption("" if under_way else live_sentence(live))
+    unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
+    show_output(run)
+    show_kept(run, labels)
+    show_sweeps(run, choice.chosen)
+
+
+show(pick_run())

@@ -1,0 +1,78 @@
+"""Sweeps over strengths: start one as a job, watch it, see effect and guard."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core import figures
+from core.jobs import command_line, find_job, start_job
+from core.steering.sweep import Sweep
+from core.tables import progress_sentence, sweep_name, sweep_range_sentence, table_of_sweep
+from core.workspace import Run
+from pages.common.session import PLAIN, with_sentences, workspace
+
+SWEEP_JOB = "sweep_job"
+
+
+def show_sweeps(run: Run, chosen: tuple[int, ...]) -> None:
+    st.subheader(
+        "Sweep",
+        help="One direction over several strengths: what it does to the texts, and the guard that shows where "
+        "steering becomes damage.",
+    )
+    start_sweep(run, chosen)
+    kept = workspace().sweeps(run.id)
+    if not kept:
+        st.info("No sweep yet. The short one takes its prompts from the data, and suggests a range.")
+        return
+    shown = st.selectbox("Shown", list(kept), key="sweep_shown", format_func=lambda i: sweep_name(kept[i]))
+    show_sweep(kept[shown])
+
+
+def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
+    left, middle, right = st.columns([2, 3, 1.5], vertical_alignment="bottom")
+    options = chosen or tuple(range(1, run.k + 1))
+    direction = left.selectbox("Direction to sweep", options, key=f"sweep_direction_{run.id}")
+    with middle.popover("Strengths and prompts of your own", width="stretch"):
+        strengths = st.text_input("Strengths", key="sweep_strengths", placeholder="-4:4:9, or 0,+2,-2")
+        unit = st.selectbox("Unit", ["unit", "sd"], key="sweep_unit")
+        prompts = st.text_input("Prompts file", key="sweep_prompts", placeholder="of the data")
+        answer = st.text_input("Column with answers", key="sweep_answer", placeholder="none")
+    arguments = ["sweep", run.id, "--direction", str(direction)]
+    arguments += ["--strengths", strengths, "--unit", unit] if strengths else []
+    arguments += ["--prompts", prompts] if prompts else []
+    arguments += ["--answer", answer] if answer and prompts else []
+    label = "Sweep" if strengths else "Suggest a range"
+    if right.button(label, key="start_sweep", help="A job of its own, with its own model.", width="stretch"):
+        st.session_state[SWEEP_JOB] = start_job(workspace(), arguments).id
+        st.rerun()
+    st.code(command_line(arguments), language="bash", wrap_lines=True)
+    if job_id := st.session_state.get(SWEEP_JOB):
+        watch_sweep(job_id)
+
+
+@st.fragment(run_every=0.5)
+@with_sentences
+def watch_sweep(job_id: str) -> None:
+    job = find_job(workspace(), job_id)
+    if job.state == "running":
+        st.progress(job.progress.share, text=progress_sentence(job.progress))
+        if st.button("Cancel", key="cancel_sweep"):
+            job.cancel()
+        return
+    if job.state == "done":
+        st.session_state.pop(SWEEP_JOB, None)
+        st.session_state["sweep_shown"] = job.result["sweep"]
+        st.rerun()
+    st.text(f"{job.state.capitalize()}. {job.result['message']}")
+
+
+def show_sweep(sweep: Sweep) -> None:
+    st.text(sweep_range_sentence(sweep))
+    left, right = st.columns(2)
+    left.plotly_chart(figures.sweep_effect(sweep), key="sweep_effect", config=PLAIN)
+    right.plotly_chart(figures.sweep_guard(sweep), key="sweep_guard", config=PLAIN)
+    st.caption(
+        "Means over prompts with 95% intervals, shares with Wilson's. Red: beyond the range without damage."
+    )
+    st.dataframe(table_of_sweep(sweep), hide_index=True)

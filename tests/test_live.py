@@ -1,0 +1,109 @@
+import threading
+import time
+
+import pytest
+
+from core.errors import BasiscopeError
+from core.model import load_model
+from core.steering.comparison import compare, make_variants
+from core.steering.generation import Sampling
+from core.steering.intervention import Directions
+from core.steering.live import LiveModel, Question
+
+
+@pytest.fixture(scope="module")
+def loaded(stories):
+    return load_model(stories, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def loads():
+    return []
+
+
+@pytest.fixture
+def live(loaded, loads):
+    def load(run):
+        loads.append(run.id)
+        return loaded
+
+    return LiveModel(load)
+
+
+def question(run, prompt="Once upon a time", tokens=10, strength=2.0):
+    variants = make_variants(Directions.of(run), 1, (strength, -strength), "sd")
+    return Question(run, prompt, tuple(variants), Sampling(tokens), 1, "sd")
+
+
+def test_an_answer_is_the_comparison(live, loads, loaded, gsm8k_run):
+    asked = question(gsm8k_run)
+    stream = live.ask(asked).wait(60)
+    (expected,) = compare(gsm8k_run, loaded, [asked.prompt], asked.variants, asked.sampling, 1, "sd")
+    assert stream.state == "done" and stream.comparison.responses == expected.responses
+    assert 0 < stream.comparison.first_token <= stream.comparison.seconds
+    status = live.status()
+    assert (status.loaded, status.loading, status.waiting) == (gsm8k_run.id, None, 0)
+    live.ask(asked).wait(60)
+    assert loads == [gsm8k_run.id]  # once
+
+
+def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gsm8k_run):
+    gate = threading.Event()
+
+    def load(_run):
+        gate.wait(60)
+        return loaded
+
+    live = LiveModel(load)
+    first, second, third = (live.ask(question(gsm8k_run, tokens=4)) for _ in range(3))
+    end = time.monotonic() + 30
+    while first.state == "waiting" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (first.state, second.state) == ("loading", "waiting")
+    assert [live.before(stream) for stream in (second, third)] == [1, 2]
+    status = live.status()
+    assert status.loading == gsm8k_run.id and status.waiting == 2 and status.busy
+    third.stop()
+    gate.set()
+    assert [stream.wait(60).state for stream in (first, second, third)] == ["done", "done", "stopped"]
+    assert third.comparison is None
+    assert first.comparison.responses == second.comparison.responses
+
+
+def test_a_stop_in_mid_stream_keeps_the_text_and_frees_the_model(live, loaded, gsm8k_run):
+    stream = live.ask(question(gsm8k_run, tokens=400))
+    end = time.monotonic() + 60
+    while not (stream.comparison and stream.comparison.n_tokens) and time.monotonic() < end:
+        time.sleep(0.01)
+    stream.stop()
+    assert stream.wait(60).state == "stopped"
+    responses = stream.comparison.responses
+    assert 0 < len(responses[0].token_ids) < 400 and responses[0].scores
+    assert {response.ended for response in responses} <= {"stopped", "end"}
+    assert not any(block._forward_hooks for block in loaded.blocks)
+    assert live.ask(question(gsm8k_run)).wait(60).state == "done"
+
+
+def test_what_goes_wrong_is_said_and_the_next_question_is_answered(live, loads, gsm8k_run):
+    def refuse(_run):
+        raise BasiscopeError("Model x has changed since run y was recovered; recover it again.")
+
+    empty = live.ask(question(gsm8k_run, prompt=" ")).wait(60)
+    assert empty.state == "failed" and "prompt is empty" in empty.message
+    long = live.ask(question(gsm8k_run, prompt="word " * 900)).wait(60)
+    assert long.state == "failed" and "exceed the model's context" in long.message
+    assert live.ask(question(gsm8k_run)).wait(60).state == "done"
+    changed = LiveModel(refuse).ask(question(gsm8k_run)).wait(60)
+    assert changed.state == "failed" and "has changed" in changed.message
+
+
+def test_unloading_frees_the_model_and_another_run_of_it_does_not_load_it_anew(live, loads, gsm8k_run, gsm8k_copy):
+    live.ask(question(gsm8k_run)).wait(60)
+    live.ask(question(gsm8k_copy.run())).wait(60)
+    assert len(loads) == 1
+    end = time.monotonic() + 10
+    while live.status().busy and time.monotonic() < end:
+        time.sleep(0.01)
+    live.unload()
+    assert live.status().loaded is None and live._model is None
+    assert live.ask(question(gsm8k_run)).wait(60).state == "done" and len(loads) == 2

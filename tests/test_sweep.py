@@ -1,0 +1,244 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t
+
+from core.errors import BasiscopeError
+from core.evaluation import mean_interval, share_interval, verify
+from core.model import load_model
+from core.reading import score_tokens
+from core.steering.assessment import assess, repetition
+from core.steering.comparison import Comparison, compare, describe, make_variants
+from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.intervention import Directions, Steering, steered
+from core.steering.prompts import Prompt, read_prompts, run_prompts
+from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+
+
+@pytest.fixture(scope="module")
+def model(stories):
+    return load_model(stories, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def directions(gsm8k_run):
+    return Directions.of(gsm8k_run)
+
+
+PROMPTS = ["Once upon a time there was a dog", "Lily had 3 red balls.", "The sun"]
+
+
+# --- answers and intervals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "right"),
+    [
+        ("72", "She sold 48 and 24, so 72.", True),
+        ("72", "72 are sold, then 3 more", False),
+        ("She does it.\n#### 1,200", "so it is $1200.00", True),
+        ("5", "Answer: 5", True),
+        ("5", "The answer is 15", False),
+        ("\\boxed{12}", "we get \\boxed{12}.", True),
+        ("\\frac{1}{2}", "so \\boxed{\\frac{1}{2}}", True),
+        ("1/2", "that is 0.5", True),
+        ("Paris", "The answer is paris.", True),
+        ("Paris", "London", False),
+        ("7", "", False),
+        ("-3", "x = -3", True),
+    ],
+)
+def test_answers_are_verified(answer, text, right):
+    assert verify(answer, text) is right
+
+
+def test_the_verifier_agrees_with_the_model_solutions_of_gsm8k(data_folder):
+    """OpenAI's own solutions, each with its own verdict."""
+    lines = (data_folder / "gsm8k" / "model_solutions.jsonl").read_text().splitlines()[:400]
+    own, ours = [], []
+    for row in map(json.loads, lines):
+        answer = row["ground_truth"].rsplit("A: ", 1)[1]
+        for solution in (value for value in row.values() if isinstance(value, dict)):
+            own.append(solution["is_correct"])
+            ours.append(verify(answer, solution["solution"]))
+    assert 0.1 < np.mean(own) < 0.9 and len(own) > 1_000
+    assert np.mean(np.array(own) == np.array(ours)) > 0.99
+
+
+def test_intervals_are_the_textbook_s():
+    values = [1.0, 2.0, 4.0, np.nan]
+    found = mean_interval(values)
+    half = t.ppf(0.975, 2) * np.std(values[:3], ddof=1) / np.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(7 / 3), 3)
+    assert (found.low, found.high) == (pytest.approx(7 / 3 - half), pytest.approx(7 / 3 + half))
+    assert np.isnan(mean_interval([3.0]).low) and np.isnan(mean_interval([]).value)
+    share = share_interval([True] * 4 + [False] * 196)
+    assert (share.value, round(share.low, 3), round(share.high, 3)) == (0.02, 0.008, 0.05)
+
+
+# --- assessment -----------------------------------------------------------------------------------------
+
+
+def test_an_assessment_equals_plain_passes_over_one_row(model, directions):
+    rows = [Row(encode_prompt(model, text, {}, "plain", 20), Steering(((1, 3.0),))) for text in PROMPTS]
+    rows[1] = replace(rows[1], steering=Steering(((2, 2.0),), scope="response"))
+    generation = Generation(model, directions, rows, Sampling(20)).run()
+    for row, ids, found in zip(
+        rows, generation.tokens, assess(model, directions, rows, generation.tokens), strict=True
+    ):
+        text = np.array([*row.prompt, *ids])
+        start = len(row.prompt)
+        scores = score_tokens(model, directions.basis, directions.blocks, text, 0, 0).scores[start:]
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-3, atol=2e-3)
+        with torch.no_grad():
+            whole = torch.from_numpy(text)[None]
+            plain = model.module(whole).logits[0, start - 1 : -1].log_softmax(-1)
+            with steered(model, directions, row.steering, [start]):
+                moved = model.module(whole).logits[0, start - 1 : -1].log_softmax(-1)
+        chosen = plain[range(len(ids)), ids]
+        assert found.perplexity == pytest.approx(float(torch.exp(-chosen.mean())), rel=1e-4)
+        divergence = torch.nn.functional.kl_div(plain, moved, log_target=True, reduction="batchmean")
+        assert found.divergence == pytest.approx(float(divergence), rel=1e-3)
+        assert found.divergence > 0.01
+        assert (moved.argmax(-1).tolist()) == ids  # what was generated is what the steered model prefers
+
+
+def test_the_baseline_does_not_diverge(model, directions):
+    rows = [Row(encode_prompt(model, PROMPTS[0], {}, "plain", 9), Steering())]
+    (found,) = assess(model, directions, rows, [[5, 6, 7]])
+    assert found.divergence == 0.0 and found.repetition == 0.0
+    (empty,) = assess(model, directions, rows, [[]])
+    assert np.isnan(empty.perplexity) and empty.scores.shape == (0, 3)
+
+
+def test_repetition_counts_repeated_ngrams():
+    assert repetition([1, 2, 3, 1, 2, 3, 1, 2, 3]) == pytest.approx(4 / 7)
+    assert repetition([1, 2]) == 0.0
+
+
+# --- comparisons ----------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_the_generation_of_its_rows_and_survives_the_disk(model, gsm8k_copy, directions):
+    run = gsm8k_copy.run()
+    variants = make_variants(directions, 1, (0.0, 2.0, -2.0), "sd", scope="response")
+    assert [variant.name for variant in variants] == ["baseline", "+2 sd", "-2 sd"]
+    assert variants[1].steering.strengths == ((1, pytest.approx(2 * directions.deviations[0])),)
+    found = compare(run, model, PROMPTS, variants, Sampling(12, 0.7, seed=3), 1, "sd")
+    columns = run.manifest["data"]["columns"]
+    for i, comparison in enumerate(found):
+        prompt = encode_prompt(model, PROMPTS[i], columns, "plain", 12)
+        for variant, response in zip(variants, comparison.responses, strict=True):
+            alone = Generation(model, directions, [Row(prompt, variant.steering, 3 + i)], Sampling(12, 0.7)).run()
+            assert list(response.token_ids) == alone.tokens[0] and response.text == alone.text(0)
+            assert len(response.tokens) == len(response.scores) == len(response.token_ids)
+    kept = gsm8k_copy.save_comparison(replace(found[0], name="mine"))
+    assert gsm8k_copy.comparisons(run.id) == {kept: replace(found[0], name="mine")}
+    (gsm8k_copy.root / "comparisons" / run.id / "00.json").write_text("{}")
+    assert list(gsm8k_copy.comparisons(run.id)) == [kept]
+    gsm8k_copy.delete_comparison(run.id, kept)
+    assert not gsm8k_copy.comparisons(run.id)
+
+
+def test_markdown_shows_hostile_texts_as_they_are(model, gsm8k_run, directions):
+    (found,) = compare(
+        gsm8k_run, model, [PROMPTS[0]], make_variants(directions, 1, (2.0,), "unit"), Sampling(3), 1
+    )
+    hostile = replace(found.responses[1], text="![](http://evil.test)\n# heading")
+    markdown = replace(found, responses=(found.responses[0], hostile)).as_markdown()
+    assert "    ![](http://evil.test)\n    # heading" in markdown
+    assert all(not line.startswith(("!", "# h")) for line in markdown.splitlines())
+    assert "add direction 1 +2 on all" in describe(found.responses[1])
+    assert Comparison.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------
+
+
+def test_strengths_are_read_as_written():
+    assert parse_strengths("-4:4:9") == tuple(range(-4, 5))
+    assert parse_strengths("0,+2,-2,2") == (0.0, 2.0, -2.0)
+    for wrong in ("", "a", "1:2", "1:2:1", "0,nan", "1:2:x"):
+        with pytest.raises(BasiscopeError, match="Strengths"):
+            parse_strengths(wrong)
+
+
+def fact(prompt, strength, **changes):
+    base = {"score": 1.0, "perplexity": 2.0, "divergence": 0.0, "repetition": 0.1, "tokens": 9, "note": None}
+    return base | {"prompt": prompt, "strength": strength, "correct": None} | changes
+
+
+def test_the_guard_and_the_range():
+    damage = {
+        -2.0: {"perplexity": 5.0},
+        -1.0: {"perplexity": 3.9},
+        1.0: {"score": 4.0, "correct": True},
+        2.0: {"repetition": 0.31},
+        3.0: {},
+        4.0: {"note": "broken"},
+        5.0: {"perplexity": np.nan},
+    }
+    facts = [fact(p, 0.0) for p in range(4)]
+    facts += [fact(p, strength, **changes) for strength, changes in damage.items() for p in range(4)]
+    points = {point.strength: point for point in summarise(facts, 1.5)}
+    assert {strength for strength, point in points.items() if point.is_damaged} == {-2.0, 2.0, 4.0, 5.0}
+    assert points[1.0].effect.value == pytest.approx(2.0) and points[1.0].correct.value == 1.0
+    assert points[0.0].correct is None
+    assert points[-1.0].surprise.value == pytest.approx(np.log(3.9 / 2))
+    assert undamaged_range(list(points.values())) == (-1.0, 1.0)
+
+
+def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
+    run = gsm8k_copy.run()
+    request = SweepRequest(1, (-2.0, 2.0, 60.0), "sd", sampling=Sampling(24))
+    prompts = [Prompt(text, "3") for text in PROMPTS]
+    found = sweep(run, model, request, prompts, lambda answer, text: answer in text)
+    assert [point.strength for point in found.points] == [-2.0, 0.0, 2.0, 60.0]
+    assert len(found.rows) == 12
+    last = found.points[-1]
+    texts = [row for row in found.rows if row["strength"] == 60.0]
+    zero = [row for row in found.rows if row["strength"] == 0.0]
+    assert last.correct.value == np.mean(["3" in row["text"] for row in texts])
+    pairs = [np.log(a["perplexity"] / b["perplexity"]) for a, b in zip(texts, zero, strict=True)]
+    assert last.surprise.value == pytest.approx(np.mean(pairs))
+    assert last.is_damaged and found.high < 60.0
+    sweep_id = gsm8k_copy.save_sweep(found)
+    loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
+    assert (loaded.points, loaded.low, loaded.high) == (found.points, found.low, found.high)
+    suggested = SuggestedRange.of(found)
+    assert suggested.high == pytest.approx(found.high * found.deviation) and suggested.reaches[1]
+    run.save_suggested_range(1, suggested)
+    assert run.suggested_range(1) == suggested and run.suggested_range(2) is None
+    assert not run.damaged_files()
+
+
+# --- prompts --------------------------------------------------------------------------------------------
+
+
+def test_prompts_come_from_files_of_several_kinds(gsm8k_run, gsm8k, tmp_path):
+    found = read_prompts(gsm8k, gsm8k_run, "answer", 3)
+    assert len(found) == 3 and all("####" in prompt.answer for prompt in found)
+    assert found[0].text == json.loads(Path(gsm8k).read_text().splitlines()[0])["question"]
+    (tmp_path / "p.txt").write_text("one\n\n two \n")
+    assert read_prompts(str(tmp_path / "p.txt"), gsm8k_run) == [Prompt("one"), Prompt("two")]
+    for name, content, answer, sentence in (
+        ("e.txt", "\n", None, "no prompt in it"),
+        ("e2.txt", "a", "x", "has no column"),
+        ("e3.csv", "a,b\n1,2\n", None, "no column of prompts"),
+        ("e4.csv", "question,b\n1,2\n", "c", "no column 'c'"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(BasiscopeError, match=sentence):
+            read_prompts(str(tmp_path / name), gsm8k_run, answer)
+    with pytest.raises(BasiscopeError, match="cannot be read"):
+        read_prompts(str(tmp_path / "none.txt"), gsm8k_run)
+
+
+def test_a_run_gives_prompts_of_its_own(gsm8k_run):
+    questions = set(gsm8k_run.examples(["prompt"])["prompt"])
+    found = run_prompts(gsm8k_run, 5)
+    assert len(set(found)) == 5 and set(found) <= questions and found == run_prompts(gsm8k_run, 5)
