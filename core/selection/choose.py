@@ -60,7 +60,12 @@ def choose(
         order_rows,
         order.reach[: len(order_rows)],
         tuple(f"must-have: {reasons[i]}" if i in reasons else "" for i in ids.tolist()),
-        pd.DataFrame({"example_id": list(dropped), "reason": list(dropped.values())}),
+        pd.DataFrame(
+            {
+                "example_id": np.array(list(dropped), dtype=np.int64),
+                "reason": pd.Series(list(dropped.values()), dtype="str"),
+            }
+        ),
         _notes(pool, rule, constraints, len(order_rows)),
     )
 

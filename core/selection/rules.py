@@ -264,3 +264,19 @@ def text_vectors(texts: Sequence[str], seed: int) -> np.ndarray:
         raise BasiscopeError("Rule text: the texts hold too few words to compare.")
     reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(counts)
     return np.ascontiguousarray(normalize(reduced), dtype=np.float32)
+
+
+def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[float, ...]:
+    """The correlation of each polar score with a numeric or true/false column, such as verified correctness, none
+    below zero. Raises BasiscopeError where none is above it."""
+    import pandas as pd
+
+    pool.column(column, "Weights by utility")
+    values = pd.to_numeric(pool.facts[column], errors="coerce").astype(float).to_numpy()
+    known = np.isfinite(values)
+    if known.sum() < 3:
+        raise BasiscopeError(f"Weights by utility: column {column!r} holds no numbers.")
+    found = [float(np.corrcoef(polar_scores(pool, j)[known], values[known])[0, 1]) for j in directions]
+    if max(found) <= 0:
+        raise BasiscopeError(f"Weights by utility: none of these ends goes with a higher {column!r}.")
+    return tuple(max(value, 1e-9) for value in found)
