@@ -172,8 +172,12 @@ def covering(
         {"title": title, "rangemode": "tozero"},
         shapes=shapes,
         annotations=notes,
-        height=270,
+        **TALL,
     )
+
+
+TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
+"""Of figures whose legend has two lines."""
 
 
 def _few(n: int, most: int = 150) -> np.ndarray:
@@ -191,7 +195,7 @@ def shares(table: pd.DataFrame) -> go.Figure:
         go.Bar(x=names, y=table[name], name=escape(str(name)), marker_color=colour)
         for name, colour in zip(table, (GREY, BLUE, ORANGE, *CATEGORIES[2:]), strict=False)
     ]
-    return _figure(bars, {"type": "category"}, PERCENT, height=270)
+    return _figure(bars, {"type": "category"}, PERCENT, **TALL)
 
 
 def direction_shift(directions: pd.DataFrame) -> go.Figure:
@@ -217,7 +221,7 @@ def direction_shift(directions: pd.DataFrame) -> go.Figure:
         _directions_axis(directions["direction"]),
         {"title": "SD of the pool (grey: the pool)"},
         shapes=pool,
-        height=270,
+        **TALL,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from core.selection.pool import RULES
@@ -16,6 +17,11 @@ PINNED, DROPPED = "select_pinned", "select_dropped"
 
 def option(name: str, value: object) -> list[str]:
     return [name, str(value)] if value not in (None, "", 0, 0.0) else []
+
+
+def text_columns_first(run: Run) -> list[str]:
+    facts = table(run, "examples")
+    return sorted(colour_columns(run), key=lambda name: pd.api.types.is_numeric_dtype(facts[name]))
 
 
 def choose_rule(run: Run) -> list[str]:
@@ -41,7 +47,7 @@ def choose_rule(run: Run) -> list[str]:
         if name == "along":
             arguments += option("--floor", st.number_input("Floor (SD)", -5.0, 5.0, 0.0, 0.1, key="floor"))
     elif name in ("label", "quality"):
-        column = st.selectbox("Column", colour_columns(run), key=f"rule_column_{run.id}_{name}")
+        column = st.selectbox("Column", text_columns_first(run), key=f"rule_column_{run.id}_{name}")
         arguments = ["--quality", column] if name == "quality" else ["--baseline", f"label:{column}"]
     elif not arguments:
         arguments = ["--baseline", name]
@@ -56,7 +62,9 @@ def choose_rule(run: Run) -> list[str]:
 def choose_budget(run: Run) -> tuple[int, int]:
     """(budget, largest)."""
     n = int(run.manifest["n"])
-    largest = int(st.number_input("Largest budget", 2, n, min(n, 1_000), key=f"largest_{run.id}"))
+    largest = int(
+        st.number_input("Largest budget", 2, n, min(n, 1_000 if n <= 20_000 else 500), key=f"largest_{run.id}")
+    )
     budget = st.slider("Budget in examples", 1, largest, min(200, largest), key=f"budget_{run.id}_{largest}")
     return budget, largest
 

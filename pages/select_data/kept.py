@@ -60,7 +60,7 @@ def show_kept(run: Run) -> None:
     rows = [{"name": one.name, "rule": one.manifest["title"], **one.manifest["measures"]} for one in kept]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
     names = [one.name for one in kept]
-    which, new, copy, delete = st.columns([3, 3, 1, 1], vertical_alignment="bottom")
+    which, new, copy, delete = st.columns([3, 3, 1.5, 1.2], vertical_alignment="bottom")
     chosen = which.selectbox("Selection", names, key=f"kept_{run.id}")
     other = new.text_input("New name", key="copy_name").strip()
     if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):

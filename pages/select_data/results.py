@@ -12,17 +12,24 @@ from core.selection import measures
 from core.selection.live import Baseline, Prospect
 from core.selection.pool import Pool
 from core.selection.step import Request
-from core.tables import chosen_examples, colour_columns
+from core.tables import chosen_examples
 from core.workspace import Run
 from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
-from pages.select_data.choices import DROPPED, PINNED
+from pages.select_data.choices import DROPPED, PINNED, text_columns_first
 
 LISTED = 200
 
 
 def show_measures(pool: Pool, found: Prospect, chance: Baseline) -> None:
     facts = measures.summary(pool, found.rows, found.curve)
-    random = measures.summary(pool, chance.orders[0].rows[: found.budget], chance.low)
+    random = [measures.summary(pool, order.rows[: found.budget], chance.low) for order in chance.orders]
+    edges = [chance.low.at(found.budget), chance.high.at(found.budget)]
+    curves = dict(zip(("covering radius", "mean distance"), zip(*edges, strict=True), strict=True))
+
+    def spread(form: str, name: str) -> str:
+        low, high = curves.get(name) or (fold(one[name] for one in random) for fold in (min, max))
+        return f"{form.format(low)} to {form.format(high)}"
+
     shown = {
         "Covering radius": ("covering radius", "{:.2f}"),
         "Mean distance": ("mean distance", "{:.2f}"),
@@ -31,13 +38,16 @@ def show_measures(pool: Pool, found: Prospect, chance: Baseline) -> None:
         "Median tokens": ("median length", "{:,.0f}"),
         "Longer than pool": ("longer than pool", "{:.2f}"),
     }
-    for column, (title, (name, form)) in zip(st.columns(len(shown)), shown.items(), strict=True):
-        column.metric(title, form.format(facts[name]), border=True)
-        column.caption(f"random: {form.format(random[name])}")
+    others = f"random ({len(chance.orders)} seeds)"
+    rows = [
+        {"": title, "selection": form.format(facts[name]), others: spread(form, name)}
+        for title, (name, form) in shown.items()
+    ]
+    st.dataframe(pd.DataFrame(rows).set_index("").T)
     st.caption(
         f"{found.budget:,} of {pool.n:,} examples, {facts['tokens']:,} tokens. Read radius, mean distance and "
-        "norm percentile together: coverage picks the outer shell, which has the smallest radius and the largest mean "
-        "distance."
+        "norm percentile together: coverage picks the outer shell, with the smallest radius and the largest "
+        "mean distance."
     )
 
 
@@ -64,7 +74,7 @@ def show_make_up(run: Run, pool: Pool, found: Prospect, bands: list[Baseline]) -
         chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
         st.plotly_chart(chart, key="direction_shift", config=PLAIN)
     with right:
-        column = st.selectbox("Composition by", colour_columns(run), key=f"composition_{run.id}")
+        column = st.selectbox("Composition by", text_columns_first(run), key=f"composition_{run.id}")
         compared = {"selection": found.rows} | {b.name: b.orders[0].rows[: found.budget] for b in bands}
         st.plotly_chart(
             figures.shares(measures.composition(pool.facts[column], compared)), key="composition", config=PLAIN
@@ -74,7 +84,7 @@ def show_make_up(run: Run, pool: Pool, found: Prospect, bands: list[Baseline]) -
 def show_map(run: Run, pool: Pool, found: Prospect) -> None:
     plane = table(run, "map")
     points = plane[["x", "y"]].to_numpy() if len(plane) == pool.n else pool.whitened[:, :2]
-    column = st.selectbox("Colour the map by", colour_columns(run), key=f"map_colour_{run.id}")
+    column = st.selectbox("Colour the map by", text_columns_first(run), key=f"map_colour_{run.id}")
     bins = colours(run, column, "examples")
     chosen = np.isin(np.arange(pool.n), found.rows)
     st.html(figures.legend(bins))
