@@ -82,7 +82,7 @@ def test_every_rule_can_be_shown(run, rule):
         ("nope=1:0.5", "no column 'nope'"),
     ],
 )
-def test_a_bad_quota_ends_in_a_sentence(quota, sentence):
+def test_a_bad_quota_ends_in_a_sentence(workspace, quota, sentence):
     at = show(SELECT)
     at.text_input(key="quota").set_value(quota).run()
     assert not at.exception and sentence in texts(at)
