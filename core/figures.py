@@ -393,7 +393,9 @@ def sweep_effect(sweep: Sweep) -> go.Figure:
     if any(point.correct for point in sweep.points):
         traces.append(_with_interval(sweep, "correct", "correct answers", ORANGE) | {"yaxis": "y2"})
     layout = {"yaxis2": {"overlaying": "y", "side": "right", **PERCENT}} if len(traces) > 1 else {}
-    return _figure(traces, _strength_axis(sweep), {"title": "effect"}, shapes=_damage(sweep), **layout)
+    return _figure(
+        traces, _strength_axis(sweep), {"title": "change of the score (sd)"}, shapes=_damage(sweep), **layout
+    )
 
 
 def sweep_guard(sweep: Sweep) -> go.Figure:

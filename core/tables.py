@@ -16,10 +16,10 @@ from core.jobs import JobProgress
 from core.model import resolve_blocks
 from core.reading import Label, rank_examples
 from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
-from core.workspace import Run
+from core.workspace import Run, Workspace
 
 if TYPE_CHECKING:
-    from core.steering.comparison import Comparison
+    from core.steering.comparison import Comparison, Variant
     from core.steering.intervention import Directions
     from core.steering.live import LiveStatus, Stream
 
@@ -365,3 +365,22 @@ def sweep_name(sweep: Sweep) -> str:
         f"direction {request['direction']}, {request['operation']}, {min(strengths):+g} to {max(strengths):+g} "
         f"{request['unit']}, {len(request['prompts'])} prompts, {request['scope']}"
     )
+
+
+def exportable(directions: Directions, variants: Sequence[Variant]) -> list[Variant]:
+    """The variants that every export format can mean: one direction, added everywhere."""
+    found = []
+    for variant in variants:
+        steering = variant.steering
+        everywhere = steering.scope == "all" and steering.blocks in (None, directions.blocks)
+        if len(steering.strengths) == 1 and steering.operation == "add" and everywhere:
+            found.append(variant)
+    return found
+
+
+def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str) -> list[str]:
+    """The `export` command of a variant, into a folder of the workspace that is named by it."""
+    ((direction, strength),) = variant.steering.strengths
+    folder = workspace.root.resolve() / "exports" / f"{run.id[:6]}-d{direction}-{strength:+.4g}-{kind}"
+    chosen = ["--direction", str(direction), "--strength", f"{strength:.6g}", "--format", kind]
+    return ["export", run.id, *chosen, "--out", str(folder)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
@@ -114,7 +114,7 @@ def choose_prompt(run: Run) -> str:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def example_prompts(_folder: str, _run: Run) -> list[str]:
+def example_prompts(folder: str, _run: Run) -> list[str]:
     return run_prompts(_run, EXAMPLES)
 
 
@@ -142,6 +142,12 @@ def choose_sampling() -> Sampling:
             persist_state="session",
         )
     return Sampling(int(tokens), float(temperature), float(top_p), int(seed))
+
+
+def next_seed(sampling: Sampling) -> Sampling:
+    """The same with the next seed, which the field shows from then on. For callbacks."""
+    st.session_state["steer_seed"] = sampling.seed + 1
+    return replace(sampling, seed=sampling.seed + 1)
 
 
 def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Variant]:
