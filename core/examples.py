@@ -535,6 +535,12 @@ def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
     return messages
 
 
+def as_messages(value: Any) -> list[dict[str, str]] | None:
+    """A messages column as role and content, or None where it is no list of messages."""
+    pairs = [_message(item) for item in value] if isinstance(value, list) else []
+    return [{"role": role, "content": content} for role, content in filter(None, pairs)] or None
+
+
 def _plain(values: Mapping[str, Any], before: list[dict[str, str]], response: str | None) -> tuple[str, str]:
     if "messages" not in values:
         prompt = str(values["prompt"])

@@ -3,6 +3,8 @@
     runs/<run>/          finished runs, never changed but for labels.json, tokens/ and steering/
     partial/<run>/       a run under way or interrupted; renamed into runs/ when it is complete
     sets/<run>/          named sets of examples
+    selections/<name>/   kept selections; they outlive their run
+    screenings/<run>/    duplicates and overlaps with held-out files
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
     jobs/<job>/          see core.jobs
@@ -38,11 +40,14 @@ if TYPE_CHECKING:
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
     from core.reading import Label, TokenScores
+    from core.selection.screening import Screening
     from core.steering.comparison import Comparison
     from core.steering.sweep import SuggestedRange, Sweep
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
+RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings")
+"""What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
@@ -545,6 +550,49 @@ class NamedSet:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class KeptSelection:
+    """A selection's folder: manifest.json, chosen.parquet in order, dropped.parquet, ledger.csv."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        manifest = read_json(self.folder / "manifest.json")
+        if not isinstance(manifest, dict) or "example_ids" not in manifest:
+            raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of a selection.")
+        return manifest
+
+    @property
+    def run(self) -> str:
+        return str(self.manifest["request"]["run"])
+
+    @property
+    def example_ids(self) -> list[int]:
+        return list(self.manifest["example_ids"])
+
+    def chosen(self) -> pd.DataFrame:
+        return self._table("chosen.parquet")
+
+    def dropped(self) -> pd.DataFrame:
+        """example_id and reason of what could not be chosen."""
+        return self._table("dropped.parquet")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+        import pyarrow as pa
+
+        try:
+            return pd.read_parquet(self.folder / name)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise BasiscopeError(f"Selection {self.name}: {name} cannot be read ({reason}).") from error
+
+
 class Workspace:
     """A folder of runs. Creating the object creates nothing on disk."""
 
@@ -693,7 +741,7 @@ class Workspace:
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
         if self.is_locked(run_id):
             raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in [*folders, *(self.root / part / run_id for part in ("sets", "comparisons", "sweeps"))]:
+        for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def free_bytes(self) -> int:
@@ -744,6 +792,76 @@ class Workspace:
 
         paths = sorted(self.root.glob(f"sweeps/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime)
         return {path.stem: Sweep.from_dict(read_json(path)) for path in paths}
+
+    def check_selection_name(self, name: str, replace_old: bool) -> None:
+        """Raises BasiscopeError for a name that no folder can have, or that another selection has."""
+        if not re.fullmatch(r"\w[\w. -]{0,79}", name):
+            raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
+        if (self.root / "selections" / name).exists() and not replace_old:
+            raise BasiscopeError(f"There is a selection {name!r} already; choose another --name, or --replace it.")
+
+    def save_selection(
+        self,
+        name: str,
+        manifest: Mapping[str, Any],
+        chosen: pd.DataFrame,
+        dropped: pd.DataFrame,
+        ledger: pd.DataFrame,
+        replace_old: bool = False,
+    ) -> KeptSelection:
+        """Keep a selection in a folder of its own, written whole or not at all."""
+        self.check_selection_name(name, replace_old)
+        folder = self.root / "selections" / name
+        temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
+        try:
+            chosen.to_parquet(temporary / "chosen.parquet", index=False)
+            dropped.to_parquet(temporary / "dropped.parquet", index=False)
+            ledger.to_csv(temporary / "ledger.csv", index=False)
+            write_json(temporary / "manifest.json", manifest)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return KeptSelection(folder)
+
+    def selections(self, run_id: str | None = None) -> list[KeptSelection]:
+        """Kept selections by name, of one run where given. Damaged ones are passed over."""
+        found = []
+        for path in sorted(self.root.glob("selections/[!.]*/manifest.json")):
+            kept = KeptSelection(path.parent)
+            with suppress(BasiscopeError):
+                found += [kept] if run_id in (None, kept.run) else []
+        return found
+
+    def selection(self, name: str) -> KeptSelection:
+        """Raises BasiscopeError where there is none of that name."""
+        kept = KeptSelection(self.root / "selections" / Path(name).name)
+        if not (kept.folder / "manifest.json").is_file():
+            known = ", ".join(one.name for one in self.selections()[:8]) or "none yet"
+            raise BasiscopeError(f"There is no selection {name!r} in {self.root}. Selections there: {known}.")
+        return kept
+
+    def copy_selection(self, name: str, new_name: str) -> KeptSelection:
+        """Keep a selection under another name, too."""
+        self.check_selection_name(new_name, replace_old=False)
+        folder = self.root / "selections" / new_name
+        shutil.copytree(self.selection(name).folder, folder)
+        return KeptSelection(folder)
+
+    def delete_selection(self, name: str) -> None:
+        shutil.rmtree(self.selection(name).folder, ignore_errors=True)
+
+    def save_screening(self, run_id: str, screening: Screening) -> None:
+        key = content_hash(screening.against)
+        write_json(self.root / "screenings" / run_id / f"{key}.json", screening.as_dict())
+
+    def screening(self, run_id: str, against: Mapping[str, str]) -> Screening | None:
+        """What was found in a run's texts against these files (path -> SHA-256), None before a look."""
+        from core.selection.screening import Screening
+
+        path = self.root / "screenings" / run_id / f"{content_hash(against)}.json"
+        return Screening.from_dict(read_json(path)) if path.exists() else None
 
     def save_upload(self, name: str, content: bytes) -> Path:
         """Keep an uploaded data file under its own name in a folder named by its content."""

@@ -1,0 +1,309 @@
+"""`select`, `selections`, `compare-selections`, `screen`: from a basis to a training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from core.cli.group import Reporter, cli, json_option, table, workspace_option
+from core.errors import BasiscopeError
+from core.workspace import KeptSelection, Workspace, read_json
+
+if TYPE_CHECKING:
+    from core.selection.pool import Rule
+    from core.selection.step import Request
+
+FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
+BASELINE_HELP = "random, longest, shortest, text, label:COLUMN or order."
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Rule, constraints and origins of a selection."""
+    many: dict[str, Any] = {"multiple": True}
+    options = [
+        click.option("--along", help='Directions with polarity, such as "1+,3-": the highest scores.'),
+        click.option("--weights", help='How they share the budget: "3,1", or utility:COLUMN of verdicts.'),
+        click.option("--floor", type=float, help="Least score, in standard deviations, with --along."),
+        click.option("--coverage", is_flag=True, help="Farthest points; with --along, within the useful end."),
+        click.option("--useful-end", type=float, default=0.2, show_default=True, help="Its share of the pool."),
+        click.option("--quality", help="Numeric column times diversity."),
+        click.option(
+            "--representative", type=click.Choice(["facility", "medoids"]), help="Near to all, not far from all."
+        ),
+        click.option("--baseline", help=BASELINE_HELP),
+        click.option("--trim", type=float, default=0.0, help="Leave out this share of the farthest outliers."),
+        click.option("--budget", type=int, help="Examples."),
+        click.option("--budget-tokens", type=int, help="Tokens."),
+        click.option("--quota", help='Shares of the budget, "column=value:share,...".'),
+        click.option("--at-most", **many, help="column:share that no value may exceed, such as source_file:0.3."),
+        click.option("--require", **many, help="Only examples that have a value here, such as a licence."),
+        click.option("--min-tokens", type=int),
+        click.option("--max-tokens", type=int),
+        click.option("--within-length-strata", is_flag=True, help="Match the pool's lengths."),
+        click.option("--dedup", type=click.Choice(["none", "exact", "near"]), is_flag=False, flag_value="near"),
+        click.option("--against", **many, type=click.Path(dir_okay=False), help="Held-out file, flagged."),
+        click.option("--drop-contaminated", is_flag=True, help="Remove what overlaps the held-out files."),
+        click.option("--must", **many, help="Example id that must be in; id:reason."),
+        click.option("--never", **many, help="Example id that must not; id:reason."),
+        click.option("--set", "sets", **many, help="Only from this named set."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--source", help="Column that says which source an example is from."),
+        click.option("--licence", help="Column with the licence."),
+        click.option("--author", help="Column with the author."),
+        click.option("--date", help="Column with the date."),
+        click.option("--pay", type=float, default=0.0, help="A sum to share out by coverage value."),
+        click.option("--use", type=click.Choice(["research", "commercial"]), default="research"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("run", required=False)
+@selection_options
+@click.option("--from-manifest", type=click.Path(dir_okay=False, path_type=Path), help="Make this one again.")
+@click.option("--name", help="Name in the workspace; by default rule and hash.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Export for a trainer.  [default: rows]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the export.")
+@click.option("--tuning", type=click.Choice(["full", "lora"]), default="full", help="Of the training config.")
+@click.option("--train-model", help="Model of the training config; the run's own by default.")
+@click.option("--replace", "replace_old", is_flag=True, help="Replace a selection or export of that name.")
+@workspace_option
+@json_option
+def select(
+    run: str | None,
+    from_manifest: Path | None,
+    name: str | None,
+    form: str | None,
+    out: Path | None,
+    tuning: str,
+    train_model: str | None,
+    replace_old: bool,
+    workspace: Path,
+    as_json: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Select examples of RUN, keep the selection, and export it with --format or --out.
+
+    \b
+    basiscope select latest --along "1+,3-" --budget 500 --name verbal --format trl --out verbal
+    basiscope select latest --coverage --budget 200 --quota "subject=Algebra:0.3" --dedup near
+    basiscope select --from-manifest verbal/manifest.json --name again --format trl --out again
+    """
+    from core.selection.export import export
+    from core.selection.step import Request, reproduce
+    from core.selection.step import select as select_examples
+
+    space = Workspace(workspace)
+    if (run is None) == (from_manifest is None):
+        raise click.UsageError("Give one of RUN and --from-manifest.")
+    if form is None and out:
+        form = "rows"
+    with Reporter(as_json) as progress:
+        if from_manifest:
+            manifest = read_json(from_manifest)
+            if not isinstance(manifest, dict):
+                raise BasiscopeError(f"{from_manifest} is no manifest of a selection.")
+            called = name or Request.from_dict(manifest.get("request", {})).name
+            kept = reproduce(manifest, space, called, replace_old, progress)
+        else:
+            request = build_selection(space, str(run), options)
+            kept = select_examples(request, space, name or request.name, replace_old, progress)
+        files: list[str] = []
+        if form:
+            out = out or kept.folder / "export" / form
+            files = export(kept, space.run(kept.run), out, form, tuning, train_model, replace_old)
+    return {"name": kept.name, "folder": str(kept.folder), "out": str(out) if form else None, "files": files} | {
+        **_facts(kept),
+        "lines": [*_sentences(kept), *([f"exported as {form}: {out}"] if form else []), kept.name],
+    }
+
+
+def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Request:
+    """A Request from the options of `select`. Raises click.UsageError where they contradict each other."""
+    from core.provenance import Origins
+    from core.selection.pool import Constraints, parse_quotas
+    from core.selection.step import Request
+
+    opened = space.run(run)
+    try:
+        rule, weights_by = build_rule(options)
+        constraints = Constraints(
+            budget=options["budget"],
+            budget_tokens=options["budget_tokens"],
+            quotas=parse_quotas(options["quota"]) if options["quota"] else (),
+            caps=tuple(_cap(text) for text in options["at_most"]),
+            min_tokens=options["min_tokens"],
+            max_tokens=options["max_tokens"],
+            within_length_strata=options["within_length_strata"],
+            dedup=options["dedup"] or "none",
+            against=options["against"],
+            drop_contaminated=options["drop_contaminated"],
+            must=tuple(_example(text, "--must") for text in options["must"]),
+            never=tuple(_example(text, "--never") for text in options["never"]),
+            only=_sets(space, opened.id, options["sets"]),
+            required=options["require"],
+        )
+        names = {name: options[name] for name in ("source", "licence", "author", "date", "use")}
+        return Request(opened.id, rule, constraints, Origins(**names, total=options["pay"]), weights_by)
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
+    """(rule, column of verdicts to weigh the directions by)."""
+    from core.selection.pool import BASELINES, Rule, parse_directions
+
+    directions = parse_directions(options["along"]) if options["along"] else ()
+    chosen = {
+        "quality": options["quality"],
+        options["representative"]: options["representative"],
+        "both": directions and options["coverage"],
+        "coverage": options["coverage"] and not directions,
+        "along": directions and not options["coverage"],
+        "baseline": options["baseline"],
+    }
+    named = [name for name, value in chosen.items() if name and value]
+    if len(named) != 1:
+        raise BasiscopeError("Give one rule: --along, --coverage, --quality, --representative or --baseline.")
+    name, column = named[0], options["quality"]
+    if name == "baseline":
+        name, _, column = options["baseline"].partition(":")
+        if name not in BASELINES:
+            raise BasiscopeError(f"Baseline {name!r} is not one of {BASELINE_HELP}")
+    weights: tuple[float, ...] = ()
+    weights_by = None
+    if options["weights"] and options["weights"].startswith("utility:"):
+        weights_by = options["weights"].removeprefix("utility:")
+    elif options["weights"]:
+        weights = tuple(_number(part, "--weights") for part in options["weights"].split(","))
+    rule = Rule(
+        name,
+        directions,
+        weights,
+        options["floor"],
+        options["useful_end"],
+        column or None,
+        options["trim"],
+        options["seed"],
+    )
+    return rule, weights_by
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BasiscopeError(f"{option} {text!r}: not a number.") from error
+
+
+def _cap(text: str) -> tuple[str, float]:
+    column, _, share = text.rpartition(":")
+    value = _number(share, "--at-most")
+    if not column or not 0 < value <= 1:
+        raise BasiscopeError(f"--at-most {text!r}: write column:share, the share between 0 and 1.")
+    return column, value
+
+
+def _example(text: str, option: str) -> tuple[int, str]:
+    number, _, reason = text.partition(":")
+    if not number.strip().isdigit():
+        raise BasiscopeError(f"{option} {text!r}: write an example id, or id:reason.")
+    return int(number), reason.strip() or "by hand"
+
+
+def _sets(space: Workspace, run_id: str, names: tuple[str, ...]) -> tuple[int, ...]:
+    known = {named.name: named.example_id for named in space.sets(run_id)}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise BasiscopeError(f"--set {missing[0]!r}: run {run_id} has no such set; it has {', '.join(known)}.")
+    return tuple(sorted({example for name in names for example in known[name]}))
+
+
+def _facts(kept: KeptSelection) -> dict[str, Any]:
+    keys = ("title", "budget", "tokens", "pool", "measures", "dropped", "duplicates", "ledger", "notes")
+    facts = {key: kept.manifest[key] for key in keys}
+    return {"run": kept.run, **facts, "contamination": len(kept.manifest["contamination"])}
+
+
+def _sentences(kept: KeptSelection) -> list[str]:
+    manifest = kept.manifest
+    found = manifest["measures"]
+    dropped = [f"dropped: {count:,} {reason}" for reason, count in manifest["dropped"].items()]
+    if manifest["contamination"]:
+        inside = sum(overlap["chosen"] for overlap in manifest["contamination"])
+        dropped.append(f"{len(manifest['contamination'])} overlaps with held-out files, {inside} of them chosen")
+    return [
+        f"{manifest['title']}: {manifest['budget']:,} of {manifest['pool']:,} examples, "
+        f"{manifest['tokens']:,} tokens",
+        f"covering radius {found['covering radius']:.3f}, mean distance {found['mean distance']:.3f}, norm "
+        f"percentile {found['norm percentile']:.0%}: read them together",
+        f"median length {found['median length']:.0f} tokens, longer than an example of the pool with probability "
+        f"{found['longer than pool']:.2f}",
+        *dropped,
+        *manifest["notes"],
+    ]
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--against", multiple=True, type=click.Path(dir_okay=False), help="Held-out file.")
+@workspace_option
+@json_option
+def screen(run: str, against: tuple[str, ...], workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Look for duplicates in RUN's texts, and for 13 words in a row shared with held-out files.
+
+    Most such overlaps are no contamination: each is shown with the words it shares.
+    """
+    from core.selection.step import screen_run
+
+    space = Workspace(workspace)
+    with Reporter(as_json) as progress:
+        found = screen_run(space.run(run), space, against, progress)
+    lines = [
+        f"{len(found.exact):,} exact and {len(found.duplicates('near')):,} near or exact duplicates",
+        f"{len(found.overlaps):,} overlaps with held-out files",
+    ]
+    lines += [f"  example {o.example_id}, {o.file} row {o.row}, {o.share:.0%}: {o.words}" for o in found.overlaps]
+    return found.as_dict() | {"lines": lines}
+
+
+@cli.command()
+@workspace_option
+@json_option
+def selections(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """List the selections kept in the workspace."""
+    rows = [{"name": kept.name, **_facts(kept)} for kept in Workspace(workspace).selections()]
+    keys = ("name", "run", "title", "budget", "tokens", "pool")
+    return {"selections": rows, "lines": table(rows, keys) if rows else [f"No selections in {workspace} yet."]}
+
+
+@cli.command("compare-selections")
+@click.argument("names", nargs=-1, required=True)
+@workspace_option
+@json_option
+def compare_selections(names: tuple[str, ...], workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Compare kept selections: their measures, and how much they overlap."""
+    from core.selection.measures import overlap
+
+    space = Workspace(workspace)
+    kept = [space.selection(name) for name in dict.fromkeys(names)]
+    if len(kept) < 2:
+        raise click.UsageError("Name at least two selections.")
+    runs = {one.run for one in kept}
+    if len(runs) > 1:
+        raise BasiscopeError(f"These selections are of different runs ({', '.join(sorted(runs))}).")
+    rows = [{"name": one.name, **one.manifest["measures"]} for one in kept]
+    shared = overlap({one.name: one.example_ids for one in kept})
+    shown = [
+        {k: v if isinstance(v, str) else f"{v:,.3f}".rstrip("0").rstrip(".") for k, v in row.items()}
+        for row in rows
+    ]
+    pairs = shared.round(2).to_dict()
+    overlaps: list[dict[str, Any]] = [{"overlap": str(a)} | {str(b): pairs[a][b] for b in pairs} for a in pairs]
+    lines = [*table(shown, tuple(shown[0])), "", *table(overlaps, tuple(overlaps[0]))]
+    return {"selections": rows, "overlap": shared.to_dict(), "lines": lines}

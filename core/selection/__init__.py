@@ -1,0 +1,5 @@
+"""Selections: from scores, a rule and constraints to an ordered set of examples.
+
+pool: the value types; rules: each rule as an order; farthest, kernels: farthest points; quotas, screening:
+constraints; choose: all of it to a Selection; measures: what a selection means
+"""

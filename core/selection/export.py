@@ -1,0 +1,287 @@
+"""A kept selection in the formats that trainers read, with its manifest, ledger, card and a training config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core.errors import BasiscopeError
+from core.examples import RESERVED, as_messages, field_value
+from core.selection.card import card, covering_plot
+from core.selection.measures import MOST_MEASURED, curve
+from core.selection.pool import Rule, pool_of
+from core.selection.rules import order_by
+from core.workspace import KeptSelection, Run, write_json
+
+FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
+TUNINGS = ("full", "lora")
+LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
+"""As published for the selected sets (method.md section 7)."""
+MAX_LENGTH, BATCH = 8_192, 16
+LORA_RANK = 16
+FILE = "selection.jsonl"
+SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def export(
+    kept: KeptSelection,
+    run: Run,
+    out: Path,
+    form: str,
+    tuning: str = "full",
+    model: str | None = None,
+    replace_old: bool = False,
+) -> list[str]:
+    """Write a selection into the folder `out`; returns the names of its files. The rows are in the order of the
+    selection, so that the first N of them are its budget N where the rule is nested.
+
+    Raises BasiscopeError for a folder that has something in it already, and for a format that the examples cannot
+    be written in; then nothing is written.
+    """
+    if form not in FORMATS:
+        raise BasiscopeError(f"Format {form!r} is not one of {', '.join(FORMATS)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replace_old:
+        raise BasiscopeError(f"Export: {out} has something in it already; choose another --out, or --replace it.")
+    if replace_old and out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise BasiscopeError(f"Export: {out} holds something else than an export; it is not replaced.")
+    rows = rows_of(kept, run, form)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        if form == "parquet":
+            pd.DataFrame(rows).to_parquet(temporary / "selection.parquet", index=False)
+        else:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (temporary / FILE).write_text(text, encoding="utf-8")
+        write_json(temporary / "manifest.json", kept.manifest)
+        shutil.copyfile(kept.folder / "ledger.csv", temporary / "ledger.csv")
+        if form in ("alpaca", "sharegpt", "messages"):
+            write_json(temporary / "dataset_info.json", {dataset_name(kept): dataset_info(form)})
+        for name, config in configs(kept, run, form, tuning, model).items():
+            (temporary / name).write_text(config, encoding="utf-8")
+        _write_card(kept, run, temporary, form)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(path.name for path in out.iterdir())
+
+
+def rows_of(kept: KeptSelection, run: Run, form: str) -> list[dict[str, Any]]:
+    """The chosen examples, in order, in a format. Raises BasiscopeError where one cannot be written in it."""
+    examples = run.examples().set_index("example_id", drop=False)
+    missing = [i for i in kept.example_ids if i not in examples.index]
+    if missing:
+        raise BasiscopeError(f"Selection {kept.name}: run {run.id} has no example {missing[0]} any more.")
+    data = run.manifest["data"]
+    nested = set(data.get("json_columns", ()))
+    rows = []
+    for found in examples.loc[kept.example_ids].to_dict("records"):
+        record = {str(name): value for name, value in found.items()}
+        original = original_row(record, nested)
+        if form in ("rows", "parquet"):
+            rows.append(record_for_parquet(record) if form == "parquet" else original)
+        else:
+            rows.append(formatted(record, original, data["columns"], form))
+    return rows
+
+
+def original_row(record: Mapping[str, Any], nested: set[str]) -> dict[str, Any]:
+    """A row as the source had it: nested values parsed again, names given back."""
+    row = {}
+    for name, value in record.items():
+        if name in RESERVED:
+            continue
+        value = None if not isinstance(value, str) and pd.isna(value) else value
+        value = json.loads(value) if name in nested and value is not None else value
+        row[_given_back(str(name))] = value
+    return row
+
+
+def record_for_parquet(record: Mapping[str, Any]) -> dict[str, Any]:
+    """As `original_row`, nested values as JSON text: a column has one type."""
+    return {_given_back(str(name)): value for name, value in record.items() if name not in RESERVED}
+
+
+def _given_back(name: str) -> str:
+    bare = name
+    while bare.startswith("data_"):
+        bare = bare.removeprefix("data_")
+    return name.removeprefix("data_") if bare in RESERVED else name
+
+
+def formatted(
+    record: Mapping[str, Any], original: Mapping[str, Any], columns: Mapping[str, str], form: str
+) -> dict[str, Any]:
+    messages = conversation(record, original, columns)
+    if messages is None:
+        if form == "trl":
+            return {"text": record["text"]}
+        raise BasiscopeError(
+            f"Format {form}: example {record['example_id']} has no response. Use --format rows, or trl, "
+            "which then writes plain texts."
+        )
+    if form == "trl" and "messages" not in columns:
+        return {"prompt": messages[0]["content"] + "\n", "completion": messages[1]["content"]}
+    if form in ("trl", "messages", "axolotl"):
+        return {"messages": messages}
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    turns = messages[1:] if system else messages
+    if form == "sharegpt":
+        told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
+        return {"conversations": told} | ({"system": system} if system else {})
+    return _alpaca(int(record["example_id"]), turns, system)
+
+
+def conversation(
+    record: Mapping[str, Any], original: Mapping[str, Any], columns: Mapping[str, str]
+) -> list[dict[str, str]] | None:
+    """An example as chat messages; None where it has no response."""
+    if "messages" in columns:
+        return as_messages(field_value(original, columns["messages"]))
+    if "response" not in columns:
+        return None
+    pairs = (("user", record["prompt"]), ("assistant", record["response"]))
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def _alpaca(example_id: int, turns: list[dict[str, str]], system: str) -> dict[str, Any]:
+    if (
+        len(turns) < 2
+        or len(turns) % 2
+        or any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(turns))
+    ):
+        raise BasiscopeError(
+            f"Format alpaca: example {example_id} does not take turns between user and assistant; use messages."
+        )
+    row: dict[str, Any] = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
+    if len(turns) > 2:
+        row["history"] = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
+    return row | ({"system": system} if system else {})
+
+
+# --- what reads it --------------------------------------------------------------------------------------
+
+
+def dataset_name(kept: KeptSelection) -> str:
+    return f"basiscope_{kept.name}".replace(" ", "_")
+
+
+def dataset_info(form: str) -> dict[str, Any]:
+    """The entry of LLaMA-Factory's dataset_info.json (its data/README.md)."""
+    if form == "alpaca":
+        columns = {"prompt": "instruction", "query": "input", "response": "output"}
+        columns |= {"system": "system", "history": "history"}
+        return {"file_name": FILE, "formatting": "alpaca", "columns": columns}
+    if form == "sharegpt":
+        tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+        columns = {"messages": "conversations", "system": "system"}
+        return {"file_name": FILE, "formatting": "sharegpt", "columns": columns, "tags": tags}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    tags["system_tag"] = "system"
+    return {"file_name": FILE, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+
+
+def configs(kept: KeptSelection, run: Run, form: str, tuning: str, model: str | None) -> dict[str, str]:
+    """File name -> training config, for the trainers that read the format."""
+    if tuning not in TUNINGS:
+        raise BasiscopeError(f"Tuning {tuning!r} is not one of {', '.join(TUNINGS)}.")
+    name = model or run.manifest["model"]["name"]
+    made = {}
+    if form in ("alpaca", "sharegpt", "messages"):
+        made["llamafactory.yaml"] = yaml(llamafactory_config(kept, name, tuning))
+    if form in ("trl", "messages"):
+        made["trl.yaml"] = yaml(trl_config(name, tuning))
+    if form == "axolotl":
+        made["axolotl.yaml"] = yaml(axolotl_config(name, tuning))
+    return made
+
+
+def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
+    """For `llamafactory-cli train llamafactory.yaml` in the export's folder."""
+    lora = {"lora_rank": LORA_RANK, "lora_target": "all"} if tuning == "lora" else {}
+    return {
+        "model_name_or_path": model,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": tuning,
+        **lora,
+        "dataset_dir": ".",
+        "dataset": dataset_name(kept),
+        "max_samples": len(kept.example_ids),
+        "template": "default",
+        "cutoff_len": MAX_LENGTH,
+        "output_dir": "trained",
+        "learning_rate": LEARNING_RATE,
+        "num_train_epochs": EPOCHS,
+        "lr_scheduler_type": SCHEDULER,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": BATCH,
+        "bf16": True,
+        "seed": kept.manifest["seed"],
+    }
+
+
+def trl_config(model: str, tuning: str) -> dict[str, Any]:
+    """For `trl sft --config trl.yaml` in the export's folder."""
+    lora = {"use_peft": True, "lora_r": LORA_RANK, "lora_target_modules": "all-linear"} if tuning == "lora" else {}
+    return {
+        "model_name_or_path": model,
+        **lora,
+        "datasets": [{"path": "json", "data_files": FILE, "split": "train"}],
+        "output_dir": "trained",
+        "learning_rate": LEARNING_RATE,
+        "num_train_epochs": EPOCHS,
+        "lr_scheduler_type": SCHEDULER,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": BATCH,
+        "max_length": MAX_LENGTH,
+    }
+
+
+def axolotl_config(model: str, tuning: str) -> dict[str, Any]:
+    """For `axolotl train axolotl.yaml` in the export's folder."""
+    lora = {"adapter": "lora", "lora_r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "lora_target_linear": True}
+    return {
+        "base_model": model,
+        **(lora if tuning == "lora" else {}),
+        "datasets": [
+            {"path": FILE, "ds_type": "json", "type": "chat_template", "field_messages": "messages"},
+        ],
+        "sequence_len": MAX_LENGTH,
+        "output_dir": "trained",
+        "learning_rate": LEARNING_RATE,
+        "num_epochs": EPOCHS,
+        "lr_scheduler": SCHEDULER,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": BATCH,
+        "bf16": "auto",
+    }
+
+
+def yaml(config: Mapping[str, Any]) -> str:
+    """YAML of a flat mapping: JSON values are valid YAML."""
+    return "".join(f"{name}: {_yaml_value(value)}\n" for name, value in config.items())
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:f}".rstrip("0")  # YAML 1.1 takes 5e-05 for a text
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
+    pool = pool_of(run)
+    rows = pool.rows(tuple(kept.example_ids), "Selection")[:MOST_MEASURED]
+    chance = order_by(pool, Rule("random"), len(rows), pool.lengths >= 0, list).rows
+    plot = covering_plot({"this selection": curve(pool, rows), "random": curve(pool, chance)})
+    (folder / "covering.svg").write_text(plot, encoding="utf-8")
+    file = "selection.parquet" if form == "parquet" else FILE
+    (folder / "README.md").write_text(card(kept, run, file), encoding="utf-8")

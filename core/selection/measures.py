@@ -1,0 +1,136 @@
+"""What a selection means: how far it covers the pool, what it is made of, how it differs from the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from core.selection.farthest import covering_curve, knee
+from core.selection.pool import Pool
+from core.selection.quotas import length_strata
+
+SCORE_BINS = 20
+MOST_MEASURED = 2_000
+"""Picks along which the curves are computed at once; a longer selection is measured at its ends."""
+TOP_VALUES = 12
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How the first `budgets` (m,) of a selection cover the pool: radius and mean (m,) distance of the pool's
+    examples to the nearest chosen one, in whitened scores."""
+
+    budgets: np.ndarray
+    radius: np.ndarray
+    mean: np.ndarray
+
+    def at(self, budget: int) -> tuple[float, float]:
+        """(radius, mean) at the largest budget measured that is not above `budget`."""
+        place = max(0, int(np.searchsorted(self.budgets, budget, side="right")) - 1)
+        return float(self.radius[place]), float(self.mean[place])
+
+    @property
+    def knee(self) -> int:
+        return int(self.budgets[knee(self.radius) - 1])
+
+
+def curve(pool: Pool, rows: np.ndarray) -> Curve:
+    """The covering curve of an order of rows (b,), over the whole pool."""
+    radius, mean = covering_curve(pool.whitened, rows)
+    return Curve(np.arange(1, len(rows) + 1), radius, mean)
+
+
+def norm_percentile(pool: Pool, rows: np.ndarray) -> float:
+    """Mean share of the pool that lies nearer to the mean than a chosen example: 0.5 for a random selection, near
+    1 for the outer shell."""
+    return float((np.searchsorted(np.sort(pool.norms), pool.norms[rows], side="left") / pool.n).mean())
+
+
+def direction_coverage(pool: Pool, rows: np.ndarray) -> pd.DataFrame:
+    """Per direction: share of SCORE_BINS equally full bins of the pool's scores with a chosen example, mean and
+    standard deviation of the chosen in those of the pool."""
+    centred = pool.whitened - pool.whitened.mean(axis=0)
+    chosen = centred[rows]
+    edges = np.quantile(centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
+    bins = [len(np.unique(np.searchsorted(edges[:, j], chosen[:, j]))) for j in range(pool.k)]
+    return pd.DataFrame(
+        {
+            "direction": np.arange(1, pool.k + 1),
+            "bins covered": np.array(bins) / SCORE_BINS,
+            "mean shift (SD)": chosen.mean(axis=0),
+            "spread (SD)": chosen.std(axis=0),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class LengthShift:
+    """Lengths of a selection against the pool's: medians in tokens, and the probability that a chosen example is
+    longer than one of the pool (0.5: no shift)."""
+
+    median: float
+    pool_median: float
+    longer: float
+
+
+def length_shift(pool: Pool, rows: np.ndarray) -> LengthShift:
+    ordered = np.sort(pool.lengths)
+    own = pool.lengths[rows]
+    below = np.searchsorted(ordered, own, side="left")
+    upto = np.searchsorted(ordered, own, side="right")
+    longer = float(((below + upto) / 2 / pool.n).mean())
+    return LengthShift(float(np.median(own)), float(np.median(pool.lengths)), longer)
+
+
+def composition(column: pd.Series, selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Shares of a column's most frequent values in the pool and in each of the selections' rows."""
+    values = _binned(column)
+    names = values.value_counts().index[:TOP_VALUES]
+    shares = {"pool": values.value_counts(normalize=True)}
+    shares |= {name: values.iloc[rows].value_counts(normalize=True) for name, rows in selections.items()}
+    return pd.DataFrame({name: found.reindex(names).fillna(0.0) for name, found in shares.items()})
+
+
+def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:
+    """(values of the column in the selection, in the pool)."""
+    return int(column.iloc[rows].nunique()), int(column.nunique())
+
+
+def _binned(column: pd.Series) -> pd.Series:
+    """Text as it is, numbers of many values by tenths."""
+    if pd.api.types.is_numeric_dtype(column) and column.nunique() > TOP_VALUES:
+        strata = length_strata(column.fillna(column.median()).to_numpy())
+        low = column.groupby(strata).transform("min")
+        high = column.groupby(strata).transform("max")
+        return low.map("{:g}".format) + " to " + high.map("{:g}".format)
+    return column.astype("string").fillna("(missing)").astype(str)
+
+
+def overlap(selections: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Jaccard overlap of selections' example ids, a row and a column each."""
+    sets = {name: set(ids) for name, ids in selections.items()}
+    return pd.DataFrame(
+        [[len(a & b) / max(1, len(a | b)) for b in sets.values()] for a in sets.values()],
+        index=list(sets),
+        columns=list(sets),
+    )
+
+
+def summary(pool: Pool, rows: np.ndarray, covered: Curve | None = None) -> dict[str, float]:
+    """The figures that say together what a selection is; read none of them alone."""
+    covered = covered or curve(pool, rows)
+    radius, mean = covered.at(len(rows))
+    lengths = length_shift(pool, rows)
+    return {
+        "examples": len(rows),
+        "tokens": int(pool.lengths[rows].sum()),
+        "covering radius": radius,
+        "mean distance": mean,
+        "norm percentile": norm_percentile(pool, rows),
+        "bins covered": float(direction_coverage(pool, rows)["bins covered"].mean()),
+        "median length": lengths.median,
+        "longer than pool": lengths.longer,
+    }

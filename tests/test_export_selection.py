@@ -1,0 +1,318 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import DATA
+from synthetic import synthetic_run
+
+from core.cli import main
+from core.errors import BasiscopeError
+from core.selection.export import EPOCHS, FORMATS, LEARNING_RATE, export
+from core.selection.pool import Constraints, Quota, Rule
+from core.selection.step import Request, reproduce, select
+from core.workspace import Workspace
+
+
+@pytest.fixture
+def kept(gsm8k_copy):
+    """A selection of 20 real examples."""
+    request = Request(gsm8k_copy.run().id, Rule("coverage"), Constraints(budget=20))
+    return select(request, gsm8k_copy, "twenty")
+
+
+@pytest.fixture
+def run(gsm8k_copy):
+    return gsm8k_copy.run()
+
+
+@pytest.fixture
+def run_cli(capsys):
+    def run(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def source_rows():
+    return [json.loads(line) for line in (DATA / "gsm8k" / "train.jsonl").read_text().splitlines()]
+
+
+# --- what consumers read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_datasets_loads_every_format_in_selection_order(kept, run, tmp_path, form):
+    from datasets import load_dataset
+
+    export(kept, run, tmp_path / "out", form)
+    loaded = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == 20
+    rows = source_rows()
+    for example_id, row in zip(kept.example_ids, loaded, strict=True):
+        question, answer = rows[example_id]["question"], rows[example_id]["answer"]
+        told = {
+            "trl": lambda r: (r["prompt"].rstrip("\n"), r["completion"]),
+            "messages": lambda r: tuple(m["content"] for m in r["messages"]),
+            "axolotl": lambda r: tuple(m["content"] for m in r["messages"]),
+            "alpaca": lambda r: (r["instruction"], r["output"]),
+            "sharegpt": lambda r: tuple(m["value"] for m in r["conversations"]),
+            "rows": lambda r: (r["question"], r["answer"]),
+            "parquet": lambda r: (r["question"], r["answer"]),
+        }[form](row)
+        assert told[0].strip() == question.strip() and told[1] == answer
+
+
+def test_trl_trains_on_it_with_the_config(kept, run, stories, tmp_path):
+    from datasets import load_dataset
+    from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser
+    from trl.scripts.utils import DatasetMixtureConfig
+
+    export(kept, run, tmp_path / "out", "trl", model=stories)
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    overrides = ["--max_steps", "3", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+    overrides += ["--output_dir", str(tmp_path / "trained"), "--max_length", "128"]
+    _, training, model, mixture = parser.parse_args_and_config(
+        ["--config", str(tmp_path / "out" / "trl.yaml"), *overrides]
+    )
+    assert training.learning_rate == LEARNING_RATE and training.num_train_epochs == EPOCHS
+    assert training.lr_scheduler_type == "cosine" and model.model_name_or_path == stories
+    (data,) = mixture.datasets
+    loaded = load_dataset(
+        data.path,
+        data_files=str(tmp_path / "out" / data.data_files),
+        split=data.split,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    result = SFTTrainer(model.model_name_or_path, args=training, train_dataset=loaded).train()
+    assert result.global_step == 3 and result.training_loss > 0
+
+
+def test_the_lora_config_is_one_that_trl_reads(kept, run, tmp_path):
+    from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    from trl.scripts.utils import DatasetMixtureConfig
+
+    export(kept, run, tmp_path / "out", "trl", tuning="lora")
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    arguments = ["--config", str(tmp_path / "out" / "trl.yaml"), "--use_cpu", "true", "--bf16", "false"]
+    assert parser.parse_args_and_config(arguments)[2].use_peft
+
+
+ALPACA_KEYS = {"prompt", "query", "response", "history", "system", "messages", "tools", "images"}
+TAG_KEYS = {
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "observation_tag",
+    "function_tag",
+    "system_tag",
+}
+
+
+@pytest.mark.parametrize("form", ["alpaca", "sharegpt", "messages"])
+def test_dataset_info_keeps_to_the_documented_schema(kept, run, tmp_path, form):
+    import yaml
+
+    folder = tmp_path / "out"
+    export(kept, run, folder, form)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    config = yaml.safe_load((folder / "llamafactory.yaml").read_text())
+    entry = info[config["dataset"]]
+    assert entry["formatting"] in ("alpaca", "sharegpt") and (folder / entry["file_name"]).is_file()
+    assert set(entry["columns"]) <= ALPACA_KEYS and set(entry.get("tags", ())) <= TAG_KEYS
+    row = json.loads((folder / entry["file_name"]).read_text().splitlines()[0])
+    used = [
+        entry["columns"][key] for key in ("prompt", "query", "response", "messages") if key in entry["columns"]
+    ]
+    assert set(used) <= set(row)
+    if tags := entry.get("tags"):
+        messages = row[entry["columns"]["messages"]]
+        assert [m[tags["role_tag"]] for m in messages] == [tags["user_tag"], tags["assistant_tag"]]
+        assert all(m[tags["content_tag"]] for m in messages)
+    assert config["learning_rate"] == LEARNING_RATE and config["lr_scheduler_type"] == "cosine"
+    assert config["max_samples"] == 20
+
+
+def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path):
+    from core.activations import Recipe
+    from core.examples import Columns, DataSource
+    from core.recovery import Request as Recovery
+    from core.recovery import recover
+
+    told = [
+        [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": f"What is {i} and one? <b>"},
+            {"role": "assistant", "content": f"{i + 1}"},
+        ]
+        for i in range(12)
+    ]
+    path = write_rows([{"messages": messages} for messages in told])
+    space = Workspace(tmp_path / "chat")
+    recipe = Recipe(dtype="float32")
+    run = recover(
+        Recovery(
+            chat_stories, DataSource(path), Columns(messages="messages"), recipe, k=2, device="cpu", with_map=False
+        ),
+        space,
+    )
+    kept = select(Request(run.id, Rule("order"), Constraints(budget=12)), space, "all")
+    export(kept, run, tmp_path / "m", "messages")
+    rows = [json.loads(line) for line in (tmp_path / "m" / "selection.jsonl").read_text().splitlines()]
+    assert [row["messages"] for row in rows] == told
+    export(kept, run, tmp_path / "r", "rows")
+    rows = [json.loads(line) for line in (tmp_path / "r" / "selection.jsonl").read_text().splitlines()]
+    assert rows == [{"messages": messages} for messages in told]
+    export(kept, run, tmp_path / "s", "sharegpt")
+    first = json.loads((tmp_path / "s" / "selection.jsonl").read_text().splitlines()[0])
+    assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
+
+
+# --- again ----------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+
+
+def test_the_manifest_makes_it_again_bit_for_bit(gsm8k_copy, run_cli, data_folder, tmp_path):
+    held = data_folder / "gsm8k" / "test.jsonl"
+    options = ("--along", "1+,3-", "--weights", "2,1", "--budget", 15, "--dedup", "near", "--against", held)
+    options += ("--must", "7:a good one", "--never", 3, "--seed", 5)
+    common = ("--workspace", gsm8k_copy.root, "--format", "trl")
+    first, second = tmp_path / "a" / "same", tmp_path / "b" / "same"
+    status, _, err = run_cli("select", "latest", *options, "--name", "same", "--out", first, *common)
+    assert status == 0, err
+    manifest = first / "manifest.json"
+    shutil.rmtree(gsm8k_copy.root / "selections")
+    shutil.rmtree(gsm8k_copy.root / "screenings")
+    again = ("--from-manifest", manifest, "--name", "same", "--out", second)
+    status, _, err = run_cli("select", *again, *common)
+    assert status == 0, err
+    assert contents(first) == contents(second)
+    assert json.loads(manifest.read_text())["example_ids"][0] == 7
+
+
+def test_a_manifest_of_other_data_is_refused(kept, gsm8k_copy):
+    changed = json.loads(json.dumps(kept.manifest))
+    changed["fingerprints"]["data"] = "else"
+    with pytest.raises(BasiscopeError, match="other data"):
+        reproduce(changed, gsm8k_copy, "again")
+    changed = json.loads(json.dumps(kept.manifest))
+    changed["example_ids"].reverse()
+    with pytest.raises(BasiscopeError, match="Another selection came out"):
+        reproduce(changed, gsm8k_copy, "again")
+
+
+def test_the_first_rows_are_the_smaller_budget(kept, gsm8k_copy, run, tmp_path):
+    small = select(Request(run.id, Rule("coverage"), Constraints(budget=8)), gsm8k_copy, "eight")
+    for one, name in ((kept, "twenty"), (small, "eight")):
+        export(one, run, tmp_path / name, "rows")
+    twenty, eight = ((tmp_path / n / "selection.jsonl").read_text().splitlines() for n in ("twenty", "eight"))
+    assert twenty[:8] == eight
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+def test_an_export_does_not_write_over_another_or_over_anything_else(kept, run, tmp_path):
+    out = tmp_path / "out"
+    export(kept, run, out, "rows")
+    before = contents(out)
+    with pytest.raises(BasiscopeError, match="has something in it"):
+        export(kept, run, out, "trl")
+    assert contents(out) == before
+    export(kept, run, out, "trl", replace_old=True)
+    assert (out / "trl.yaml").is_file()
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("my only copy")
+    with pytest.raises(BasiscopeError, match="something else"):
+        export(kept, run, other, "trl", replace_old=True)
+    assert (other / "thesis.txt").read_text() == "my only copy"
+
+
+def test_a_format_that_needs_a_response_leaves_nothing_behind(tmp_path):
+    space = Workspace(tmp_path / "ws")
+    run = synthetic_run(space)
+    kept = select(Request(run.id, Rule("random"), Constraints(budget=5)), space, "five")
+    with pytest.raises(BasiscopeError, match="no response"):
+        export(kept, run, tmp_path / "out", "alpaca")
+    assert not list(tmp_path.glob("*out*"))
+    export(kept, run, tmp_path / "out", "trl")
+    assert "text" in json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
+
+
+def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli):
+    gsm8k_copy.delete(run.id)
+    assert [one.name for one in gsm8k_copy.selections()] == ["twenty"]
+    manifest = kept.folder / "manifest.json"
+    status, _, err = run_cli("select", "--from-manifest", manifest, "--name", "x", "--workspace", gsm8k_copy.root)
+    assert status == 1 and run.id in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "sentence"),
+    [
+        (("--coverage",), 2, "--budget"),
+        (("--coverage", "--budget", 0), 2, "at least 1"),
+        (("--budget", 5), 2, "one rule"),
+        (("--coverage", "--baseline", "random", "--budget", 5), 2, "one rule"),
+        (("--along", "9+", "--budget", 5), 1, "directions 1 to 3"),
+        (("--along", "one", "--budget", 5), 2, "such as 1+,3-"),
+        (("--baseline", "label:nope", "--budget", 5), 1, "no column 'nope'"),
+        (("--baseline", "best", "--budget", 5), 2, "not one of random"),
+        (("--coverage", "--budget", 500), 1, "only 60 examples"),
+        (("--coverage", "--budget", 5, "--against", "/nowhere.jsonl"), 1, "cannot be read"),
+        (("--coverage", "--budget", 5, "--quota", "a"), 2, "column=value:share"),
+        (("--coverage", "--budget", 5, "--name", "../x"), 1, "Selection name"),
+        (("--coverage", "--budget", 5, "--source", "nope"), 1, "no such column"),
+        (("--coverage", "--budget", 5, "--set", "nope"), 2, "no such set"),
+    ],
+)
+def test_bad_options_end_in_a_sentence_and_keep_nothing(gsm8k_copy, run_cli, options, status, sentence):
+    found = run_cli("select", "latest", *options, "--workspace", gsm8k_copy.root)
+    assert found[0] == status and sentence in found[2] and "Traceback" not in found[2]
+    assert gsm8k_copy.selections() == []
+
+
+def test_names_are_not_taken_twice(gsm8k_copy, run_cli):
+    command = ("select", "latest", "--coverage", "--budget", 5, "--name", "five", "--workspace", gsm8k_copy.root)
+    assert run_cli(*command)[0] == 0
+    status, _, err = run_cli(*command)
+    assert status == 1 and "already" in err
+    assert run_cli(*command, "--replace")[0] == 0
+
+
+def test_compare_and_list(gsm8k_copy, run_cli):
+    for name in ("longest", "shortest"):
+        options = ("--baseline", name, "--budget", 30, "--name", name, "--workspace", gsm8k_copy.root)
+        assert run_cli("select", "latest", *options)[0] == 0
+    status, out, _ = run_cli("compare-selections", "longest", "shortest", "--json", "--workspace", gsm8k_copy.root)
+    found = json.loads(out)
+    ids = [set(gsm8k_copy.selection(name).example_ids) for name in ("longest", "shortest")]
+    assert found["overlap"]["longest"]["shortest"] == len(ids[0] & ids[1]) / len(ids[0] | ids[1])
+    assert run_cli("compare-selections", "longest", "--workspace", gsm8k_copy.root)[0] == 2
+    assert "longest" in run_cli("selections", "--workspace", gsm8k_copy.root)[1]
+
+
+def test_the_ledger_is_kept_as_csv_and_in_the_manifest(tmp_path):
+    space = Workspace(tmp_path)
+    run = synthetic_run(space)
+    from core.provenance import Origins
+
+    quota = Quota("kind", (("addition", 0.5),))
+    request = Request(
+        run.id, Rule("coverage"), Constraints(budget=20, quotas=(quota,)), Origins("kind", total=100)
+    )
+    kept = select(request, space, "paid")
+    ledger = pd.read_csv(kept.folder / "ledger.csv")
+    assert ledger["payment"].sum() == pytest.approx(100)
+    assert ledger.loc[ledger["source"] == "addition", "examples"].item() == 10
+    assert [row["source"] for row in kept.manifest["ledger"]] == ledger["source"].tolist()
+    assert Request.from_dict(kept.manifest["request"]) == request

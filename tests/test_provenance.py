@@ -1,0 +1,130 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.activations import Recipe
+from core.errors import BasiscopeError
+from core.examples import Columns, DataSource
+from core.provenance import Origins, judge, leave_one_out, ledger, shapley, terms_of
+from core.recovery import Request, recover
+from core.selection.choose import choose
+from core.selection.pool import MISSING, Constraints, Rule, pool_of
+from core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def college(stories, data_folder, tmp_path_factory):
+    """600 problems of several text books, each with its licence, by the real small model."""
+    source = DataSource(str(data_folder / "math" / "college_math.jsonl"))
+    recipe = Recipe(dtype="float32", max_tokens=60)
+    columns = Columns(prompt="question", response="answer")
+    request = Request(stories, source, columns, recipe, k=6, device="cpu", with_map=False)
+    return pool_of(recover(request, Workspace(tmp_path_factory.mktemp("college"))))
+
+
+def by_enumeration(best):
+    """Shapley values of max by all orders of joining."""
+    n, m = best.shape
+    shares = np.zeros((n, m))
+    for order in itertools.permutations(range(m)):
+        before = np.zeros(n)
+        for source in order:
+            after = np.maximum(before, best[:, source])
+            shares[:, source] += after - before
+            before = after
+    return shares / math.factorial(m)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.booleans())
+def test_shapley_is_that_of_enumeration(seed, sources, with_ties):
+    best = np.random.default_rng(seed).random((9, sources))
+    best = best.round(1) if with_ties else best
+    np.testing.assert_allclose(shapley(best), by_enumeration(best), atol=1e-12)
+    np.testing.assert_allclose(shapley(best).sum(axis=1), best.max(axis=1), atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.booleans())
+def test_leave_one_out_is_the_difference(seed, sources, with_ties):
+    best = np.random.default_rng(seed).random((9, sources))
+    best = best.round(1) if with_ties else best
+    padded = np.concatenate([best, np.zeros((9, 1))], axis=1)
+    plain = [best.max(axis=1) - np.delete(padded, j, axis=1).max(axis=1) for j in range(sources)]
+    np.testing.assert_allclose(leave_one_out(best), np.stack(plain, axis=1), atol=1e-12)
+
+
+def test_two_identical_sources_share_what_leaving_one_out_gives_neither():
+    best = np.array([[0.8, 0.8, 0.2]])
+    assert leave_one_out(best).tolist() == [[0, 0, 0]]
+    np.testing.assert_allclose(shapley(best), [[0.2 / 3 + 0.3, 0.2 / 3 + 0.3, 0.2 / 3]])
+
+
+def test_the_ledger_of_real_sources(college):
+    chosen = choose(college, Rule("coverage"), Constraints(budget=200), list)
+    origins = Origins("data_source", "license", total=1_000.0, use="commercial")
+    found = ledger(college, chosen.rows, origins)
+    source = college.facts["data_source"].to_numpy()
+    rows = {name: chosen.rows[source[chosen.rows] == name] for name in found["source"]}
+    points = college.whitened.astype(np.float64)
+    best = np.stack(
+        [
+            1 / (1 + ((points[:, None] - points[own][None]) ** 2).sum(axis=2).min(axis=1) / (2 * college.k))
+            for own in rows.values()
+        ],
+        axis=1,
+    )
+    exact = by_enumeration(best).mean(axis=0) if len(rows) <= 8 else shapley(best).mean(axis=0)
+    np.testing.assert_allclose(found["shapley"], exact, rtol=1e-4)
+    assert found["payment"].sum() == pytest.approx(1_000)
+    assert found["examples"].tolist() == [len(own) for own in rows.values()]
+    assert found["tokens"].sum() == college.lengths[chosen.rows].sum()
+    problem = dict(zip(found["source"], found["problem"], strict=True))
+    assert "forbids commercial use" in problem["college_math.ELEMENTARY_DIFFERENTIAL_EQUATIONS"]
+    assert "terms not stated" in problem["college_math.PRECALCULUS"]
+    assert problem["college_math.Beginning_and_Intermediate_Algebra"] == ""
+    research = ledger(college, chosen.rows, Origins("data_source", "license"))
+    assert not research["problem"].str.contains("forbids").any()
+
+
+@pytest.mark.parametrize(
+    ("licence", "terms"),
+    [
+        ("Creative Commons Attribution 3.0 Unported License (CC BY 3.0)", "attribution"),
+        ("CC BY-NC-SA 4.0", "attribution, non-commercial, share-alike"),
+        ("cc_by_nd_4.0", "attribution, no derivatives"),
+        ("Apache-2.0", "attribution"),
+        ("GNU Free Documentation License", "attribution, share-alike"),
+        ("CC0 1.0", "free"),
+        ("Creative Commons License", "unspecified"),
+        ("", "unspecified"),
+        ("see source", "unspecified"),
+    ],
+)
+def test_what_the_name_of_a_licence_states(licence, terms):
+    assert str(terms_of(licence)) == terms
+
+
+def test_the_most_restrictive_wins_and_missing_is_never_free():
+    assert judge(["CC0", "CC BY-NC 4.0"], "commercial") == (
+        "attribution, free, non-commercial",
+        "conflicting licences, the most restrictive holds; forbids commercial use",
+    )
+    assert judge([MISSING], "research") == ("unspecified", "licence missing")
+    assert judge([MISSING, "MIT"], "research") == (
+        "attribution; in part unspecified",
+        "licence missing in part",
+    )
+
+
+def test_bad_origins(college):
+    with pytest.raises(BasiscopeError, match="no such column"):
+        ledger(college, np.arange(3), Origins("nope"))
+    with pytest.raises(BasiscopeError, match="must not be negative"):
+        Origins(total=-1)
+    with pytest.raises(BasiscopeError, match="not one of research, commercial"):
+        Origins(use="fun")

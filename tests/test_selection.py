@@ -1,0 +1,454 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import synthetic_run
+
+from core.activations import Recipe
+from core.errors import BasiscopeError
+from core.examples import Columns, DataSource
+from core.recovery import Request, recover
+from core.selection import farthest, measures
+from core.selection.choose import choose
+from core.selection.farthest import covering_curve, farthest_points, knee, nearest_by_group
+from core.selection.pool import (
+    NESTED,
+    RULES,
+    Constraints,
+    Pool,
+    Quota,
+    Rule,
+    as_json,
+    constraints_from,
+    parse_directions,
+    parse_quotas,
+    pool_of,
+    rule_from,
+)
+from core.selection.quotas import length_strata
+from core.selection.screening import GRAM, NEAR, jaccard, screen, shingles, split_words
+from core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def math(stories, data_folder, tmp_path_factory):
+    """The run of MATH, level 1 (564 examples with subjects), by the real small model."""
+    source = DataSource(str(data_folder / "math" / "math_train_level1.json"))
+    columns = Columns(prompt="problem", response="solution")
+    recipe = Recipe(dtype="float32", max_tokens=400)
+    request = Request(stories, source, columns, recipe, k=10, device="cpu", with_map=False)
+    return recover(request, Workspace(tmp_path_factory.mktemp("math")))
+
+
+@pytest.fixture(scope="module")
+def pool(math):
+    return pool_of(math)
+
+
+@pytest.fixture(scope="module")
+def texts(math, pool):
+    return lambda: math.texts(range(pool.n))
+
+
+def plain_farthest(points, budget, allowed=None):
+    """The loop of the published notebook, in float64."""
+    points = points.astype(np.float64)
+    able = np.ones(len(points), bool) if allowed is None else allowed
+    from_mean = ((points - points[able].mean(axis=0)) ** 2).sum(axis=1)
+    chosen = [int(np.argmax(np.where(able, from_mean, -1)))]
+    nearest = np.where(able, np.inf, -1)
+    while len(chosen) < budget:
+        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+        nearest[chosen] = -1
+        chosen.append(int(np.argmax(nearest)))
+    return chosen
+
+
+def distances(points, rows):
+    points = points.astype(np.float64)
+    return np.sqrt(((points[:, None] - points[rows][None]) ** 2).sum(axis=2))
+
+
+def some(rule, **kwargs):
+    needs = {
+        "along": {"directions": (1, -3)},
+        "both": {"directions": (2,)},
+        "label": {"column": "subject"},
+        "quality": {"column": "n_tokens"},
+    }
+    return Rule(rule, **needs.get(rule, {}), **kwargs)
+
+
+# --- farthest points ------------------------------------------------------------------------------------
+
+
+def test_farthest_points_are_those_of_the_plain_loop_on_real_scores(pool):
+    order = farthest_points(pool.whitened, pool.n)
+    assert order.rows.tolist() == plain_farthest(pool.whitened, pool.n)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 700), st.integers(1, 30), st.booleans())
+def test_farthest_points_are_those_of_the_plain_loop(seed, n, k, with_ties):
+    rng = np.random.default_rng(seed)
+    points = rng.standard_t(3, (n, k)).astype(np.float32)
+    if with_ties:
+        points = points.round()
+    allowed = rng.random(n) < 0.7
+    allowed[rng.integers(n)] = True
+    budget = min(60, int(allowed.sum()))
+    order = farthest_points(points, budget, allowed=allowed)
+    assert order.rows.tolist() == plain_farthest(points, budget, allowed)
+
+
+def test_the_order_does_not_depend_on_the_size_of_a_block(pool, monkeypatch):
+    from core.selection import kernels
+
+    whole = farthest_points(pool.whitened, 200).rows
+    monkeypatch.setattr(kernels, "BLOCK", 17)
+    assert (farthest_points(pool.whitened, 200).rows == whole).all()
+
+
+def test_the_reach_is_the_covering_radius_and_the_curve_is_exact(pool):
+    order = farthest_points(pool.whitened, 120)
+    radius, mean = covering_curve(pool.whitened, order.rows)
+    exact = np.minimum.accumulate(distances(pool.whitened, order.rows), axis=1)
+    np.testing.assert_allclose(order.reach[1:], exact.max(axis=0)[:-1], rtol=1e-9)
+    np.testing.assert_allclose(radius, exact.max(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-5)
+
+
+def test_the_curve_does_not_depend_on_chunks(pool, monkeypatch):
+    rows = np.arange(40)
+    whole = covering_curve(pool.whitened, rows)
+    monkeypatch.setattr(farthest, "CHUNK", 64)
+    parts = covering_curve(pool.whitened, rows)
+    assert (whole[0] == parts[0]).all()
+    np.testing.assert_allclose(whole[1], parts[1], rtol=1e-12)
+
+
+def test_nearest_by_group(pool):
+    rows, group = np.arange(30), np.arange(30) % 3
+    found = nearest_by_group(pool.whitened, rows, group, 4)
+    exact = distances(pool.whitened, rows) ** 2
+    for g in range(3):
+        np.testing.assert_allclose(found[:, g], exact[:, group == g].min(axis=1), rtol=1e-4, atol=1e-6)
+    assert np.isinf(found[:, 3]).all()
+
+
+def test_the_knee_of_two_lines():
+    assert knee(np.concatenate([np.linspace(10, 2, 9), np.linspace(1.9, 1, 50)])) == pytest.approx(9, abs=1)
+
+
+def test_coverage_picks_the_outer_shell(pool, texts):
+    budget = 100
+    covering = choose(pool, Rule("coverage"), Constraints(budget=budget), texts).rows
+    chance = choose(pool, Rule("random"), Constraints(budget=budget), texts).rows
+    ours, theirs = measures.summary(pool, covering), measures.summary(pool, chance)
+    assert ours["covering radius"] < theirs["covering radius"]
+    assert ours["mean distance"] > theirs["mean distance"]
+    assert ours["norm percentile"] > 0.7 > 0.6 > theirs["norm percentile"]
+
+
+# --- rules ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_smaller_budget_is_a_prefix(pool, texts, name):
+    rule = some(name)
+    whole = choose(pool, rule, Constraints(budget=60), texts).example_id
+    part = choose(pool, rule, Constraints(budget=23), texts).example_id
+    assert (whole[:23] == part).all()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_fills_its_budget_without_repeats_and_again_the_same(pool, texts, name):
+    first, second = (choose(pool, some(name), Constraints(budget=40), texts) for _ in range(2))
+    assert len(set(first.example_id.tolist())) == 40
+    assert (first.example_id == second.example_id).all()
+
+
+def test_along_one_direction_is_the_ranking(pool, texts):
+    rows = choose(pool, Rule("along", (-2,)), Constraints(budget=50), texts).rows
+    assert rows.tolist() == np.argsort(pool.scores[:, 1], kind="stable")[:50].tolist()
+
+
+def test_along_several_counts_what_both_want_once_and_keeps_the_weights(pool, texts):
+    rule = Rule("along", (1, -3), weights=(3.0, 1.0))
+    chosen = choose(pool, rule, Constraints(budget=80), texts)
+    first, second = np.argsort(-pool.scores[:, 0], kind="stable"), np.argsort(pool.scores[:, 2], kind="stable")
+    plain, ends = [], {0: list(first), 1: list(second)}
+    for turn in itertools.islice(itertools.cycle([0, 0, 1, 0]), 80):  # 3 : 1 by largest credit
+        plain.append(next(row for row in ends[turn] if row not in plain))
+    assert chosen.rows.tolist() == plain
+
+
+def test_the_floor_is_kept(pool, texts):
+    able = int((pool.whitened[:, 0] >= 1.0).sum())
+    rule = Rule("along", (1,), floor=1.0)
+    assert (pool.whitened[choose(pool, rule, Constraints(budget=able), texts).rows, 0] >= 1.0).all()
+    with pytest.raises(BasiscopeError, match=f"only {able} examples"):
+        choose(pool, rule, Constraints(budget=able + 1), texts)
+
+
+def test_both_stays_within_the_end(pool, texts):
+    rows = choose(pool, Rule("both", (2,), useful_end=0.3), Constraints(budget=60), texts).rows
+    end = pool.scores[:, 1] >= np.quantile(pool.scores[:, 1], 0.7)
+    assert end[rows].all()
+    assert rows.tolist() == plain_farthest(pool.whitened, 60, end)
+
+
+def test_facility_location_is_greedy(pool):
+    from core.selection.rules import facility, similarity_scale
+
+    small = Pool(pool.run, pool.example_id[:150], pool.scores[:150], pool.facts[:150])
+    alike = 1 / (1 + distances(small.whitened, np.arange(150)) ** 2 / similarity_scale(small.whitened))
+    best, plain = np.zeros(150), []
+    for _ in range(20):
+        gains = np.maximum(alike, best[:, None]).sum(axis=0)
+        plain.append(int(np.argmax(gains)))
+        best = np.maximum(best, alike[:, plain[-1]])
+    nothing = np.zeros(0, dtype=int)
+    assert facility(small.whitened, 20, np.arange(150), nothing).rows.tolist() == plain
+
+
+def test_representative_rules_stay_nearer_than_coverage(pool, texts):
+    constraints = Constraints(budget=50)
+    mean = {
+        name: measures.summary(pool, choose(pool, Rule(name), constraints, texts).rows)["mean distance"]
+        for name in ("coverage", "facility", "medoids")
+    }
+    assert mean["facility"] < mean["coverage"] and mean["medoids"] < mean["coverage"]
+
+
+def test_the_trim_leaves_out_the_outliers(pool, texts):
+    rows = choose(pool, Rule("coverage", trim=0.1), Constraints(budget=50), texts).rows
+    assert pool.norms[rows].max() <= np.quantile(pool.norms, 0.9)
+
+
+def test_label_takes_every_value_in_turn(pool, texts):
+    rows = choose(pool, some("label"), Constraints(budget=35), texts).rows
+    counts = pool.facts["subject"].iloc[rows].value_counts()
+    assert counts.max() - counts.min() <= 1
+
+
+def test_quality_weighs_the_distance(pool, texts):
+    rows = choose(pool, some("quality"), Constraints(budget=30), texts).rows
+    weight = pool.facts["n_tokens"].rank(pct=True).to_numpy()
+    points, plain = pool.whitened.astype(np.float64), []
+    nearest = ((points - points.mean(axis=0)) ** 2).sum(axis=1)
+    for _ in range(30):
+        plain.append(int(np.argmax(np.where(np.isin(np.arange(pool.n), plain), -1, nearest * weight**2))))
+        fresh = ((points - points[plain[-1]]) ** 2).sum(axis=1)
+        nearest = fresh if len(plain) == 1 else np.minimum(nearest, fresh)
+    assert rows.tolist() == plain
+
+
+# --- constraints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["coverage", "along", "random", "facility"])
+def test_quotas_hold_in_every_prefix(pool, texts, name):
+    quota = Quota("subject", (("Algebra", 0.5), ("Geometry", 0.2)))
+    rows = choose(pool, some(name), Constraints(budget=60, quotas=(quota,)), texts).rows
+    subject = pool.facts["subject"].to_numpy()[rows]
+    for value, share in quota.shares:
+        counts = np.cumsum(subject == value)
+        assert (np.abs(counts - share * np.arange(1, 61)) <= 1.5).all()
+        assert counts[-1] == share * 60
+
+
+def test_quotas_on_two_columns_and_a_cap(pool, texts):
+    long = np.where(pool.lengths > np.median(pool.lengths), "long", "short")
+    facts = pool.facts.assign(size=long)
+    wide = Pool(pool.run, pool.example_id, pool.scores, facts)
+    constraints = Constraints(
+        budget=100,
+        quotas=(Quota("subject", (("Algebra", 0.4),)), Quota("size", (("short", 0.7),))),
+        caps=(("subject", 0.4),),
+    )
+    chosen = facts.iloc[choose(wide, Rule("coverage"), constraints, texts).rows]
+    assert abs((chosen["subject"] == "Algebra").sum() - 40) <= 2
+    assert abs((chosen["size"] == "short").sum() - 70) <= 2
+    assert chosen["subject"].value_counts().max() <= 42
+
+
+def test_length_strata_match_the_pool(pool, texts):
+    rows = choose(pool, Rule("along", (1,)), Constraints(budget=100, within_length_strata=True), texts).rows
+    strata = length_strata(pool.lengths)
+    share = np.bincount(strata, minlength=10) / pool.n
+    assert np.abs(np.bincount(strata[rows], minlength=10) - 100 * share).max() <= 1
+    free = choose(pool, Rule("along", (1,)), Constraints(budget=100), texts).rows
+    assert abs(measures.length_shift(pool, rows).longer - 0.5) < abs(
+        measures.length_shift(pool, free).longer - 0.5
+    )
+
+
+def test_a_budget_in_tokens(pool, texts):
+    chosen = choose(pool, Rule("coverage"), Constraints(budget_tokens=3_000), texts).rows
+    spent = np.cumsum(pool.lengths[chosen])
+    more = choose(pool, Rule("coverage"), Constraints(budget=len(chosen) + 1), texts).rows
+    assert spent[-1] <= 3_000 < pool.lengths[more].sum()
+
+
+def test_must_and_never_and_sets_and_what_was_dropped(pool, texts):
+    limit = int(np.quantile(pool.lengths[:50], 0.7))
+    constraints = Constraints(
+        budget=20,
+        must=((int(pool.example_id[7]), "pinned"),),
+        never=((int(pool.example_id[3]), "wrong answer"),),
+        only=tuple(int(i) for i in pool.example_id[:50]),
+        max_tokens=limit,
+    )
+    chosen = choose(pool, Rule("coverage"), constraints, texts)
+    assert chosen.rows[0] == 7 and chosen.reasons[0] == "must-have: pinned"
+    assert 3 not in chosen.rows and chosen.rows.max() < 50
+    why = dict(zip(chosen.dropped["example_id"], chosen.dropped["reason"], strict=True))
+    assert why[int(pool.example_id[3])] == "never: wrong answer"
+    assert why[int(pool.example_id[60])] == "outside the set"
+    assert (chosen.rows == 7).sum() == 1
+    short = pool.lengths[chosen.rows[1:]]
+    assert short.max() <= limit < pool.lengths[:50].max()
+
+
+def test_duplicates_are_those_of_all_pairs(math, pool):
+    own = math.texts(range(150))
+    own += [own[3].upper(), own[5] + " again", own[9]]
+    found = screen(np.arange(len(own)), own)
+    words = [split_words(text) for text in own]
+    sets = [shingles(w) for w in words]
+    exact = {i: words.index(w) for i, w in enumerate(words) if words.index(w) < i}
+    near, kept = {}, []
+    for i, mine in enumerate(sets):
+        alike = [j for j in kept if jaccard(mine, sets[j]) >= NEAR]
+        if alike:
+            near[i] = alike[0]
+        else:
+            kept.append(i)
+    assert found.exact == exact and {150: 3, 152: 9}.items() <= exact.items()
+    assert found.near == near and near[151] == 5
+
+
+def test_overlaps_are_those_of_a_plain_search(math, pool, tmp_path):
+    own = math.texts(range(80))
+    held = tmp_path / "held.jsonl"
+    middle = " ".join(split_words(own[4])[2 : 2 + GRAM + 4])
+    held.write_text(json.dumps({"a": {"b": ["x " + middle]}}) + "\n" + json.dumps({"a": own[9]}) + "\n")
+    found = {o.example_id: o for o in screen(np.arange(80), own, [str(held)], near=False).overlaps}
+    lines = [" ".join(split_words(text)) for text in ("x " + middle, own[9])]
+    for i, text in enumerate(own):
+        words = split_words(text)
+        grams = [" ".join(words[j : j + GRAM]) for j in range(len(words) - GRAM + 1)]
+        hits = [any(f" {gram} " in f" {line} " for line in lines) for gram in grams]
+        assert (i in found) == any(hits)
+        if i in found:
+            assert found[i].share == pytest.approx(np.mean(hits), abs=1e-4)
+    assert found[4].row == 0 and found[4].words == middle and found[9].share == 1.0
+
+
+def test_gsm8k_test_is_hardly_in_its_train(gsm8k, data_folder):
+    rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:800]]
+    own = [f"{row['question']}\n{row['answer']}" for row in rows]
+    found = screen(np.arange(len(own)), own, [str(data_folder / "gsm8k" / "test.jsonl")], near=False)
+    assert len(found.overlaps) < 0.05 * len(own)
+    assert all(len(o.words.split()) >= GRAM for o in found.overlaps)
+
+
+# --- measures -------------------------------------------------------------------------------------------
+
+
+def test_length_shift_is_the_share_of_pairs(pool):
+    rows = np.arange(0, 90, 3)
+    own, all_ = pool.lengths[rows][:, None], pool.lengths[None]
+    plain = ((own > all_) + 0.5 * (own == all_)).mean()
+    assert measures.length_shift(pool, rows).longer == pytest.approx(plain)
+
+
+def test_the_whole_pool_covers_everything(pool):
+    whole = np.arange(pool.n)
+    facts = measures.summary(pool, whole)
+    assert facts["covering radius"] == 0 and facts["bins covered"] == 1
+    assert facts["longer than pool"] == pytest.approx(0.5)
+    shares = measures.composition(pool.facts["subject"], {"all": whole})
+    pd.testing.assert_series_equal(shares["pool"], shares["all"], check_names=False)
+
+
+def test_overlap_is_jaccard():
+    found = measures.overlap({"a": [1, 2, 3], "b": [2, 3, 4], "c": [9]})
+    assert found.loc["a", "b"] == 0.5 and found.loc["a", "c"] == 0 and found.loc["b", "b"] == 1
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "constraints", "sentence"),
+    [
+        (lambda: Rule("coverage"), lambda: Constraints(budget=0), "at least 1"),
+        (lambda: Rule("coverage"), lambda: Constraints(budget=-3), "at least 1"),
+        (lambda: Rule("coverage"), lambda: Constraints(budget=10_000), "only 564 examples can be chosen"),
+        (lambda: Rule("coverage"), lambda: Constraints(budget_tokens=1), "the first example alone"),
+        (lambda: Rule("coverage"), Constraints, "one of --budget"),
+        (lambda: Rule("along", (11,)), lambda: Constraints(budget=5), "has directions 1 to 10"),
+        (lambda: Rule("along"), lambda: Constraints(budget=5), "name at least one direction"),
+        (lambda: Rule("label", column="nope"), lambda: Constraints(budget=5), "no column 'nope'"),
+        (lambda: Rule("label", column="level"), lambda: Constraints(budget=5), "same value everywhere"),
+        (lambda: Rule("quality", column="subject"), lambda: Constraints(budget=5), "not a number"),
+        (
+            lambda: Rule("random"),
+            lambda: Constraints(budget=500, quotas=parse_quotas("subject=Geometry:0.9")),
+            "450 of 500 examples would be needed",
+        ),
+        (
+            lambda: Rule("random"),
+            lambda: Constraints(budget=100, quotas=parse_quotas("subject=Alchemy:0.9")),
+            "no value 'Alchemy'",
+        ),
+        (
+            lambda: Rule("random"),
+            lambda: Constraints(budget=100, quotas=parse_quotas("subject=Algebra:0.8"), caps=(("subject", 0.3),)),
+            "clashes: subject=Algebra:0.8 and no subject above 0.3",
+        ),
+        (
+            lambda: Rule("random"),
+            lambda: Constraints(budget=5, must=((99_999, ""),)),
+            "has no example 99999",
+        ),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(pool, texts, rule, constraints, sentence):
+    with pytest.raises(BasiscopeError, match=sentence):
+        choose(pool, rule(), constraints(), texts)
+
+
+def test_scores_that_are_not_numbers(tmp_path):
+    run = synthetic_run(Workspace(tmp_path))
+    scores = run.scores()
+    scores.loc[4, "d2"] = np.nan
+    with pytest.raises(BasiscopeError, match="the first: 4"):
+        pool_of(run, scores)
+
+
+@pytest.mark.parametrize("text", ["1", "1+,1+", "0+", "+1", "1+;2-", ""])
+def test_directions_that_cannot_be_read(text):
+    with pytest.raises(BasiscopeError, match="Directions"):
+        parse_directions(text)
+
+
+def test_a_held_out_file_that_is_not_there(pool):
+    with pytest.raises(BasiscopeError, match="cannot be read"):
+        screen(np.arange(1), ["a"], ["/nowhere/held.jsonl"])
+
+
+def test_rules_and_constraints_survive_json():
+    rule = Rule("along", (1, -3), (2.0, 1.0), 0.5)
+    constraints = Constraints(
+        budget=5, quotas=parse_quotas("a=b:0.5,a=c:0.1,d=e:30%"), caps=(("s", 0.3),), must=((3, "why"),)
+    )
+    assert rule_from(json.loads(json.dumps(as_json(rule)))) == rule
+    assert constraints_from(json.loads(json.dumps(as_json(constraints)))) == constraints
