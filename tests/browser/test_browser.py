@@ -293,15 +293,24 @@ def test_data_that_is_not_there_is_said(visit, address):
 # --- Steer ----------------------------------------------------------------------------------------------
 
 
-def write_tokens(page, n, temperature="0"):
-    """Temperature 5 hardly ever ends a text."""
+def write_tokens(page, n):
     page.get_by_role("button", name="Generation").click()
-    for key, value in (("steer_tokens", str(n)), ("steer_temperature", temperature)):
-        field = page.locator(f".st-key-{key} input")
-        field.fill(value)
-        field.press("Enter")
-        driver.settle(page)
+    field = page.locator(".st-key-steer_tokens input")
+    field.fill(str(n))
+    field.press("Enter")
+    driver.settle(page)
     page.keyboard.press("Escape")
+
+
+def write_without_end(page):
+    """So strongly steered that the text does not come to an end."""
+    write_tokens(page, 900)
+    slider = page.locator("[class*=st-key-strength_] input[type=range]").first
+    slider.focus()
+    slider.press("End")
+    driver.settle(page, 400)
+    generate(page)
+    expect(output(page, 1)).to_contain_text(re.compile(r"\w+"), timeout=120_000)
 
 
 def written(page):
@@ -354,9 +363,7 @@ def test_steered_texts_stream_side_by_side_are_shaded_kept_and_reopened(visit, a
 def test_a_stream_is_stopped_and_another_strength_gives_another_text(visit, address, run):
     page = visit.page
     driver.open_page(page, f"{address}/steer?run={run.id}&direction=1")
-    write_tokens(page, 900, "5")
-    generate(page)
-    expect(output(page, 1)).to_contain_text(re.compile(r"\w+"), timeout=120_000)
+    write_without_end(page)
     before = written(page)
     page.wait_for_timeout(1_500)
     assert len(written(page)) > len(before)  # it streams
@@ -365,16 +372,16 @@ def test_a_stream_is_stopped_and_another_strength_gives_another_text(visit, addr
     driver.settle(page, 400)
     said = page.get_by_text("Stopped: ").inner_text()
     assert 0 < int(re.search(r"[\d,]+", said)[0].replace(",", "")) < 3 * 900
-    write_tokens(page, 30, "5")
+    write_tokens(page, 30)
     generate(page)
     wait_for_done(page)
     first = output(page, 1).inner_text()
     slider = page.locator("[class*=st-key-strength_] input[type=range]").first
     slider.focus()
-    for _ in range(12):
-        slider.press("ArrowRight")
+    slider.press("Home")
     driver.settle(page, 400)
     generate(page)
+    expect(page.locator(".st-key-steered_1")).to_contain_text("1: -8 sd")
     wait_for_done(page)
     assert output(page, 1).inner_text() != first
 
@@ -384,10 +391,8 @@ def test_two_browsers_at_once_wait_for_each_other(browser, visit, address, run):
     link = f"{address}/steer?run={run.id}&direction=1"
     driver.open_page(visit.page, link)
     driver.open_page(other, link)
-    write_tokens(visit.page, 900, "5")
     write_tokens(other, 20)
-    generate(visit.page)
-    expect(output(visit.page, 1)).to_contain_text(re.compile(r"\w+"), timeout=120_000)
+    write_without_end(visit.page)
     generate(other)
     expect(other.get_by_test_id("stMain")).to_contain_text("Waiting: 1 before you.")
     visit.page.locator(".st-key-stop button").click()
