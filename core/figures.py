@@ -310,8 +310,9 @@ def plain_text(text: str, fold: int | None = None) -> str:
     return _folded([text[:fold], text[fold:]] if fold else [text], fold)
 
 
-def shading_scale(scores: np.ndarray) -> float:
-    """The score that is shaded fully: the 95th percentile of their sizes."""
+def shading_scale(*texts: Sequence[float] | np.ndarray) -> float:
+    """The score that is shaded fully: the 95th percentile of the sizes of all scores of these texts."""
+    scores = np.concatenate([np.asarray(text, dtype=float) for text in texts])
     finite = scores[np.isfinite(scores)]
     return max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
 

@@ -281,9 +281,13 @@ def suggested_range_sentence(found: SuggestedRange) -> str:
     if found.low == found.high == 0:
         return "Suggested: none. Even the smallest strengths tried do damage."
     ends = [both_units(value, found.deviation) for value in (found.low, found.high)]
-    beyond = [end for end, met in zip(("below", "above"), found.reaches, strict=True) if not met]
-    open_end = f" No damage was met {' or '.join(beyond)}." if beyond else ""
+    untried = [end for end, met in zip(ends, found.reaches, strict=True) if not met]
+    open_end = f" Nothing beyond {' and '.join(untried)} was tried." if untried else ""
     return f"Suggested: {ends[0]} to {ends[1]}, by a sweep over {found.prompts} prompts.{open_end}"
+
+
+SLIDER_STEPS = 40
+"""From 0 to either end."""
 
 
 def slider_limit(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> float:
@@ -301,6 +305,14 @@ def _round_up(value: float) -> float:
     return float(next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999))
 
 
+def slider_bounds(
+    found: SuggestedRange | None, deviation: float, unit: str, operation: str
+) -> tuple[float, float, float]:
+    """The lowest strength of a slider, its highest, and its step."""
+    limit = slider_limit(found, deviation, unit, operation)
+    return (0.0 if operation == "remove" else -limit), limit, limit / SLIDER_STEPS
+
+
 def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> list[float]:
     """The first strengths of the columns after the baseline: the ends of the suggested range, or two standard
     deviations, then the half of both, and twice."""
@@ -310,7 +322,7 @@ def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, 
     scale = deviation if unit == "sd" else 1.0
     high = (found.high if found and found.high else 2 * deviation) / scale
     low = (found.low if found and found.low else -2 * deviation) / scale
-    step = limit / 40
+    step = limit / SLIDER_STEPS
     wanted = (high, low, high / 2, low / 2, 2 * high)
     return [float(np.clip(round(value / step) * step, -limit, limit)) for value in wanted]
 

@@ -384,7 +384,7 @@ def test_steer_shows_the_suggested_range_and_its_sliders_begin_there(workspace):
     sd = float(run.scores()["d1"].std())
     run.save_suggested_range(1, SuggestedRange(-1.0 * sd, 2.0 * sd, sd, 12, (True, False)))
     at = show(STEER, direction="1")
-    assert "(+2 sd)" in texts(at) and "No damage was met above" in texts(at)
+    assert "(+2 sd)" in texts(at) and "Nothing beyond" in texts(at)
     assert [slider.value for slider in at.slider] == [2.0, -1.0]
     at.text_input(key="steer_blocks").input("0").run()
     assert "no part there" in texts(at) and not at.exception

@@ -16,7 +16,7 @@ from core.tables import (
     column_strengths,
     covered_blocks,
     one_line,
-    slider_limit,
+    slider_bounds,
     suggested_range_sentence,
 )
 from core.workspace import Run
@@ -174,15 +174,15 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
 def _strength(run: Run, directions: Directions, choice: Choice, direction: int, column: int) -> float:
     deviation = float(directions.deviations[direction - 1])
     suggested = run.suggested_range(direction)
-    limit = slider_limit(suggested, deviation, choice.unit, choice.operation)
+    low, high, step = slider_bounds(suggested, deviation, choice.unit, choice.operation)
     defaults = column_strengths(suggested, deviation, choice.unit, choice.operation)
     chosen = st.slider(
         f"Direction {direction}",
-        -limit if choice.operation != "remove" else 0.0,
-        limit,
+        low,
+        high,
         defaults[column - 1],
-        limit / 40,
-        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{limit:g}",
+        step,
+        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{high:g}",
         persist_state="session",
     )
     if choice.operation != "remove":
