@@ -20,7 +20,7 @@ from core.steering.generation import Generation, Row, Sampling
 from core.steering.intervention import Directions, Steering
 
 K, STRENGTH = 10, 2.0
-TOKENS, ROUNDS, PROMPT_TOKENS = 64, 15, 64
+TOKENS, ROUNDS, PROMPT_TOKENS = 128, 9, 64
 
 
 def main(quick: bool) -> None:
