@@ -12,6 +12,7 @@ st.navigation(
         st.Page(
             "pages/directions/page.py", title="Directions", icon=":material/swap_horiz:", url_path="directions"
         ),
+        st.Page("pages/select_data/page.py", title="Select", icon=":material/checklist:", url_path="select"),
         st.Page("pages/steer/page.py", title="Steer", icon=":material/tune:", url_path="steer"),
     ]
 ).run()

@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from importlib.util import find_spec
 
-NAMES = ("extraction", "basis", "app", "steering")
+NAMES = ("extraction", "basis", "selection", "app", "steering")
 
 
 def main() -> None:

@@ -130,6 +130,101 @@ def histogram(values: np.ndarray) -> dict[str, Any]:
     }
 
 
+def covering(
+    budgets: np.ndarray,
+    values: np.ndarray,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    budget: int,
+    knee: int | None,
+    title: str,
+) -> go.Figure:
+    """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget."""
+    import plotly.graph_objects as go
+
+    traces = []
+    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, "#3d9970"), strict=False):
+        place = _few(len(own))
+        around = np.concatenate([own[place], own[place][::-1]])
+        edge = np.concatenate([high[place], low[place][::-1]])
+        traces.append(
+            go.Scatter(
+                x=around, y=edge, fill="toself", name=name, line={"color": colour, "width": 1}, hoverinfo="skip"
+            )
+        )
+    place = _few(len(budgets))
+    hover = "%{x}: %{y:.3f}<extra></extra>"
+    line = {"color": BLUE, "width": 2.5}
+    traces.append(go.Scatter(x=budgets[place], y=values[place], name="selection", line=line, hovertemplate=hover))
+    marks = [(budget, "budget", BLUE)] + ([(knee, "knee", GREY)] if knee else [])
+    shapes = [
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x}
+        | {"line": {"dash": "dot", "color": colour, "width": 1.5}}
+        for x, _, colour in marks
+    ]
+    notes = [
+        {"x": x, "yref": "paper", "y": 1 - 0.1 * i, "xanchor": "left", "showarrow": False, "text": name}
+        | {"font": {"color": colour}}
+        for i, (x, name, colour) in enumerate(marks)
+    ]
+    return _figure(
+        traces,
+        {"title": "examples"},
+        {"title": title, "rangemode": "tozero"},
+        shapes=shapes,
+        annotations=notes,
+        **TALL,
+    )
+
+
+TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
+"""Of figures whose legend has two lines."""
+
+
+def _few(n: int, most: int = 150) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, most).astype(int))
+
+
+def shares(table: pd.DataFrame) -> go.Figure:
+    """Grouped bars: a row a value, a column a selection. Names are escaped: Plotly reads HTML."""
+    from html import escape
+
+    import plotly.graph_objects as go
+
+    names = [escape(str(value))[:NAME_CHARACTERS] for value in table.index]
+    bars = [
+        go.Bar(x=names, y=table[name], name=escape(str(name)), marker_color=colour)
+        for name, colour in zip(table, (GREY, BLUE, ORANGE, *CATEGORIES[2:]), strict=False)
+    ]
+    return _figure(bars, {"type": "category"}, PERCENT, **TALL)
+
+
+def direction_shift(directions: pd.DataFrame) -> go.Figure:
+    """Per direction the mean of the chosen, with one standard deviation to both sides, in those of the pool."""
+    import plotly.graph_objects as go
+
+    marks = go.Scatter(
+        x=directions["direction"],
+        y=directions["mean shift (SD)"],
+        error_y={"type": "data", "array": directions["spread (SD)"], "thickness": 1.5},
+        customdata=directions["bins covered"],
+        mode="markers",
+        name="selection, mean and spread",
+        marker={"color": BLUE, "size": 9},
+        hovertemplate="direction %{x}: %{y:+.2f} SD, %{customdata:.0%} of the bins<extra></extra>",
+    )
+    pool = [
+        {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -1, "y1": 1, "layer": "below"}
+        | {"fillcolor": GREY, "opacity": 0.18, "line": {"width": 0}}
+    ]
+    return _figure(
+        [marks],
+        _directions_axis(directions["direction"]),
+        {"title": "SD of the pool (grey: the pool)"},
+        shapes=pool,
+        **TALL,
+    )
+
+
 PERCENT = {"tickformat": ".0%", "rangemode": "tozero"}
 
 

@@ -293,7 +293,7 @@ def test_compare_and_list(gsm8k_copy, run_cli):
     for name in ("longest", "shortest"):
         options = ("--baseline", name, "--budget", 30, "--name", name, "--workspace", gsm8k_copy.root)
         assert run_cli("select", "latest", *options)[0] == 0
-    status, out, _ = run_cli("compare-selections", "longest", "shortest", "--json", "--workspace", gsm8k_copy.root)
+    _, out, _ = run_cli("compare-selections", "longest", "shortest", "--json", "--workspace", gsm8k_copy.root)
     found = json.loads(out)
     ids = [set(gsm8k_copy.selection(name).example_ids) for name in ("longest", "shortest")]
     assert found["overlap"]["longest"]["shortest"] == len(ids[0] & ids[1]) / len(ids[0] | ids[1])

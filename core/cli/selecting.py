@@ -123,6 +123,16 @@ def select(
     }
 
 
+def parse_selection(space: Workspace, arguments: list[str]) -> Request:
+    """The Request that `basiscope ARGUMENTS` would make, ARGUMENTS beginning with `select`. Raises BasiscopeError
+    with the sentence that the command line would print."""
+    try:
+        parsed = select.make_context("select", arguments[1:]).params
+        return build_selection(space, parsed["run"], parsed)
+    except click.UsageError as error:
+        raise BasiscopeError(error.format_message()) from error
+
+
 def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Request:
     """A Request from the options of `select`. Raises click.UsageError where they contradict each other."""
     from core.provenance import Origins

@@ -12,7 +12,7 @@ from core.errors import BasiscopeError
 from core.selection.farthest import Order
 from core.selection.pool import NESTED, RULES, Constraints, Pool, Rule, Selection
 from core.selection.quotas import Turns, plan_turns
-from core.selection.rules import Texts, order_by, trimmed
+from core.selection.rules import Texts, check_rule, order_by, polar_scores, trimmed
 from core.selection.screening import Screening
 
 
@@ -29,13 +29,8 @@ def choose(
     screening: duplicates and overlaps with held-out files, where the constraints ask for them. Raises
     BasiscopeError where the budget is above what can be chosen, or quotas cannot be met.
     """
-    dropped = _dropped(pool, constraints, screening)
-    allowed = np.ones(pool.n, dtype=bool)
-    allowed[pool.rows(tuple(dropped), "Dropped")] = False
-    must = pool.rows(tuple(example for example, _ in constraints.must), "--must")
-    allowed[must] = True
-    able = trimmed(pool, rule, allowed)
-    able[must] = True
+    check_rule(pool, rule)
+    dropped, allowed, able, must = _allowed(pool, rule, constraints, screening)
     budget = _budget(pool, rule, constraints, able, dropped)
     must = must[:budget]
     order = _order(pool, rule, constraints, allowed, must, budget, texts, progress)
@@ -68,6 +63,29 @@ def choose(
         ),
         _notes(pool, rule, constraints, len(order_rows)),
     )
+
+
+def possible(pool: Pool, rule: Rule, constraints: Constraints, screening: Screening | None = None) -> int:
+    """How many examples can be chosen at all."""
+    check_rule(pool, rule)
+    able = _allowed(pool, rule, constraints, screening)[2]
+    if rule.name == "along" and rule.floor is not None:
+        able = able & np.any([polar_scores(pool, j) >= rule.floor for j in rule.directions], axis=0)
+    return int(able.sum())
+
+
+def _allowed(
+    pool: Pool, rule: Rule, constraints: Constraints, screening: Screening | None
+) -> tuple[dict[int, str], np.ndarray, np.ndarray, np.ndarray]:
+    """(dropped, allowed (n,), able (n,): those allowed that the rule would take, must-have rows)."""
+    dropped = _dropped(pool, constraints, screening)
+    allowed = np.ones(pool.n, dtype=bool)
+    allowed[pool.rows(tuple(dropped), "Dropped")] = False
+    must = pool.rows(tuple(example for example, _ in constraints.must), "--must")
+    allowed[must] = True
+    able = trimmed(pool, rule, allowed).copy()
+    able[must] = True
+    return dropped, allowed, able, must
 
 
 def _dropped(pool: Pool, constraints: Constraints, screening: Screening | None) -> dict[int, str]:

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from core.selection.farthest import covering_curve, knee
-from core.selection.pool import Pool
+from core.selection.pool import SCORE_BINS, Pool
 from core.selection.quotas import length_strata
 
-SCORE_BINS = 20
 MOST_MEASURED = 2_000
 """Picks along which the curves are computed at once; a longer selection is measured at its ends."""
 TOP_VALUES = 12
@@ -46,15 +45,14 @@ def curve(pool: Pool, rows: np.ndarray) -> Curve:
 def norm_percentile(pool: Pool, rows: np.ndarray) -> float:
     """Mean share of the pool that lies nearer to the mean than a chosen example: 0.5 for a random selection, near
     1 for the outer shell."""
-    return float((np.searchsorted(np.sort(pool.norms), pool.norms[rows], side="left") / pool.n).mean())
+    return float((np.searchsorted(pool.sorted_norms, pool.norms[rows], side="left") / pool.n).mean())
 
 
 def direction_coverage(pool: Pool, rows: np.ndarray) -> pd.DataFrame:
     """Per direction: share of SCORE_BINS equally full bins of the pool's scores with a chosen example, mean and
     standard deviation of the chosen in those of the pool."""
-    centred = pool.whitened - pool.whitened.mean(axis=0)
-    chosen = centred[rows]
-    edges = np.quantile(centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
+    chosen = pool.whitened[rows] - pool.whitened.mean(axis=0)
+    edges = pool.score_edges
     bins = [len(np.unique(np.searchsorted(edges[:, j], chosen[:, j]))) for j in range(pool.k)]
     return pd.DataFrame(
         {
@@ -77,12 +75,11 @@ class LengthShift:
 
 
 def length_shift(pool: Pool, rows: np.ndarray) -> LengthShift:
-    ordered = np.sort(pool.lengths)
-    own = pool.lengths[rows]
+    ordered, own = pool.sorted_lengths, pool.lengths[rows]
     below = np.searchsorted(ordered, own, side="left")
     upto = np.searchsorted(ordered, own, side="right")
     longer = float(((below + upto) / 2 / pool.n).mean())
-    return LengthShift(float(np.median(own)), float(np.median(pool.lengths)), longer)
+    return LengthShift(float(np.median(own)), float(np.median(ordered)), longer)
 
 
 def composition(column: pd.Series, selections: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -31,6 +31,7 @@ RULES = {
 BASELINES = ("random", "longest", "shortest", "text", "label", "order")
 NESTED = tuple(name for name in RULES if name != "medoids")
 MISSING = "(missing)"
+SCORE_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ class Pool:
     def lengths(self) -> np.ndarray:
         """(n,) tokens."""
         return self.facts["n_tokens"].to_numpy()
+
+    @cached_property
+    def sorted_lengths(self) -> np.ndarray:
+        return np.sort(self.lengths)
+
+    @cached_property
+    def sorted_norms(self) -> np.ndarray:
+        return np.sort(self.norms)
+
+    @cached_property
+    def score_edges(self) -> np.ndarray:
+        """(SCORE_BINS - 1, k) where SCORE_BINS equally full bins of the centred whitened scores meet."""
+        centred = self.whitened - self.whitened.mean(axis=0)
+        return np.quantile(centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
 
     @cached_property
     def row_of(self) -> dict[int, int]:

@@ -409,3 +409,24 @@ def test_a_short_sweep_suggests_a_range(visit, address, workspace, run):
     expect(page.get_by_test_id("stMain")).to_contain_text("Suggested: ", timeout=240_000)
     assert workspace.run(run.id).suggested_range(3) is not None
     expect(page.locator(".st-key-sweep_guard .main-svg").first).to_be_visible()
+
+
+# --- Select ---------------------------------------------------------------------------------------------
+
+
+def test_a_selection_is_made_pinned_and_kept(visit, address, workspace, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/select?run={run.id}")
+    expect(page.locator("h1")).to_have_text("Select")
+    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    page.locator("[class*=st-key-select_map_] canvas").first.wait_for()
+    driver.settle(page)
+    page.get_by_role("tab", name="Kept").click()
+    name = page.locator(".st-key-selection_name input")
+    name.fill("mine")
+    name.press("Enter")
+    page.locator(".st-key-save_selection button:not([disabled])").click()
+    expect(page.get_by_text("Kept in")).to_be_visible(timeout=60_000)
+    kept = workspace.selection("mine")
+    assert kept.run == run.id and len(kept.example_ids) == 200
+    expect(page.locator(f".st-key-kept_{run.id}")).to_be_visible()

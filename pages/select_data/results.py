@@ -1,0 +1,167 @@
+"""What a selection means: its measures, charts, map, ledger and examples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from core import figures
+from core.provenance import VALUE_NOTE, ledger, licence_sentence
+from core.selection import measures
+from core.selection.live import Baseline, Prospect
+from core.selection.pool import Pool
+from core.selection.step import Request
+from core.tables import chosen_examples
+from core.workspace import Run
+from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
+from pages.select_data.choices import DROPPED, PINNED, text_columns_first
+
+LISTED = 200
+
+
+def show_measures(pool: Pool, found: Prospect, chance: Baseline) -> None:
+    facts = measures.summary(pool, found.rows, found.curve)
+    random = [measures.summary(pool, order.rows[: found.budget], chance.low) for order in chance.orders]
+    edges = [chance.low.at(found.budget), chance.high.at(found.budget)]
+    curves = dict(zip(("covering radius", "mean distance"), zip(*edges, strict=True), strict=True))
+
+    def spread(form: str, name: str) -> str:
+        low, high = curves.get(name) or (fold(one[name] for one in random) for fold in (min, max))
+        return f"{form.format(low)} to {form.format(high)}"
+
+    shown = {
+        "Covering radius": ("covering radius", "{:.2f}"),
+        "Mean distance": ("mean distance", "{:.2f}"),
+        "Norm percentile": ("norm percentile", "{:.0%}"),
+        "Score bins covered": ("bins covered", "{:.0%}"),
+        "Median tokens": ("median length", "{:,.0f}"),
+        "Longer than pool": ("longer than pool", "{:.2f}"),
+    }
+    others = f"random ({len(chance.orders)} seeds)"
+    rows = [
+        {"": title, "selection": form.format(facts[name]), others: spread(form, name)}
+        for title, (name, form) in shown.items()
+    ]
+    st.dataframe(pd.DataFrame(rows).set_index("").T)
+    st.caption(
+        f"{found.budget:,} of {pool.n:,} examples, {facts['tokens']:,} tokens. Read radius, mean distance and "
+        "norm percentile together: coverage picks the outer shell, with the smallest radius and the largest "
+        "mean distance."
+    )
+
+
+def show_curves(found: Prospect, bands: list[Baseline]) -> None:
+    left, right = st.columns(2)
+    own = found.curve
+    for column, title, name in ((left, "covering radius", "radius"), (right, "mean distance", "mean")):
+        around = {
+            f"{band.name} ({len(band.orders)} seeds)" if len(band.orders) > 1 else band.name: (
+                band.low.budgets,
+                getattr(band.low, name),
+                getattr(band.high, name),
+            )
+            for band in bands
+        }
+        knee = own.knee if name == "radius" else None
+        chart = figures.covering(own.budgets, getattr(own, name), around, found.budget, knee, title)
+        column.plotly_chart(chart, key=f"curve_{name}", config=PLAIN)
+
+
+def show_make_up(run: Run, pool: Pool, found: Prospect, bands: list[Baseline]) -> None:
+    left, right = st.columns(2)
+    with left:
+        chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
+        st.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    with right:
+        column = st.selectbox("Composition by", text_columns_first(run), key=f"composition_{run.id}")
+        compared = {"selection": found.rows} | {b.name: b.orders[0].rows[: found.budget] for b in bands}
+        st.plotly_chart(
+            figures.shares(measures.composition(pool.facts[column], compared)), key="composition", config=PLAIN
+        )
+
+
+def show_map(run: Run, pool: Pool, found: Prospect) -> None:
+    plane = table(run, "map")
+    points = plane[["x", "y"]].to_numpy() if len(plane) == pool.n else pool.whitened[:, :2]
+    column = st.selectbox("Colour the map by", text_columns_first(run), key=f"map_colour_{run.id}")
+    bins = colours(run, column, "examples")
+    chosen = np.isin(np.arange(pool.n), found.rows)
+    st.html(figures.legend(bins))
+    spec = figures.scatter(points, bins, chosen, "map, across", "map, up", is_dark())
+    st.echarts_chart(spec, key=f"select_map_{run.id}", height=420)
+
+
+def show_dropped(found: Prospect) -> None:
+    dropped = found.selection.dropped
+    for note in found.selection.notes:
+        st.caption(note)
+    with st.expander(f"{len(dropped):,} examples cannot be chosen"):
+        st.dataframe(dropped, hide_index=True, height=220)
+
+
+def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
+    owners = ledger(pool, found.rows, request.origins)
+    st.text(licence_sentence(owners, request.origins.use))
+    st.dataframe(
+        owners,
+        hide_index=True,
+        column_config={
+            **{name: st.column_config.NumberColumn(format="percent") for name in ("share", "shapley share")},
+            **{
+                name: st.column_config.NumberColumn(format="%.4f")
+                for name in ("coverage alone", "shapley", "leave one out")
+            },
+            "payment": st.column_config.NumberColumn(format="%.2f"),
+        },
+    )
+    st.caption(
+        f"{VALUE_NOTE} Leave one out is what coverage would lose without the source: two identical sources get "
+        "nothing there, and share in Shapley."
+    )
+    st.download_button("Ledger as CSV", owners.to_csv(index=False), "ledger.csv", key="ledger_csv")
+
+
+@with_sentences
+def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
+    text = st.text_input("Search the chosen examples", key="search_chosen")
+    rows = found.rows
+    if text:
+        rows = rows[search(run, text)[rows]]
+    st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
+    place = {int(row): i for i, row in enumerate(found.selection.rows)}
+    listed = chosen_examples(run, table(run, "examples"), rows[:LISTED])
+    listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
+    listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
+    event = st.dataframe(
+        listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key="chosen_table", height=300
+    )
+    marked = listed.iloc[event["selection"]["rows"]]["example"].tolist()
+    reason, pin, drop, clear = st.columns([4, 1, 1, 1.4], vertical_alignment="bottom")
+    why = reason.text_input("Reason", key="pin_reason", placeholder="why it must be in, or must not") or "by hand"
+    for button, key, title in ((pin, PINNED, "Pin"), (drop, DROPPED, "Drop")):
+        if button.button(title, key=f"mark_{title}", disabled=not marked, width="stretch"):
+            mark(key, run, marked, why)
+            st.rerun()
+    kept = {key: st.session_state.get(key, {}).get(run.id, {}) for key in (PINNED, DROPPED)}
+    if any(kept.values()):
+        if clear.button("Forget all", key="forget_marks", width="stretch"):
+            for key in kept:
+                st.session_state.get(key, {}).pop(run.id, None)
+            st.rerun()
+        listing = [
+            {"example": example, "mark": title, "reason": reason}
+            for key, title in ((PINNED, "pinned"), (DROPPED, "dropped"))
+            for example, reason in kept[key].items()
+        ]
+        st.dataframe(pd.DataFrame(listing), hide_index=True)
+
+
+def mark(key: str, run: Run, examples: list[int], reason: str) -> None:
+    """Pin or drop examples; the newer of the two marks holds."""
+    for name in (PINNED, DROPPED):
+        marks = st.session_state.setdefault(name, {}).setdefault(run.id, {})
+        for example in examples:
+            marks.pop(int(example), None)
+            if name == key:
+                marks[int(example)] = reason

@@ -1,0 +1,147 @@
+import json
+import shutil
+import time
+
+import pytest
+from synthetic import synthetic_run
+from test_pages import show, texts
+
+from core.jobs import find_job
+from core.selection.pool import Constraints, Rule
+from core.selection.step import Request, select
+from core.workspace import Workspace
+
+SELECT = "select"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("select")
+    synthetic_run(Workspace(folder), n=120)
+    return folder
+
+
+@pytest.fixture
+def workspace(template, tmp_path, monkeypatch):
+    shutil.copytree(template, tmp_path / "workspace")
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def run(workspace):
+    return workspace.run()
+
+
+def listed(at):
+    return next(frame.value for frame in at.dataframe if "kept because" in frame.value)
+
+
+def command(at):
+    return next(code.value for code in at.code if "basiscope select" in code.value)
+
+
+def test_the_page_shows_what_the_command_would_choose(workspace, run):
+    at = show(SELECT)
+    at.slider(key=f"budget_{run.id}_120").set_value(15).run()
+    assert "--coverage --budget 15" in command(at)
+    kept = select(Request(run.id, Rule("coverage"), Constraints(budget=15)), workspace, "same")
+    assert listed(at)["example"].tolist() == kept.example_ids
+
+
+def test_a_rule_and_a_quota_are_in_the_command_and_hold(run):
+    at = show(SELECT)
+    at.selectbox(key="rule").select("along").run()
+    at.slider(key=f"budget_{run.id}_120").set_value(20)
+    at.text_input(key="quota").set_value("kind=addition:0.5").run()
+    assert not at.exception
+    assert "--along 1+ --budget 20 --quota kind=addition:0.5" in command(at)
+    assert (listed(at)["kind"] == "addition").sum() == 10
+
+
+@pytest.mark.parametrize(
+    "rule", ["both", "facility", "medoids", "random", "longest", "shortest", "text", "label", "quality", "order"]
+)
+def test_every_rule_can_be_shown(run, rule):
+    at = show(SELECT)
+    at.selectbox(key="rule").select(rule)
+    at.slider(key=f"budget_{run.id}_120").set_value(10)
+    at.run()
+    assert not at.exception
+    if rule == "quality":
+        assert "not a number in 120 examples" in texts(at)
+    else:
+        assert len(listed(at)) == 10
+
+
+@pytest.mark.parametrize(
+    ("quota", "sentence"),
+    [
+        ("nonsense", "column=value:share"),
+        ("kind=magic:0.5", "no value 'magic'"),
+        ("nope=1:0.5", "no column 'nope'"),
+    ],
+)
+def test_a_bad_quota_ends_in_a_sentence(quota, sentence):
+    at = show(SELECT)
+    at.text_input(key="quota").set_value(quota).run()
+    assert not at.exception and sentence in texts(at)
+
+
+def test_pinned_and_dropped_examples_are_in_the_command(run):
+    at = show(SELECT)
+    at.session_state["select_pinned"] = {run.id: {7: "good"}}
+    at.session_state["select_dropped"] = {run.id: {9: "bad; rm -rf"}}
+    at.run()
+    assert "--must 7:good --never '9:bad; rm -rf'" in command(at)
+    chosen = listed(at)
+    assert chosen["example"].iloc[0] == 7 and chosen["kept because"].iloc[0] == "must-have: good"
+    assert 9 not in chosen["example"].tolist()
+
+
+def test_the_ledger_is_shown(run):
+    at = show(SELECT)
+    at.selectbox(key=f"origin_source_{run.id}").select("kind")
+    at.number_input(key="pay").set_value(90.0).run()
+    owners = next(frame.value for frame in at.dataframe if "shapley" in frame.value)
+    assert owners["payment"].sum() == pytest.approx(90)
+    assert "licence problem" in texts(at) and "not training value" in texts(at)
+
+
+def test_duplicates_are_looked_for_in_a_job(workspace, run):
+    at = show(SELECT)
+    at.selectbox(key="dedup").select("near").run()
+    at.button(key="screen").click().run()
+    job = find_job(workspace, at.session_state["select_job"])
+    assert job.facts["arguments"] == ["screen", run.id]
+    for _ in range(300):
+        if job.state != "running":
+            break
+        time.sleep(0.2)
+    assert job.state == "done", job.log()
+    at.run()
+    assert not at.exception and len(listed(at)) > 0
+
+
+def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
+    for name in ("longest", "random"):
+        select(Request(run.id, Rule(name), Constraints(budget=20)), workspace, name)
+    at = show(SELECT)
+    overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
+    assert overlap.loc["longest", "longest"] == 1
+    at.text_input(key="copy_name").set_value("again").run()
+    at.button(key="copy_selection").click().run()
+    assert [one.name for one in workspace.selections()] == ["again", "longest", "random"]
+    at.selectbox(key=f"kept_{run.id}").select("random").run()
+    at.button(key="delete_selection").click().run()
+    assert [one.name for one in workspace.selections()] == ["again", "longest"]
+    assert not at.exception
+
+
+def test_a_damaged_selection_does_not_hide_the_others(workspace, run):
+    for name in ("a", "b"):
+        select(Request(run.id, Rule("order"), Constraints(budget=5)), workspace, name)
+    (workspace.selection("a").folder / "manifest.json").write_text(json.dumps({"half": 1}))
+    at = show(SELECT)
+    assert not at.exception
+    assert [one.name for one in workspace.selections()] == ["b"]
