@@ -206,6 +206,9 @@ STEPS = {
     "map": ("Drawing the map", ""),
     "labels": ("Labelling the directions", "directions"),
     "tokens": ("Scoring the tokens at the ends", "examples"),
+    "generate": ("Generating", "tokens a text"),
+    "sweep": ("Generating and reading texts", "texts"),
+    "export": ("Writing, loading it again, comparing", ""),
 }
 """What each step of a job is doing, and what it counts."""
 

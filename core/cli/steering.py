@@ -116,7 +116,7 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         model = load_run_model(opened, device)
 
         def watch(step: int, _snapshot: Any) -> bool:
-            progress("tokens", step, sampling.max_new_tokens)
+            progress("generate", step, sampling.max_new_tokens)
             return True
 
         found = compare(opened, model, prompts, variants, sampling, options["direction"], options["unit"], watch)
