@@ -41,7 +41,11 @@ def rank_examples(values: np.ndarray, polarity: int, top: int | None = None) -> 
 
     values: (n,) scores or cosines of one direction; polarity: +1 or -1
     """
-    return np.argsort(-polarity * values, kind="stable")[:top]
+    keys = -polarity * values
+    if top is None or 10 * top > len(keys) or np.isnan(keys).any():
+        return np.argsort(keys, kind="stable")[:top]
+    able = np.flatnonzero(keys <= np.partition(keys, top)[top])
+    return able[np.argsort(keys[able], kind="stable")[:top]]
 
 
 # --- tokens ---------------------------------------------------------------------------------------------

@@ -33,11 +33,21 @@ def run(workspace):
     return workspace.run()
 
 
+def look(at, view):
+    """Open a view of the page."""
+    at.session_state["select_view"] = view
+    at.run()
+    assert not at.exception
+    return at
+
+
 def listed(at):
+    look(at, "Examples")
     return next(frame.value for frame in at.dataframe if "kept because" in frame.value)
 
 
 def command(at):
+    look(at, "Kept")
     return next(code.value for code in at.code if "basiscope select" in code.value)
 
 
@@ -82,7 +92,7 @@ def test_every_rule_can_be_shown(run, rule):
         ("nope=1:0.5", "no column 'nope'"),
     ],
 )
-def test_a_bad_quota_ends_in_a_sentence(quota, sentence):
+def test_a_bad_quota_ends_in_a_sentence(workspace, quota, sentence):
     at = show(SELECT)
     at.text_input(key="quota").set_value(quota).run()
     assert not at.exception and sentence in texts(at)
@@ -92,7 +102,6 @@ def test_pinned_and_dropped_examples_are_in_the_command(run):
     at = show(SELECT)
     at.session_state["select_pinned"] = {run.id: {7: "good"}}
     at.session_state["select_dropped"] = {run.id: {9: "bad; rm -rf"}}
-    at.run()
     assert "--must 7:good --never '9:bad; rm -rf'" in command(at)
     chosen = listed(at)
     assert chosen["example"].iloc[0] == 7 and chosen["kept because"].iloc[0] == "must-have: good"
@@ -103,6 +112,7 @@ def test_the_ledger_is_shown(run):
     at = show(SELECT)
     at.selectbox(key=f"origin_source_{run.id}").select("kind")
     at.number_input(key="pay").set_value(90.0).run()
+    look(at, "Provenance")
     owners = next(frame.value for frame in at.dataframe if "shapley" in frame.value)
     assert owners["payment"].sum() == pytest.approx(90)
     assert "licence problem" in texts(at) and "not training value" in texts(at)
@@ -126,7 +136,7 @@ def test_duplicates_are_looked_for_in_a_job(workspace, run):
 def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     for name in ("longest", "random"):
         select(Request(run.id, Rule(name), Constraints(budget=20)), workspace, name)
-    at = show(SELECT)
+    at = look(show(SELECT), "Kept")
     overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
     assert overlap.loc["longest", "longest"] == 1
     at.text_input(key="copy_name").set_value("again").run()
@@ -142,6 +152,10 @@ def test_a_damaged_selection_does_not_hide_the_others(workspace, run):
     for name in ("a", "b"):
         select(Request(run.id, Rule("order"), Constraints(budget=5)), workspace, name)
     (workspace.selection("a").folder / "manifest.json").write_text(json.dumps({"half": 1}))
-    at = show(SELECT)
-    assert not at.exception
+    look(show(SELECT), "Kept")
     assert [one.name for one in workspace.selections()] == ["b"]
+
+
+@pytest.mark.parametrize("view", ["What it means", "Map", "Examples", "Provenance", "Kept"])
+def test_every_view_opens(workspace, view):
+    look(show(SELECT), view)

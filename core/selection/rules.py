@@ -161,7 +161,7 @@ def along(pool: Pool, rule: Rule, budget: int, allowed: np.ndarray) -> Order:
     reach: the polar score, in standard deviations, for which an example was taken."""
     polar = [polar_scores(pool, j) for j in rule.directions]
     rows = np.flatnonzero(allowed)
-    ends = [rows[rank_examples(values[rows], 1)] for values in polar]
+    ends = [rows[rank_examples(values[rows], 1, budget)] for values in polar]
     if rule.floor is not None:
         ends = [end[values[end] >= rule.floor] for end, values in zip(ends, polar, strict=True)]
     weights = np.array(rule.weights or [1.0] * len(ends))

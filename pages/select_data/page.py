@@ -25,6 +25,8 @@ from pages.select_data.results import (
     show_measures,
 )
 
+VIEWS = ("What it means", "Map", "Examples", "Provenance", "Kept")
+VIEW = "select_view"
 SHOWN_BASELINES = ("longest", "shortest")
 
 
@@ -40,7 +42,7 @@ def baseline_for(_pool: Pool, folder: str, name: str, largest: int) -> Baseline:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def prospect_for(
-    _pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints, largest: int, screened: str
+    _pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints, largest: int
 ) -> Prospect:
     screening = screening_of(constraints, _run, workspace())
     return prospect(_pool, rule, constraints, largest, lambda: _run.texts(range(_pool.n)), screening)
@@ -67,33 +69,37 @@ def show(run: Run) -> None:
 def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> None:
     request = parse_selection(workspace(), arguments)
     wanted = request.constraints
-    results, examples, sources, kept = st.tabs(["What it means", "Examples", "Provenance", "Kept"])
-    with kept:
+    view: str = st.segmented_control(
+        "View", VIEWS, default=VIEWS[0], key=VIEW, required=True, label_visibility="collapsed"
+    )
+    if view == "Kept":
         show_save(arguments)
         show_kept(run)
-    if needs_screening(wanted) and screening_of(wanted, run, workspace()) is None:
-        with results:
-            offer_screening(run, wanted)
         return
-    largest = min(largest, possible(pool, request.rule, wanted, screening_of(wanted, run, workspace())))
+    screening = screening_of(wanted, run, workspace())
+    if needs_screening(wanted) and screening is None:
+        offer_screening(run, wanted)
+        return
+    largest = min(largest, possible(pool, request.rule, wanted, screening))
     if not is_quick(pool, request.rule, max(largest, wanted.budget or 0)):
-        results.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
+        st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
     keyed = replace(wanted, budget=largest) if is_prefix_stable(request.rule, wanted) and largest else wanted
     key = str(run.folder)
-    found = prospect_for(pool, run, key, request.rule, keyed, largest, str(needs_screening(wanted)))
+    found = prospect_for(pool, run, key, request.rule, keyed, largest)
     found = replace(found, budget=min(wanted.budget or found.budget, found.selection.budget))
-    chance = baseline_for(pool, key, "random", largest)
-    bands = [chance, *(baseline_for(pool, key, name, largest) for name in SHOWN_BASELINES)]
-    with results:
+    if view == "What it means":
+        chance = baseline_for(pool, key, "random", largest)
+        bands = [chance, *(baseline_for(pool, key, name, largest) for name in SHOWN_BASELINES)]
         show_measures(pool, found, chance)
         show_curves(found, bands)
         show_make_up(run, pool, found, bands)
-        show_map(run, pool, found)
         show_dropped(found)
-    with examples:
+    elif view == "Map":
+        show_map(run, pool, found)
+    elif view == "Examples":
         show_chosen(run, pool, found)
-    with sources:
+    else:
         show_ledger(pool, found, request)
 
 

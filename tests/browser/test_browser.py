@@ -124,7 +124,7 @@ def test_a_deep_link_into_a_new_process_opens_the_direction(visit, workspace, ru
         visit.page.goto("about:blank")  # before the server goes: the page would miss it
 
 
-@pytest.mark.parametrize("path", ["", "basis", "directions", "recover", "steer"])
+@pytest.mark.parametrize("path", ["", "basis", "directions", "recover", "select", "steer"])
 def test_every_page_opens(visit, address, run, path):
     driver.open_page(visit.page, f"{address}/{path}?run={run.id}")
     expect(visit.page.locator("h1")).to_have_text(path.capitalize() or "Basis")
@@ -132,7 +132,7 @@ def test_every_page_opens(visit, address, run, path):
 
 
 @pytest.mark.parametrize("width", [1_400, 390])
-@pytest.mark.parametrize("path", ["", "directions", "directions?direction=1", "recover", "steer"])
+@pytest.mark.parametrize("path", ["", "directions", "directions?direction=1", "recover", "select", "steer"])
 def test_pages_in_the_dark_and_in_a_narrow_window_do_not_overflow(browser, address, path, width):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark")
     page = context.new_page()
@@ -419,9 +419,11 @@ def test_a_selection_is_made_pinned_and_kept(visit, address, workspace, run):
     driver.open_page(page, f"{address}/select?run={run.id}")
     expect(page.locator("h1")).to_have_text("Select")
     page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    view = page.locator(".st-key-select_view")
+    view.get_by_text("Map").click()
     page.locator("[class*=st-key-select_map_] canvas").first.wait_for()
     driver.settle(page)
-    page.get_by_role("tab", name="Kept").click()
+    view.get_by_text("Kept").click()
     name = page.locator(".st-key-selection_name input")
     name.fill("mine")
     name.press("Enter")
