@@ -10,7 +10,7 @@ APP_ARGS ?=
 # Other people's steering, to test against. Without dependencies: they ask for transformers 4 and numpy 1.
 ORACLES := steering-vectors==0.12.2 repeng==0.4.0
 
-.PHONY: app install test lint bench chromium clean
+.PHONY: app install test lint bench demo-report chromium clean
 
 app: $(VENV)/.installed
 	$(BIN)/basiscope app $(APP_ARGS)
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+demo-report: $(VENV)/.installed-dev
+	$(BIN)/python -m core.demo.report --out docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench

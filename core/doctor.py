@@ -20,6 +20,8 @@ PACKAGES = (
     "umap-learn",
     "streamlit",
     "plotly",
+    "peft",
+    "gguf",
 )
 
 

@@ -405,8 +405,9 @@ def plain_text(text: str, fold: int | None = None) -> str:
     return _folded([text[:fold], text[fold:]] if fold else [text], fold)
 
 
-def shading_scale(scores: np.ndarray) -> float:
-    """The score that is shaded fully: the 95th percentile of their sizes."""
+def shading_scale(*texts: Sequence[float] | np.ndarray) -> float:
+    """The score that is shaded fully: the 95th percentile of the sizes of all scores of these texts."""
+    scores = np.concatenate([np.asarray(text, dtype=float) for text in texts])
     finite = scores[np.isfinite(scores)]
     return max(float(np.quantile(np.abs(finite), 0.95)), 1e-12) if len(finite) else 1.0
 
@@ -488,7 +489,9 @@ def sweep_effect(sweep: Sweep) -> go.Figure:
     if any(point.correct for point in sweep.points):
         traces.append(_with_interval(sweep, "correct", "correct answers", ORANGE) | {"yaxis": "y2"})
     layout = {"yaxis2": {"overlaying": "y", "side": "right", **PERCENT}} if len(traces) > 1 else {}
-    return _figure(traces, _strength_axis(sweep), {"title": "effect"}, shapes=_damage(sweep), **layout)
+    return _figure(
+        traces, _strength_axis(sweep), {"title": "change of the score (sd)"}, shapes=_damage(sweep), **layout
+    )
 
 
 def sweep_guard(sweep: Sweep) -> go.Figure:

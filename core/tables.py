@@ -16,10 +16,10 @@ from core.jobs import JobProgress
 from core.model import resolve_blocks
 from core.reading import Label, rank_examples
 from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
-from core.workspace import Run
+from core.workspace import Run, Workspace
 
 if TYPE_CHECKING:
-    from core.steering.comparison import Comparison
+    from core.steering.comparison import Comparison, Variant
     from core.steering.intervention import Directions
     from core.steering.live import LiveStatus, Stream
 
@@ -206,6 +206,9 @@ STEPS = {
     "map": ("Drawing the map", ""),
     "labels": ("Labelling the directions", "directions"),
     "tokens": ("Scoring the tokens at the ends", "examples"),
+    "generate": ("Generating", "tokens a text"),
+    "sweep": ("Generating and reading texts", "texts"),
+    "export": ("Writing, loading it again, comparing", ""),
 }
 """What each step of a job is doing, and what it counts."""
 
@@ -281,9 +284,13 @@ def suggested_range_sentence(found: SuggestedRange) -> str:
     if found.low == found.high == 0:
         return "Suggested: none. Even the smallest strengths tried do damage."
     ends = [both_units(value, found.deviation) for value in (found.low, found.high)]
-    beyond = [end for end, met in zip(("below", "above"), found.reaches, strict=True) if not met]
-    open_end = f" No damage was met {' or '.join(beyond)}." if beyond else ""
+    untried = [end for end, met in zip(ends, found.reaches, strict=True) if not met]
+    open_end = f" Nothing beyond {' and '.join(untried)} was tried." if untried else ""
     return f"Suggested: {ends[0]} to {ends[1]}, by a sweep over {found.prompts} prompts.{open_end}"
+
+
+SLIDER_STEPS = 40
+"""From 0 to either end."""
 
 
 def slider_limit(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> float:
@@ -301,6 +308,14 @@ def _round_up(value: float) -> float:
     return float(next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999))
 
 
+def slider_bounds(
+    found: SuggestedRange | None, deviation: float, unit: str, operation: str
+) -> tuple[float, float, float]:
+    """The lowest strength of a slider, its highest, and its step."""
+    limit = slider_limit(found, deviation, unit, operation)
+    return (0.0 if operation == "remove" else -limit), limit, limit / SLIDER_STEPS
+
+
 def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> list[float]:
     """The first strengths of the columns after the baseline: the ends of the suggested range, or two standard
     deviations, then the half of both, and twice."""
@@ -310,7 +325,7 @@ def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, 
     scale = deviation if unit == "sd" else 1.0
     high = (found.high if found and found.high else 2 * deviation) / scale
     low = (found.low if found and found.low else -2 * deviation) / scale
-    step = limit / 40
+    step = limit / SLIDER_STEPS
     wanted = (high, low, high / 2, low / 2, 2 * high)
     return [float(np.clip(round(value / step) * step, -limit, limit)) for value in wanted]
 
@@ -365,3 +380,22 @@ def sweep_name(sweep: Sweep) -> str:
         f"direction {request['direction']}, {request['operation']}, {min(strengths):+g} to {max(strengths):+g} "
         f"{request['unit']}, {len(request['prompts'])} prompts, {request['scope']}"
     )
+
+
+def exportable(directions: Directions, variants: Sequence[Variant]) -> list[Variant]:
+    """The variants that every export format can mean: one direction, added everywhere."""
+    found = []
+    for variant in variants:
+        steering = variant.steering
+        everywhere = steering.scope == "all" and steering.blocks in (None, directions.blocks)
+        if len(steering.strengths) == 1 and steering.operation == "add" and everywhere:
+            found.append(variant)
+    return found
+
+
+def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str) -> list[str]:
+    """The `export` command of a variant, into a folder of the workspace that is named by it."""
+    ((direction, strength),) = variant.steering.strengths
+    folder = workspace.root.resolve() / "exports" / f"{run.id[:6]}-d{direction}-{strength:+.4g}-{kind}"
+    chosen = ["--direction", str(direction), "--strength", f"{strength:.6g}", "--format", kind]
+    return ["export", run.id, *chosen, "--out", str(folder)]

@@ -101,7 +101,7 @@ def test_a_bias_that_is_dropped_on_reload_is_found_out(run, family, tmp_path, mo
     """Qwen3 as an architecture that would drop the bias without an error."""
     if family != "qwen3":
         pytest.skip("one such family is enough")
-    monkeypatch.setattr(formats, "_new_config", lambda config, layer: config.to_dict())
+    monkeypatch.setattr(formats, "_new_config", lambda _config, _layer, stored: stored)
     with pytest.raises(BasiscopeError, match="does not steer as the live hook does"):
         export(run, loader(run), 2, STRENGTH, "checkpoint", tmp_path / "out")
     assert not list(tmp_path.iterdir())

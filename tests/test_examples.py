@@ -26,6 +26,7 @@ from core.examples import (
     field_value,
     kept_columns,
     preview_rows,
+    prompt_text,
     read_examples,
     read_rows,
     resolve_template,
@@ -483,3 +484,14 @@ def test_the_t0_folder_names_its_sources(data_folder):
     path = str(data_folder / "sft" / "t0_by_source")
     sources = {row["source_file"] for _, row in read_rows(DataSource(path), ReadReport())}
     assert len(sources) == 15 and all(name.endswith(".jsonl") for name in sources)
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("columns", [Columns(prompt="p", response="r"), Columns(messages="m"), Columns(text="p")])
+def test_a_prompt_alone_is_the_beginning_of_its_example(write_rows, chat_tokenizer, columns, template):
+    said = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven."}]
+    path = write_rows([{"p": "How many?", "r": "Seven.", "m": said}])
+    (example,) = read_examples(DataSource(path), columns, template, chat_tokenizer, ReadReport())
+    text, special = prompt_text("How many?", columns.named(), template, chat_tokenizer)
+    assert example.text.startswith(text) and special == example.special_tokens
+    assert example.response is None or text == example.text[: example.response_start]

@@ -6,7 +6,21 @@ import pandas as pd
 import pytest
 
 from core import figures
-from core.figures import CATEGORIES, colour_bins, inside, legend, scatter, shaded_tokens
+from core.evaluation import Interval
+from core.figures import (
+    CATEGORIES,
+    DIFFERENCE_STYLE,
+    colour_bins,
+    differing_text,
+    inside,
+    legend,
+    scatter,
+    shaded_tokens,
+    shading_scale,
+    sweep_effect,
+    sweep_guard,
+)
+from core.steering.sweep import Point, Sweep, undamaged_range
 
 HOSTILE = '<script>alert(1)</script> ![](http://x) $x$ & "quoted" </div>'
 
@@ -230,3 +244,38 @@ def test_the_small_figures_hold_a_mark_for_every_direction(k):
 @pytest.mark.parametrize("values", [np.zeros(5), np.arange(1_000.0), np.array([1.0, 2.0])])
 def test_the_histogram_counts_every_example(values):
     assert sum(figures.histogram(values)["series"][0]["data"]) == len(values)
+
+
+# --- steering -------------------------------------------------------------------------------------------
+
+
+def sweep_of(damaged, correct=None):
+    interval = Interval(0.5, 0.25, 0.75, 9)
+    points = tuple(
+        Point(strength, *[interval] * 6, correct, strength in damaged) for strength in (-2.0, -1.0, 0.0, 1.0, 2.0)
+    )
+    return Sweep("r", {"unit": "sd", "prompts": []}, 1.0, points, (), *undamaged_range(points))
+
+
+def test_a_sweep_shows_intervals_and_what_is_damage():
+    figure = sweep_effect(sweep_of({2.0}))
+    assert [trace.name for trace in figure.data] == ["change of the score (sd)"]
+    assert set(figure.data[0].error_y.array) == set(figure.data[0].error_y.arrayminus) == {0.25}
+    assert [(band.x0, band.x1) for band in figure.layout.shapes] == [(1.5, 2.0)]
+    both = sweep_effect(sweep_of({-2.0, -1.0, 1.0, 2.0}, Interval(0.1, 0.0, 0.3, 9)))
+    assert [trace.name for trace in both.data][1] == "correct answers" and both.data[1].yaxis == "y2"
+    assert [(band.x0, band.x1) for band in both.layout.shapes] == [(-2.0, -0.5), (0.5, 2.0)]
+    assert len(sweep_guard(sweep_of(set())).data) == 4 and not sweep_guard(sweep_of(set())).layout.shapes
+
+
+def test_what_differs_from_the_baseline_is_marked_and_escaped():
+    html = differing_text("one <b>two</b> three four", "one 2 three")
+    assert "one<mark> &lt;b&gt;two&lt;/b&gt;</mark> three<mark> four</mark>" in html
+    assert "<mark>" not in differing_text("one two", "one two").removeprefix(DIFFERENCE_STYLE)
+    assert "<mark>" not in differing_text("one two").removeprefix(DIFFERENCE_STYLE)
+    assert differing_text("", "one").endswith('<div class="steered-text"></div>')
+
+
+def test_texts_share_a_scale_of_shading():
+    assert shading_scale([1.0, np.nan], [-3.0]) == pytest.approx(np.quantile([1, 3], 0.95))
+    assert shading_scale([], ()) == 1.0

@@ -52,7 +52,7 @@ def started(monkeypatch):
         jobs.append(arguments)
 
     monkeypatch.setattr("core.jobs.start_job", record)
-    for name in ("recover.page", "recover.jobs", "common.demo", "steer.sweeps"):
+    for name in ("recover.page", "recover.jobs", "common.demo", "steer.sweeps", "steer.exports"):
         monkeypatch.setattr(f"pages.{name}.start_job", record, raising=False)
     return jobs
 
@@ -107,7 +107,7 @@ def test_an_unknown_run_in_the_address_is_said(workspace, page):
     assert at.query_params["run"] == workspace.runs()[0].id
 
 
-@pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
+@pytest.mark.parametrize("page", [BASIS, DIRECTIONS])
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -384,7 +384,7 @@ def test_steer_shows_the_suggested_range_and_its_sliders_begin_there(workspace):
     sd = float(run.scores()["d1"].std())
     run.save_suggested_range(1, SuggestedRange(-1.0 * sd, 2.0 * sd, sd, 12, (True, False)))
     at = show(STEER, direction="1")
-    assert "(+2 sd)" in texts(at) and "No damage was met above" in texts(at)
+    assert "(+2 sd)" in texts(at) and "Nothing beyond" in texts(at)
     assert [slider.value for slider in at.slider] == [2.0, -1.0]
     at.text_input(key="steer_blocks").input("0").run()
     assert "no part there" in texts(at) and not at.exception
@@ -398,7 +398,9 @@ def test_a_sweep_is_started_with_what_was_chosen(workspace, started):
     at.text_input(key="sweep_answer").input("answer").run()
     arguments = ["sweep", run.id, "--direction", "3", "--strengths", "-2:2:5", "--unit", "unit"]
     arguments += ["--prompts", "p.jsonl", "--answer", "answer"]
-    assert at.code[0].value == command_line(arguments)
+    assert at.code[1].value == command_line(arguments)
+    at.button(key="start_sweep").click().run()
+    assert started == [arguments]
 
 
 def test_kept_comparisons_are_opened_and_deleted(workspace):
@@ -419,3 +421,37 @@ def test_kept_comparisons_are_opened_and_deleted(workspace):
     assert "title" in html and "&lt;b&gt;three" in html
     at.button(key=f"delete_comparison_{kept_id}").click().run()
     assert not at.exception and "no longer kept" in texts(at) and not workspace.comparisons(run.id)
+
+
+def test_what_is_exported_is_the_column_chosen(workspace, started):
+    run = workspace.runs()[0]
+    at = show(STEER, direction="3")
+    at.selectbox(key="export_format").select("gguf").run()
+    strength = 2 * float(run.scores()["d3"].std())
+    at.button(key="export").click().run()
+    ((*arguments, out),) = started
+    expected = ["export", run.id, "--direction", "3", "--strength", f"{strength:.6g}", "--format", "gguf", "--out"]
+    assert arguments == expected and out.startswith(str(workspace.root / "exports"))
+    at.segmented_control(key="steer_scope").select("response").run()
+    assert "Only one direction, added at all positions" in texts(at)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("basis.safetensors", b"half", "basis.safetensors is damaged"),
+        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("steering/d1.json", b"{", "d1.json is damaged"),
+    ],
+)
+def test_steer_on_a_damaged_run_ends_in_a_sentence(workspace, name, content, sentence):
+    run = workspace.runs()[0]
+    (run.folder / "steering").mkdir()
+    (run.folder / name).write_bytes(content)
+    assert sentence in texts(show(STEER, run=run.id, direction="1"))
+
+
+def test_two_runs_keep_their_own_prompts(workspace):
+    first, second = (run.id for run in workspace.runs())
+    prompts = [show(STEER, run=run).text_area(key=f"steer_prompt_{run}").value for run in (first, second)]
+    assert prompts[0] != prompts[1]

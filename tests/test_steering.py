@@ -465,3 +465,22 @@ def test_steering_the_real_model_moves_its_scores_by_the_strength(gsm8k_run, sto
     with steered(model, directions, clamped):
         scores = score_tokens(model, directions.basis, directions.blocks, ids, 0, 0).scores[:, 0]
     np.testing.assert_allclose(scores, 7.0, rtol=1e-3)
+
+
+def test_the_real_model_steers_as_bias_surgery_and_steering_vectors_do(gsm8k_run, stories):
+    model = load_model(stories, dtype="float32", device="cpu")
+    directions = Directions.of(gsm8k_run)
+    ids = encode_prompt(model, "Once upon a time, there was a little girl named Lily.", {}, "plain", 10)
+    module = copy.deepcopy(model.module)
+    for block in directions.blocks:
+        layer = find_blocks(module)[block].mlp.down_proj
+        layer.bias = torch.nn.Parameter(torch.from_numpy(directions.vector(2, 4.0, block)))
+    with torch.no_grad():
+        expected = module(torch.tensor([ids])).logits
+    with steered(model, directions, Steering(((2, 4.0),))):
+        assert_close(logits_of(model, [ids]), expected)
+    assert (logits_of(model, [ids]) - expected).abs().max() > 0.1
+    library = pytest.importorskip("steering_vectors")
+    vector = library.SteeringVector({b: torch.from_numpy(directions.vector(2, 1.0, b)) for b in directions.blocks})
+    with torch.no_grad(), vector.apply(model.module, multiplier=4.0):
+        assert_close(model.module(torch.tensor([ids])).logits, expected)

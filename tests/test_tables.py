@@ -3,24 +3,34 @@ import pandas as pd
 import pytest
 from synthetic import synthetic_run
 
+from core.basis import Basis
+from core.evaluation import Interval
 from core.jobs import JobProgress
 from core.reading import Label
+from core.steering.comparison import Variant
+from core.steering.intervention import Directions, Steering
+from core.steering.sweep import SuggestedRange
 from core.tables import (
     Extreme,
     basis_summary,
     chosen_examples,
     colour_columns,
+    column_strengths,
     direction_facts,
     duration,
     estimate_sentences,
+    exportable,
     extremes,
     filter_values,
     grouping_sentence,
+    interval_text,
     length_correlation,
     matching,
     one_line,
     progress_sentence,
     size,
+    slider_bounds,
+    suggested_range_sentence,
     table_of_directions,
 )
 from core.workspace import Workspace
@@ -179,3 +189,58 @@ def test_the_estimate_names_its_problems():
     first, second, third, problem = estimate_sentences(facts)
     assert first == "9 examples of 10 rows, about 1,000 tokens" and "1 min 1 s on cpu" in second
     assert "1.0 MB of memory" in third and problem == "1 row: empty"
+
+
+# --- steering -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["unit", "sd"])
+@pytest.mark.parametrize("low_high", [None, (-2.6, 5.2), (0.0, 1.3), (-400.0, 1e-3)])
+def test_sliders_hold_their_first_strengths_on_round_steps(unit, low_high):
+    found = SuggestedRange(*low_high, 2.6, 12, (True, True)) if low_high else None
+    low, high, step = slider_bounds(found, 2.6, unit, "add")
+    assert low == -high and step == high / 40
+    for strength in column_strengths(found, 2.6, unit, "add"):
+        assert low <= strength <= high and abs(strength / step - round(strength / step)) < 1e-6
+    if low_high:
+        scale = 2.6 if unit == "sd" else 1.0
+        assert high * scale >= max(map(abs, low_high))
+        first, second = column_strengths(found, 2.6, unit, "add")[:2]
+        assert abs(first - (low_high[1] or 5.2) / scale) <= step
+        assert abs(second - (low_high[0] or -5.2) / scale) <= step or second == low
+    assert slider_bounds(found, 2.6, unit, "remove") == (0.0, 1.0, 0.025)
+
+
+def test_only_what_every_format_can_mean_is_exportable():
+    ones = np.ones(2, np.float32)
+    basis = Basis(np.eye(3, 8, dtype=np.float32), np.zeros(8, np.float32), ones, ones, 1.0, 9, ones)
+    directions = Directions(basis, (1, 2))
+    able = [Steering(((1, 2.0),)), Steering(((1, -2.0),), blocks=(1, 2))]
+    unable = [
+        Steering(),
+        Steering(((1, 2.0), (2, 1.0))),
+        Steering(((1, 1.0),), "remove"),
+        Steering(((1, 1.0),), scope="prompt"),
+        Steering(((1, 1.0),), blocks=(2,)),
+    ]
+    variants = [Variant(str(i), steering) for i, steering in enumerate([*unable, *able])]
+    assert [variant.steering for variant in exportable(directions, variants)] == able
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (Interval(0.5, 0.25, 0.75, 9), "50% (25% to 75%)"),
+        (Interval(0.5, float("nan"), float("nan"), 1), "50% (one case)"),
+        (Interval(float("nan"), float("nan"), float("nan"), 0), "none"),
+    ],
+)
+def test_intervals_are_written_out(interval, said):
+    assert interval_text(interval, "{:.0%}") == said
+
+
+def test_a_suggested_range_says_what_was_not_tried():
+    said = suggested_range_sentence(SuggestedRange(-2.0, 4.0, 2.0, 12, (True, False)))
+    assert said.startswith("Suggested: -2 (-1 sd) to +4 (+2 sd), by a sweep over 12 prompts.")
+    assert said.endswith("Nothing beyond +4 (+2 sd) was tried.")
+    assert "none" in suggested_range_sentence(SuggestedRange(0.0, 0.0, 2.0, 12, (True, True)))

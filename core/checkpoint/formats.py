@@ -99,17 +99,17 @@ def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: st
         base, is_conv = model.name, config.model_type == "gpt2"
         by_name = {names[block]: bias for block, bias in biases.items()}
         return lambda folder: _write_peft(folder, base, by_name, widths, is_conv)
-    changed = _new_config(config, layer)
+    source = locate_model(model.name, model.revision)
+    changed = _new_config(config, layer, json.loads((source / "config.json").read_text()))
     if changed is None:
         reason = {
             "mistral": "with a sliding window it cannot be written as a Llama",
             "qwen2": "with a sliding window it cannot be written as a Llama",
         }.get(config.model_type, "its architecture has no bias there, and would drop it without a word")
-        also = "--format peft works, too. " if layer.keeps == "no" or reason else ""
         raise BasiscopeError(
-            f"Format checkpoint: model of type {config.model_type}: {reason}. {also}{_others(vectors)}"
+            f"Format checkpoint: model of type {config.model_type}: {reason}. --format peft carries it exactly. "
+            f"{_others(vectors)}"
         )
-    source = locate_model(model.name, model.revision)
     return lambda folder: _write_checkpoint(folder, source, changed, layer, names, biases)
 
 
@@ -118,9 +118,9 @@ def _others(vectors: Mapping[int, np.ndarray]) -> str:
     return f"What works for any model: {' and '.join(f'--format {name}' for name in works)}."
 
 
-def _new_config(config: Any, layer: Layer) -> dict[str, Any] | None:
-    """The config of the steered checkpoint, or None where its architecture cannot keep the bias."""
-    stored = config.to_dict()
+def _new_config(config: Any, layer: Layer, stored: dict[str, Any]) -> dict[str, Any] | None:
+    """The config of the steered checkpoint from the one `stored` with the model, or None where its architecture
+    cannot keep the bias."""
     if layer.keeps == "native":
         return stored
     if layer.keeps == "mlp_bias":
@@ -132,14 +132,15 @@ def _new_config(config: Any, layer: Layer) -> dict[str, Any] | None:
     from transformers import LlamaConfig
 
     known = set(LlamaConfig().to_dict()) - {"transformers_version", "architectures", "model_type", "layer_types"}
-    kept = {key: value for key, value in stored.items() if key in known}
-    heads = stored["hidden_size"] // stored["num_attention_heads"]
+    whole = config.to_dict() | {"dtype": stored.get("dtype", stored.get("torch_dtype"))}
+    kept = {key: value for key, value in whole.items() if key in known}
+    heads = whole["hidden_size"] // whole["num_attention_heads"]
     return kept | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": config.model_type == "qwen2",
         "mlp_bias": True,
-        "head_dim": stored.get("head_dim") or heads,
+        "head_dim": whole.get("head_dim") or heads,
     }
 
 
@@ -160,7 +161,7 @@ def _write_checkpoint(
     weight_map: dict[str, str] = {}
     dtype = torch.float32
     total = 0
-    n_files = len(shards) + 1
+    n_files = len(shards) + (layer.keeps != "native")
     additions = {f"{names[block]}.bias": vector for block, vector in biases.items()}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{n_files:05d}.safetensors"

@@ -45,9 +45,15 @@ def steering_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Positions: all, prompt, response, or first:N generated tokens.",
         ),
-        click.option("--max-new-tokens", type=int, default=128, show_default=True),
+        click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many."),
         click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option("--top-p", type=float, default=1.0, show_default=True),
+        click.option(
+            "--top-p",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Sample among the tokens that hold this share.",
+        ),
         click.option(
             "--seed",
             type=int,
@@ -110,7 +116,7 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         model = load_run_model(opened, device)
 
         def watch(step: int, _snapshot: Any) -> bool:
-            progress("tokens", step, sampling.max_new_tokens)
+            progress("generate", step, sampling.max_new_tokens)
             return True
 
         found = compare(opened, model, prompts, variants, sampling, options["direction"], options["unit"], watch)
@@ -293,4 +299,5 @@ def export(
         agreement = write(opened, lambda: load_run_model(opened, device), direction, times, kind, out)
         progress("export", 1, 1)
     facts = {"run": opened.id, "direction": direction, "strength": times, "format": kind, "out": str(out)}
+    facts["sentence"] = f"{agreement}."
     return {**facts, "agreement": vars(agreement), "lines": [f"{agreement}.", str(out)]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
@@ -16,7 +16,7 @@ from core.tables import (
     column_strengths,
     covered_blocks,
     one_line,
-    slider_limit,
+    slider_bounds,
     suggested_range_sentence,
 )
 from core.workspace import Run
@@ -114,7 +114,7 @@ def choose_prompt(run: Run) -> str:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def example_prompts(_folder: str, _run: Run) -> list[str]:
+def example_prompts(folder: str, _run: Run) -> list[str]:
     return run_prompts(_run, EXAMPLES)
 
 
@@ -144,6 +144,12 @@ def choose_sampling() -> Sampling:
     return Sampling(int(tokens), float(temperature), float(top_p), int(seed))
 
 
+def next_seed(sampling: Sampling) -> Sampling:
+    """The same with the next seed, which the field shows from then on. For callbacks."""
+    st.session_state["steer_seed"] = sampling.seed + 1
+    return replace(sampling, seed=sampling.seed + 1)
+
+
 def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Variant]:
     """The baseline and a column of sliders for each variant, one slider a direction."""
     variants = [Variant(BASELINE, Steering())]
@@ -168,15 +174,15 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
 def _strength(run: Run, directions: Directions, choice: Choice, direction: int, column: int) -> float:
     deviation = float(directions.deviations[direction - 1])
     suggested = run.suggested_range(direction)
-    limit = slider_limit(suggested, deviation, choice.unit, choice.operation)
+    low, high, step = slider_bounds(suggested, deviation, choice.unit, choice.operation)
     defaults = column_strengths(suggested, deviation, choice.unit, choice.operation)
     chosen = st.slider(
         f"Direction {direction}",
-        -limit if choice.operation != "remove" else 0.0,
-        limit,
+        low,
+        high,
         defaults[column - 1],
-        limit / 40,
-        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{limit:g}",
+        step,
+        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{high:g}",
         persist_state="session",
     )
     if choice.operation != "remove":

@@ -69,7 +69,7 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
             "that differ from the baseline are marked.",
         )
     responses = comparison.responses
-    scale = figures.shading_scale(np.concatenate([np.array(r.scores, dtype=float) for r in responses]))
+    scale = figures.shading_scale(*(response.scores for response in responses))
     for number, (box, response) in enumerate(zip(st.columns(len(responses)), responses, strict=True)):
         with box.container(border=True, key=f"steered_{number}"):
             st.text(response.variant)

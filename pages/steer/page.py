@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from core.steering.intervention import Directions
@@ -14,21 +16,26 @@ from pages.steer.choices import (
     choose_sampling,
     choose_steering,
     choose_variants,
+    next_seed,
     show_suggestions,
 )
+from pages.steer.exports import show_exporting
 from pages.steer.output import OPENED, STREAM, show_kept, show_output
 from pages.steer.sweeps import show_sweeps
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def directions_of(_folder: str, _run: Run) -> Directions:
+def directions_of(folder: str, _run: Run) -> Directions:
     return Directions.of(_run)
 
 
 def ask(question: Question) -> None:
+    """Ask the live model; the very same question again means another sample."""
     before: Stream | None = st.session_state.get(STREAM)
     if before:
         before.stop()
+        if before.question == question and question.sampling.temperature > 0:
+            question = replace(question, sampling=next_seed(question.sampling))
     st.session_state[OPENED] = None
     st.session_state[STREAM] = live_model().ask(question)
 
@@ -63,6 +70,7 @@ def show(run: Run) -> None:
     unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
     show_output(run)
     show_kept(run, labels)
+    show_exporting(run, directions, variants)
     show_sweeps(run, choice.chosen)
 
 
