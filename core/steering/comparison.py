@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +13,11 @@ import numpy as np
 from core.errors import BasiscopeError
 from core.model import LanguageModel
 from core.reading import token_texts
+from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompts
 from core.steering.intervention import Directions, Steering
+from core.steering.prompts import how_encoded
 from core.workspace import Run, now
 
 BATCH_ROWS = 32
@@ -103,23 +106,34 @@ class Comparison:
     def from_dict(cls, stored: Mapping[str, Any]) -> Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
-            return cls(**{**stored, "sampling": Sampling(**stored["sampling"]), "responses": responses})
-        except (KeyError, TypeError) as error:
+            made = {"sampling": Sampling(**stored["sampling"]), "responses": responses}
+            return cls(**{**stored, **made, "direction": int(stored["direction"])})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"A saved comparison is damaged: {error}.") from error
 
     def as_markdown(self) -> str:
-        """For other documents: prompt and responses as indented code, so that nothing in them is interpreted."""
-        title = f"# {self.name or 'Steering'}: direction {self.direction}"
+        """For other documents: prompt and responses as indented code and all else escaped, so that nothing in
+        them is interpreted."""
+        title = f"# {_escaped(self.name) or 'Steering'}: direction {self.direction}"
         facts = [f"run {self.run}", f"model {self.model}", f"{self.created}", f"label {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
-        parts = [title, "; ".join(facts).replace("`", "'"), "## Prompt", _indented(self.prompt)]
+        parts = [title, _escaped("; ".join(facts)), "## Prompt", _indented(self.prompt)]
         for response in self.responses:
-            parts += [f"## {response.variant}", describe(response), _indented(response.text)]
+            parts += [f"## {_escaped(response.variant)}", _escaped(describe(response)), _indented(response.text)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _escaped(text: str) -> str:
+    """One line of Markdown that reads as the text: nothing in it is a link, a picture or HTML.
+
+    >>> _escaped("![x](http://a)")
+    '\\\\!\\\\[x\\\\]\\\\(http\\\\://a\\\\)'
+    """
+    return re.sub(r"([!\"#$&()*.:<>?@\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
 
 
 def describe(response: Response) -> str:
@@ -159,8 +173,8 @@ def compare(
 
     Raises BasiscopeError where a prompt cannot be used, before anything is generated.
     """
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
-    encoded = [encode_prompt(model, text, columns, template, sampling.max_new_tokens) for text in prompts]
+    check_model(run, model)
+    encoded = encode_prompts(model, prompts, *how_encoded(run), sampling.max_new_tokens)
     directions, labels = Directions.of(run), run.labels()
     label = labels[direction].text if direction in labels else ""
     base = Comparison(run.id, run.manifest["model"]["name"], "", direction, label, sampling, (), unit)
