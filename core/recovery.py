@@ -428,11 +428,17 @@ def load_run_model(run: Run, device: str = "auto") -> LanguageModel:
     """The model of a run. Raises BasiscopeError where its files are no longer the ones of the run."""
     facts = run.manifest["model"]
     model = load_model(facts["name"], facts["revision"], facts["dtype"], device)
+    check_model(run, model)
+    return model
+
+
+def check_model(run: Run, model: LanguageModel) -> None:
+    """Raises BasiscopeError where a model is not the one of the run."""
+    facts = run.manifest["model"]
     if model.fingerprint != facts["fingerprint"]:
         raise BasiscopeError(
             f"Model {facts['name']} has changed since run {run.id} was recovered; recover it again."
         )
-    return model
 
 
 # --- what the manifest says -----------------------------------------------------------------------------

@@ -7,16 +7,21 @@ import pytest
 import torch
 from scipy.stats import t
 
+from core.activations import Recipe
+from core.checkpoint.agreement import observe
 from core.errors import BasiscopeError
 from core.evaluation import mean_interval, share_interval, verify
+from core.examples import Columns, DataSource
 from core.model import load_model
 from core.reading import score_tokens
+from core.recovery import Request, load_run_model, recover
 from core.steering.assessment import assess, repetition
 from core.steering.comparison import Comparison, compare, describe, make_variants
 from core.steering.generation import Generation, Row, Sampling, encode_prompt
 from core.steering.intervention import Directions, Steering, steered
-from core.steering.prompts import Prompt, read_prompts, run_prompts
+from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
 from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+from core.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +212,8 @@ def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
     assert last.surprise.value == pytest.approx(np.mean(pairs))
     assert last.is_damaged and found.high < 60.0
     sweep_id = gsm8k_copy.save_sweep(found)
+    without = sweep(run, model, request, [Prompt(text) for text in PROMPTS])
+    assert gsm8k_copy.save_sweep(without) != sweep_id  # the answers are part of what was asked
     loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
     assert (loaded.points, loaded.low, loaded.high) == (found.points, found.low, found.high)
     suggested = SuggestedRange.of(found)
@@ -236,6 +243,83 @@ def test_prompts_come_from_files_of_several_kinds(gsm8k_run, gsm8k, tmp_path):
             read_prompts(str(tmp_path / name), gsm8k_run, answer)
     with pytest.raises(BasiscopeError, match="cannot be read"):
         read_prompts(str(tmp_path / "none.txt"), gsm8k_run)
+
+
+CHAT_CHOICES = {
+    "messages": ({"messages": "m"}, "auto", "chat"),
+    "nested messages": ({"messages": "text.m"}, "auto", "chat"),
+    "plain messages": ({"messages": "m"}, "plain", "plain"),
+    "chat text": ({"text": "text"}, "chat", "chat"),
+}
+
+
+@pytest.mark.parametrize("choice", CHAT_CHOICES)
+def test_a_template_is_applied_once_to_the_prompts_of_a_chat_run(chat_stories, write_rows, tmp_path, choice):
+    """The ids that the run itself read, up to the response."""
+    columns, template, resolved = CHAT_CHOICES[choice]
+    asked = [f"Where did {name} go?" for name in ("Ann", "Tom", "Lily", "Ben", "Sam")]
+    spoken = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Home."}] for q in asked]
+    rows = [{"m": m, "text": {"m": m}} for m in spoken]
+    if choice == "chat text":
+        rows = [{"text": q} for q in asked]
+    path = write_rows(rows)
+    request = Request(
+        chat_stories,
+        DataSource(path),
+        Columns(**columns),
+        Recipe(dtype="float32", template=template),
+        k=2,
+        device="cpu",
+        with_map=False,
+    )
+    run = recover(request, Workspace(tmp_path / "w"))
+    assert run.manifest["recipe"]["template"] == resolved
+    assert set(run_prompts(run, 5)) == set(asked)
+    if choice != "nested messages":
+        assert [prompt.text for prompt in read_prompts(path, run)] == asked
+    model = load_run_model(run, "cpu")
+    windows = run.windows()
+    for i, question in enumerate(asked):
+        ids = encode_prompt(model, question, *how_encoded(run), 10)
+        read = list(windows.ids[windows.offsets[i] : windows.offsets[i + 1]])
+        assert len(ids) > 8 and list(ids)[:-1] == read[: len(ids) - 1]
+        text = model.tokenizer.decode(ids)
+        assert text.count(question) == text.count("user" if resolved == "chat" else "User:") == 1
+
+
+def test_prompts_that_do_not_fit_are_passed_over_or_named(model, gsm8k_run, write_rows, tmp_path):
+    path = write_rows([{"q": "word " * 900, "a": "x"}] * 30 + [{"q": "The sun", "a": "y"}] * 2)
+    request = Request(
+        gsm8k_run.manifest["model"]["name"],
+        DataSource(path),
+        Columns(prompt="q", response="a"),
+        Recipe(dtype="float32"),
+        k=1,
+        device="cpu",
+        with_map=False,
+    )
+    run = recover(request, Workspace(tmp_path / "w"))
+    assert run_prompts(run, 3)[:2] == ["The sun"] * 2 and len(run_prompts(run, 3)) == 3
+    assert usable_prompts(run, model, 12, 10) == [Prompt("The sun")] * 2
+    with pytest.raises(BasiscopeError, match="no prompt of its examples leaves room"):
+        usable_prompts(run, model, 12, 600)
+    variants = make_variants(Directions.of(run), 1, (1.0,), "unit")
+    with pytest.raises(BasiscopeError, match="Prompt 2: The prompt has"):
+        compare(run, model, ["a", "word " * 900], variants, Sampling(4), 1)
+    with pytest.raises(BasiscopeError, match="no prompt to sweep over"):
+        sweep(run, model, SweepRequest(1, (1.0,)), [])
+    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)))
+    assert max(seen.starts) == 256 and len(seen.texts) == 4
+
+
+def test_another_model_than_the_run_s_is_refused(model, gsm8k_run):
+    other = replace(model, fingerprint="0")
+    with pytest.raises(BasiscopeError, match="has changed since run"):
+        compare(
+            gsm8k_run, other, ["a"], make_variants(Directions.of(gsm8k_run), 1, (1.0,), "unit"), Sampling(4), 1
+        )
+    with pytest.raises(BasiscopeError, match="has changed since run"):
+        sweep(gsm8k_run, other, SweepRequest(1, (1.0,)), [Prompt("a")])
 
 
 def test_a_run_gives_prompts_of_its_own(gsm8k_run):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.model import LanguageModel
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, prompt_ids
 from core.steering.intervention import Directions, Steering, steered
-from core.steering.prompts import run_prompts
+from core.steering.prompts import how_encoded, run_prompts
 from core.workspace import Run
 
 if TYPE_CHECKING:
@@ -65,15 +65,11 @@ class Expected:
 
 
 def observe(model: LanguageModel, run: Run, directions: Directions, steering: Steering) -> Expected:
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
     room = min(NEW_TOKENS, (model.context or 10**9) // 2)
-    prompts = [
-        ids
-        for text in run_prompts(run, 10 * PROMPTS)
-        if len(ids := _encoded(model, text, columns, template, room)) in range(1, PROMPT_TOKENS)
-    ][:PROMPTS]
+    most = min(PROMPT_TOKENS, (model.context or 10**9) - room)
+    prompts = [prompt_ids(model, text, *how_encoded(run))[:most] for text in run_prompts(run, PROMPTS)]
     if not prompts:
-        raise BasiscopeError(f"Run {run.id}: none of its prompts is short enough to compare the export on.")
+        raise BasiscopeError(f"Run {run.id}: it has no prompt to compare the export on.")
     texts, logits, effect = [], [], 0.0
     for prompt in prompts:
         generation = Generation(model, directions, [Row(prompt, steering)], Sampling(room)).run()
@@ -86,15 +82,6 @@ def observe(model: LanguageModel, run: Run, directions: Directions, steering: St
         texts.append(ids)
         logits.append(moved)
     return Expected(texts, [len(prompt) for prompt in prompts], logits, effect)
-
-
-def _encoded(
-    model: LanguageModel, text: str, columns: Mapping[str, str], template: str, room: int
-) -> tuple[int, ...]:
-    try:
-        return encode_prompt(model, text, columns, template, room)
-    except BasiscopeError:
-        return ()
 
 
 def _logits(module: Any, ids: Sequence[int]) -> torch.Tensor:

@@ -197,7 +197,7 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     from core.steering import sweep as sweeps
     from core.steering.generation import Sampling
     from core.steering.intervention import Directions
-    from core.steering.prompts import Prompt, read_prompts, run_prompts
+    from core.steering.prompts import read_prompts, usable_prompts
 
     if options["answer"] and not options["prompts"]:
         raise click.UsageError("--answer needs --prompts, whose column it is.")
@@ -224,10 +224,11 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     if options["prompts"]:
         prompts = read_prompts(options["prompts"], opened, options["answer"], options["limit"])
     else:
-        prompts = [Prompt(text) for text in run_prompts(opened, limit)]
+        prompts = []
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)
+        prompts = prompts or usable_prompts(opened, model, limit, request.sampling.max_new_tokens)
         verifier = _demo_verify if is_demo(opened) else verify
         found = sweeps.sweep(opened, model, request, prompts, verifier, progress)
     sweep_id = space.save_sweep(found)

@@ -13,10 +13,11 @@ from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, Verify, mean_interval, share_interval, verify
 from core.model import LanguageModel
+from core.recovery import check_model
 from core.steering.assessment import assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompts
 from core.steering.intervention import Directions, Steering
-from core.steering.prompts import Prompt
+from core.steering.prompts import Prompt, how_encoded
 from core.workspace import Run
 
 BATCH_ROWS = 32
@@ -142,7 +143,10 @@ def sweep(
     verifier: Verify = verify,
     progress: Progress = silent,
 ) -> Sweep:
-    """Generate from every prompt at every strength, assess the texts, and find the range without damage."""
+    """Generate from every prompt at every strength, assess the texts, and find the range without damage.
+
+    Raises BasiscopeError where there is no prompt, one cannot be used, or the model is not the run's.
+    """
     directions = Directions.of(run)
     steerings = {
         strength: Steering(
@@ -155,10 +159,11 @@ def sweep(
     }
     if request.operation == "clamp":
         steerings[0.0] = Steering()
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
-    encoded = [
-        encode_prompt(model, prompt.text, columns, template, request.sampling.max_new_tokens) for prompt in prompts
-    ]
+    if not prompts:
+        raise BasiscopeError("There is no prompt to sweep over; give --prompts.")
+    check_model(run, model)
+    texts = [prompt.text for prompt in prompts]
+    encoded = encode_prompts(model, texts, *how_encoded(run), request.sampling.max_new_tokens)
     jobs = [(i, strength) for i in range(len(prompts)) for strength in steerings]
     facts: list[dict[str, Any]] = []
     progress("sweep", 0, len(jobs))
@@ -187,7 +192,7 @@ def sweep(
     deviation = float(directions.deviations[request.direction - 1])
     points = summarise(facts, deviation)
     low, high = undamaged_range(points)
-    named = request.as_dict() | {"prompts": [prompt.text for prompt in prompts]}
+    named = request.as_dict() | {"prompts": texts, "answers": [prompt.answer for prompt in prompts]}
     return Sweep(run.id, named, deviation, points, tuple(facts), low, high)
 
 
