@@ -483,7 +483,7 @@ def test_what_is_exported_is_the_column_chosen(workspace, started):
     [
         ("basis.safetensors", b"half", "basis.safetensors is damaged"),
         ("examples.parquet", b"", "examples.parquet cannot be read"),
-        ("steering/d1.json", b"{", "d1.json is damaged"),
+        ("steering/d1.json", b"{", "No range is suggested yet"),
     ],
 )
 def test_steer_on_a_damaged_run_ends_in_a_sentence(workspace, name, content, sentence):

@@ -21,6 +21,7 @@ from core.steering.generation import Generation, Row, Sampling, encode_prompt
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
 from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+from core.tables import table_of_sweep
 from core.workspace import Workspace
 
 
@@ -249,6 +250,52 @@ def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
     run.save_suggested_range(1, suggested)
     assert run.suggested_range(1) == suggested and run.suggested_range(2) is None
     assert not run.damaged_files()
+
+
+def test_a_clamp_has_the_unsteered_texts_beside_a_clamp_to_0(model, gsm8k_copy, directions):
+    run = gsm8k_copy.run()
+    request = SweepRequest(1, (-2.0, 2.0), "sd", "clamp", sampling=Sampling(16))
+    found = sweep(run, model, request, [Prompt(text) for text in PROMPTS])
+    assert [point.strength for point in found.points] == [-2.0, 0.0, 2.0]
+    (at_zero,) = (point for point in found.points if point.strength == 0)
+    assert at_zero.divergence.value > 0 and at_zero.effect.value != 0
+    assert (found.baseline.effect.value, found.baseline.divergence.value) == (0, 0)
+    plain = [row["text"] for row in found.rows if row["strength"] is None]
+    variants = make_variants(directions, 1, (0.0,), "unit", operation="clamp")
+    assert [variant.name for variant in variants] == ["baseline", "+0"]
+    for prompt, text, row in zip(PROMPTS, plain, (row for row in found.rows if row["strength"] == 0), strict=True):
+        (one,) = compare(run, model, [prompt], variants, Sampling(16), 1)
+        assert [response.text for response in one.responses] == [text, row["text"]]
+    sweep_id = gsm8k_copy.save_sweep(found)
+    loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
+    assert loaded.baseline == found.baseline
+    assert list(table_of_sweep(loaded)["strength (sd)"]) == ["not steered", "-2", "+0", "+2"]
+
+
+def test_where_the_unsteered_texts_are_empty_nothing_is_called_damage_for_it():
+    empty = {"score": np.nan, "perplexity": np.nan, "divergence": np.nan, "repetition": 0.0, "tokens": 0}
+    facts = [fact(p, 0.0, **empty) for p in range(4)]
+    facts += [fact(p, 1.0, **empty) for p in range(4)]
+    facts += [fact(p, 2.0, repetition=0.5) for p in range(4)]
+    assert [point.is_damaged for point in summarise(facts, 1.0)] == [False, False, True]
+
+
+DAMAGED = ["{", "{}", "[]", "null", '{"points": [], "rows": [], "request": {}}', '{"points": 1, "reaches": 2}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_sweeps_and_ranges_are_passed_over(gsm8k_copy, content):
+    run = gsm8k_copy.run()
+    for path in (gsm8k_copy.root / "sweeps" / run.id / "00.json", run.folder / "steering" / "d1.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert gsm8k_copy.sweeps(run.id) == {} and run.suggested_range(1) is None
+
+
+def test_a_prompt_without_a_token_is_said(model):
+    tokenizer = type("Empty", (), {"__call__": lambda *_args, **_options: {"input_ids": []}, "eos_token_id": 2})()
+    with pytest.raises(BasiscopeError, match="no token that the model knows"):
+        encode_prompt(replace(model, tokenizer=tokenizer), "a", {}, "plain", 4)
 
 
 # --- prompts --------------------------------------------------------------------------------------------

@@ -154,9 +154,10 @@ def describe(response: Response) -> str:
     return "; ".join([*facts, *([response.note] if response.note else [])])
 
 
-Watch = Callable[[int, Callable[[], tuple[Comparison, ...]]], bool]
-"""Called as watch(tokens so far, snapshot) before every token of a batch; returns whether to go on. snapshot()
-gives the comparisons of the batch as they stand."""
+Watch = Callable[[int | None, Callable[[], tuple[Comparison, ...]]], bool]
+"""Called as watch(tokens so far, snapshot) before every token of a batch, and with None for the tokens once all
+is written and before it is assessed; returns whether to go on. snapshot() gives the comparisons of the batch as
+they stand. What is stopped is not assessed."""
 
 
 def compare(
@@ -220,6 +221,10 @@ class _Batch:
         steps.close()
         self.generation.ended = [end or "stopped" for end in self.generation.ended]
         seconds = time.perf_counter() - self._start
+        if watch is not None and not self.was_stopped:
+            watch(None, self._snapshot)
+        if self.was_stopped:
+            return self._snapshot(seconds)
         return self._snapshot(seconds, assess(self.model, self.directions, self.rows, self.generation.tokens))
 
     def _snapshot(

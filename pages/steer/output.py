@@ -78,7 +78,8 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
                 html = figures.shaded_tokens(response.tokens, np.array(response.scores), scale=scale)
                 st.html(figures.CARD_STYLE + html)
             else:
-                st.html(figures.differing_text(response.text, responses[0].text if number else None))
+                baseline = responses[0].text if number and is_over else None
+                st.html(figures.differing_text(response.text, baseline))
             if is_over:
                 st.text(describe(response))
 

@@ -71,9 +71,10 @@ def show(run: Run) -> None:
         ask(question)
     stream: Stream | None = st.session_state.get(STREAM)
     under_way = bool(stream and not stream.is_over)
+    can_stop = bool(under_way and stream and stream.state != "assessing")
     label = "Generate again" if stream else "Generate"
     go.button(label, type="primary", key="generate", on_click=want, width="stretch")
-    if stop.button("Stop", key="stop", disabled=not under_way, width="stretch") and stream:
+    if stop.button("Stop", key="stop", disabled=not can_stop, width="stretch") and stream:
         stream.stop()
     live = live_model().status()
     status.caption("" if under_way else live_sentence(live))
