@@ -10,7 +10,7 @@ from core.steering.assessment import assess
 from core.steering.comparison import compare, make_variants
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions
-from core.steering.live import LiveModel, Question
+from core.steering.live import LiveModel, Question, load_live_model
 from core.tables import stream_sentence
 
 
@@ -116,6 +116,17 @@ def test_what_goes_wrong_is_said_and_the_next_question_is_answered(live, loads, 
     assert live.ask(question(gsm8k_run)).wait(60).state == "done"
     changed = LiveModel(refuse).ask(question(gsm8k_run)).wait(60)
     assert changed.state == "failed" and "has changed" in changed.message
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", None)])
+def test_the_live_model_is_in_bfloat16_on_a_gpu(gsm8k_run, monkeypatch, device, dtype):
+    """Without a GPU: which model is asked for there."""
+    asked = []
+    monkeypatch.setattr("core.steering.live.choose_device", lambda: device)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("core.steering.live.load_run_model", lambda _run, *options: asked.append(options))
+    load_live_model(gsm8k_run)
+    assert asked == [(device, dtype)]
 
 
 def test_unloading_frees_the_model_and_another_run_of_it_does_not_load_it_anew(

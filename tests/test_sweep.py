@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import t
+from test_model import FAMILIES
+from tiny import save_tiny
 
 from core.activations import Recipe
 from core.checkpoint.agreement import observe
@@ -17,7 +19,7 @@ from core.reading import score_tokens
 from core.recovery import Request, load_run_model, recover
 from core.steering.assessment import assess, repetition
 from core.steering.comparison import Comparison, compare, describe, make_variants
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
 from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
@@ -290,6 +292,14 @@ def test_damaged_sweeps_and_ranges_are_passed_over(gsm8k_copy, content):
         path.parent.mkdir(parents=True)
         path.write_text(content)
     assert gsm8k_copy.sweeps(run.id) == {} and run.suggested_range(1) is None
+
+
+def test_prompts_of_several_lengths_share_a_batch_but_with_alibi(model, tmp_path):
+    alibi = load_model(save_tiny(FAMILIES["falcon-alibi"](), tmp_path), dtype="float32", device="cpu")
+    lengths = [3, 3, 3, 5, 5, 3]
+    assert list(row_batches(alibi, lengths, 2)) == [range(2), range(2, 3), range(3, 5), range(5, 6)]
+    assert list(row_batches(model, lengths, 4)) == [range(4), range(4, 6)]
+    assert not list(row_batches(alibi, [], 2))
 
 
 def test_a_prompt_without_a_token_is_said(model):

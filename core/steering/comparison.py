@@ -15,7 +15,7 @@ from core.model import LanguageModel
 from core.reading import token_texts
 from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompts
+from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
 from core.steering.prompts import how_encoded
 from core.workspace import Run, now
@@ -181,8 +181,7 @@ def compare(
     base = Comparison(run.id, run.manifest["model"]["name"], "", direction, label, sampling, (), unit)
     size = max(1, BATCH_ROWS // len(variants))
     done: list[Comparison] = []
-    for start in range(0, len(prompts), size):
-        numbers = range(start, min(start + size, len(prompts)))
+    for numbers in row_batches(model, [len(ids) for ids in encoded], size):
         rows = [Row(encoded[i], variant.steering, sampling.seed + i) for i in numbers for variant in variants]
         batch = _Batch(model, directions, rows, [prompts[i] for i in numbers], variants, base)
         done += batch.run(watch)

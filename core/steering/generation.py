@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,19 @@ def encode_prompts(
         except BasiscopeError as error:
             raise BasiscopeError(f"Prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
     return found
+
+
+def row_batches(model: LanguageModel, lengths: Sequence[int], size: int) -> Iterator[range]:
+    """Neighbouring prompts of these lengths, up to `size` at a time; only of one length where the model tells
+    positions by ALiBi, which counts the padding."""
+    config = model.module.config.get_text_config()
+    has_alibi = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        is_full = stop == len(lengths) or stop - start == size
+        if is_full or (has_alibi and lengths[stop] != lengths[start]):
+            yield range(start, stop)
+            start = stop
 
 
 def prompt_ids(model: LanguageModel, prompt: str, columns: Mapping[str, str], template: str) -> tuple[int, ...]:

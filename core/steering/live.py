@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import BasiscopeError
-from core.model import LanguageModel
+from core.model import LanguageModel, choose_device, choose_dtype
 from core.recovery import load_run_model
 from core.steering.comparison import Comparison, Variant, compare
 from core.steering.generation import Sampling
@@ -76,11 +76,17 @@ class LiveStatus:
     busy: bool
 
 
+def load_live_model(run: Run) -> LanguageModel:
+    """A run's model for generation: on a GPU in bfloat16 where it has that, else as the run has it."""
+    device = choose_device()
+    return load_run_model(run, device, choose_dtype("auto", device) if device.startswith("cuda") else None)
+
+
 class LiveModel:
     """Answers questions in the order they came, in a thread of its own; loads the model that a question needs,
     in place of the one before."""
 
-    def __init__(self, load: Callable[[Run], LanguageModel] = load_run_model) -> None:
+    def __init__(self, load: Callable[[Run], LanguageModel] = load_live_model) -> None:
         self._load = load
         self._changed = threading.Condition()
         self._queue: deque[Stream] = deque()

@@ -15,7 +15,7 @@ from core.evaluation import Interval, Verify, mean_interval, share_interval, ver
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.assessment import assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompts
+from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
 from core.steering.prompts import Prompt, how_encoded
 from core.workspace import Run
@@ -183,8 +183,8 @@ def sweep(
     jobs = [(i, strength) for i in range(len(prompts)) for strength in steerings]
     facts: list[dict[str, Any]] = []
     progress("sweep", 0, len(jobs))
-    for start in range(0, len(jobs), BATCH_ROWS):
-        batch = jobs[start : start + BATCH_ROWS]
+    for numbers in row_batches(model, [len(encoded[i]) for i, _ in jobs], BATCH_ROWS):
+        batch = [jobs[number] for number in numbers]
         rows = [Row(encoded[i], steerings[strength], request.sampling.seed + i) for i, strength in batch]
         generation = Generation(model, directions, rows, request.sampling).run()
         assessed = assess(model, directions, rows, generation.tokens)
@@ -204,7 +204,7 @@ def sweep(
                     "correct": None if answer is None else bool(verifier(answer, text)),
                 }
             )
-        progress("sweep", start + len(batch), len(jobs))
+        progress("sweep", numbers.stop, len(jobs))
     deviation = float(directions.deviations[request.direction - 1])
     points, baseline = summarise(facts, deviation), None
     if request.operation == "clamp":
