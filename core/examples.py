@@ -13,10 +13,12 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
+from itertools import count as natural_numbers
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
 RESERVED = ("example_id", "text", "prompt", "response", "n_tokens")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+EXTRA = "_extra"
+"""The column of a CSV row's fields beyond the header."""
 BATCH = 1_000
 
 Row = Mapping[str, Any]
@@ -187,6 +191,9 @@ def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, R
         place = _place(source, file)
         extra = {"source_file": place} if place else {}
         try:
+            if place and _suffix(file) == ".json" and not _holds_array(file):
+                report.count(f"file {place} left out, it holds no JSON array", number)
+                continue
             for row, problems in _READERS[_suffix(file)](file):
                 for problem in problems:
                     report.count(problem, number)
@@ -194,6 +201,12 @@ def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, R
                 number += 1
         except (OSError, EOFError, zlib.error) as error:
             raise BasiscopeError(f"Data {file}: it cannot be read ({error}).") from error
+
+
+def _holds_array(file: Path) -> bool:
+    """Whether a JSON file begins as an array does; a folder may hold others beside the data."""
+    with _open(file) as content:
+        return content.read(1_000).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
 
 
 Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
@@ -262,22 +275,31 @@ def _read_json(file: Path) -> Parsed:
 def _read_csv(file: Path) -> Parsed:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as content:
-        lines = (_decode(raw)[0] for raw in _lines(file, content))
+        record: list[str] = []
+
+        def lines() -> Iterator[str]:
+            for raw in _lines(file, content):
+                record.append(_decode(raw)[0])
+                yield record[-1]
+
         delimiter = "\t" if _suffix(file) == ".tsv" else ","
-        reader = csv.DictReader(lines, delimiter=delimiter, restkey="_extra", restval=None, strict=True)
+        reader = csv.DictReader(lines(), delimiter=delimiter, restkey=EXTRA, restval=None)
         try:
             reader.fieldnames = _distinct(reader.fieldnames or [])
+            record.clear()
             for row in reader:
                 problems = []
-                if "_extra" in row or None in row.values():
+                if len(record) > 1 and "".join(record).count('"') % 2:
+                    start = reader.line_num - len(record) + 1
+                    raise BasiscopeError(f"Data {file}, line {start}: a quote is opened there and never closed.")
+                record.clear()
+                if EXTRA in row or None in row.values():
                     problems.append("ragged, more or fewer fields than the header")
                 if any("\ufffd" in value for value in row.values() if isinstance(value, str)):
                     problems.append("not UTF-8, undecodable bytes replaced")
                 yield row, tuple(problems)
         except csv.Error as error:
-            raise BasiscopeError(
-                f"Data {file}, after line {reader.line_num}: not valid CSV ({error}). Is a quote left open there?"
-            ) from error
+            raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
 
 
 def _lines(file: Path, content: Iterable[bytes]) -> Iterator[bytes]:
@@ -294,11 +316,10 @@ def _refuse_utf16(file: Path, start: bytes) -> None:
 
 def _distinct(names: Iterable[str]) -> list[str]:
     """Column names, the second `a` as `a.1`, as pandas does."""
-    seen: Counter[str] = Counter()
-    found = []
+    found: list[str] = []
     for name in names:
-        found.append(f"{name}.{seen[name]}" if seen[name] else name)
-        seen[name] += 1
+        numbered = (f"{name}.{i}" for i in natural_numbers(1))
+        found.append(name if name not in found else next(other for other in numbered if other not in found))
     return found
 
 
@@ -326,15 +347,13 @@ _READERS = {
 }
 
 
-@lru_cache(maxsize=2)
-def _load_hub(source: DataSource, streaming: bool = False) -> Any:
-    from datasets import DatasetDict, IterableDatasetDict, load_dataset
+@contextmanager
+def _hub_sentences(source: DataSource) -> Iterator[None]:
+    """Turns what the hub and its library raise into a BasiscopeError."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        data = load_dataset(
-            source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
-        )
+        yield
     except DatasetNotFoundError as error:
         raise BasiscopeError(
             f"Data {source.path}: no such file here, and no such data set on the hub (or it needs a login)."
@@ -345,6 +364,16 @@ def _load_hub(source: DataSource, streaming: bool = False) -> Any:
         raise BasiscopeError(
             f"Data {source.path} is no file here, not in the local cache, and the hub cannot be reached."
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _load_hub(source: DataSource, streaming: bool = False) -> Any:
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset
+
+    with _hub_sentences(source):
+        data = load_dataset(
+            source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
+        )
     if isinstance(data, DatasetDict | IterableDatasetDict):
         raise BasiscopeError(f"Data {source.path}: choose a split with --split: {', '.join(data)}.")
     return data
@@ -387,8 +416,9 @@ def column_paths(rows: Iterable[Row]) -> list[str]:
 def preview_rows(source: DataSource, n: int = 5) -> list[Row]:
     """The first `n` rows that can be parsed. Of a hub data set only these are fetched."""
     if not is_local(source.path):
-        whole = replace(source, split=source.split and source.split.partition("[")[0])
-        return list(_load_hub(whole, streaming=True).take(n))
+        whole = replace(source, split=source.split and re.split(r"[\[+]", source.split)[0])
+        with _hub_sentences(source):
+            return list(_load_hub(whole, streaming=True).take(n))
     limited = replace(source, limit=50 * n)
     return [row for (_, row), _ in zip(read_rows(limited, ReadReport()), range(n), strict=False)]
 
@@ -618,15 +648,18 @@ def tokenize(
 
 
 def column_kinds(source: DataSource) -> dict[str, str]:
-    """Each kept column's kind over all rows: bool, int, float, str, or json for nested and mixed values."""
+    """Each kept column's kind over all rows: bool, int, float, str, or json for nested and mixed values. A CSV
+    column is of numbers where all its values are written as such."""
     kinds: dict[str, str] = {}
+    of_text = is_local(source.path) and all(_suffix(file) in (".csv", ".tsv") for file in data_files(source.path))
     for _, row in read_rows(source, ReadReport()):
         for name, value in kept_columns(row).items():
-            kind = _kind(value)
+            kind = _written_kind(value) if of_text else _kind(value)
             known = kinds.setdefault(name, kind)
             if kind not in (known, "null"):
                 kinds[name] = kind if known == "null" else _joined(known, kind)
-    return {name: "str" if kind == "null" else kind for name, kind in kinds.items()}
+    mixed = {name for name, kind in kinds.items() if of_text and kind == "json" and name != EXTRA}
+    return {name: "str" if kind == "null" or name in mixed else kind for name, kind in kinds.items()}
 
 
 def _kind(value: Any) -> str:
@@ -642,6 +675,17 @@ def _kind(value: Any) -> str:
     return "json"
 
 
+def _written_kind(value: Any) -> str:
+    """The kind of a value that a CSV file can only write; leading zeros are not a number's."""
+    if value is None or value == "":
+        return "null"
+    if not isinstance(value, str):
+        return _kind(value)
+    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", value):
+        return "int"
+    return "float" if re.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?", value) and value != "-" else "str"
+
+
 def _joined(a: str, b: str) -> str:
     return "float" if {a, b} == {"int", "float"} else "json"
 
@@ -652,9 +696,11 @@ def as_kind(value: Any, kind: str) -> Any:
         return None
     if kind == "json":
         return json.dumps(value, ensure_ascii=False, default=str)
-    if kind == "str" and not isinstance(value, str):
+    if kind == "str":
         return str(value)
-    return float(value) if kind == "float" else value
+    if value == "":
+        return None
+    return int(value) if kind == "int" else float(value) if kind == "float" else value
 
 
 # --- guesses --------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ READ_BATCH = 256
 MAP_EXAMPLES = 50_000
 LABEL_EXAMPLES = 20_000
 SHADED_PER_END = 10
+CHANGED = "it changed while it was read; start again when nothing writes to it."
 OWN_CHOICES = ("k", "block_scale", "seed", "with_map")
 """What two runs may differ in and still share examples and activations."""
 
@@ -113,9 +114,13 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         if not partial.is_read:
             with timer.step("read"):
                 _read(partial, request, model, recipe, progress)
-        check_k(request.k, len(partial.windows()), len(blocks) * model.hidden_size)
+        try:
+            check_k(request.k, len(partial.windows()), len(blocks) * model.hidden_size)
+        except BasiscopeError:
+            partial.discard()
+            raise
         _extract(partial, model, blocks, request.token_budget, progress)
-        results = _analyse(partial, request, recipe, blocks, model.device.type, timer, progress)
+        results = _analyse(partial, request, recipe, blocks, str(model.device), timer, progress)
         if request.with_map:
             with timer.step("map"):
                 _draw_map(partial, results.scores, request.seed, progress)
@@ -178,6 +183,7 @@ def model_name(model: str) -> str:
 
 def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: Recipe, progress: Progress) -> None:
     """Read, tokenise and store the examples; count every problem."""
+    before = data_fingerprint(request.source)
     report, usable = ReadReport(), _Counts()
     kinds = column_kinds(request.source)
     spans = [name for name in ("prompt", "response") if getattr(request.columns, name)]
@@ -199,6 +205,8 @@ def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: R
                     usable.add(example, len(tokens.ids), report)
                     write_tokens(example.example_id, tokens.ids, first)
                     kept = kept_columns(example.columns)
+                    if not kept.keys() <= kinds.keys():
+                        raise BasiscopeError(f"Data {request.source.path}: {CHANGED}")
                     yield {
                         "example_id": example.example_id,
                         "text": example.text,
@@ -214,8 +222,11 @@ def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: R
                 f"Data {request.source.path}: {usable.n} of {report.rows:,} rows can be used, at least 2 are "
                 f"needed. {' '.join(report.sentences())}"
             )
+    fingerprint = data_fingerprint(request.source)
+    if fingerprint != before:
+        raise BasiscopeError(f"Data {request.source.path}: {CHANGED}")
     source = vars(request.source) | {
-        "fingerprint": data_fingerprint(request.source),
+        "fingerprint": fingerprint,
         "columns": request.columns.named(),
         "rows": report.rows,
         "examples": usable.n,
@@ -311,7 +322,7 @@ def _analyse(
     recover_on = partial_of(
         recover_basis, activations, request.k, recipe.block_scale, request.seed, progress=progress
     )
-    device = device if device == "cuda" else "cpu"
+    device = device if device.startswith("cuda") else "cpu"
     with timer.step("basis"):
         try:
             recovered = recover_on(device=device)
@@ -319,7 +330,10 @@ def _analyse(
             device = "cpu"
             recovered = recover_on(device=device)
     with timer.step("scores"):
-        projected = project(activations, recovered, device, progress)
+        try:
+            projected = project(activations, recovered, device, progress)
+        except torch.OutOfMemoryError:
+            projected = project(activations, recovered, "cpu", progress)
     with timer.step("stability"):
         progress("stability", 0, 1)
         stability = bootstrap_stability(projected, recovered.basis, seed=request.seed)
@@ -366,8 +380,9 @@ def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None
     shade_examples(run, model, extreme_examples(run), progress)
 
 
-def label_run(run: Run, directions: list[int], progress: Progress = silent) -> None:
-    """Give the directions (from 1) labels from the texts, a random LABEL_EXAMPLES of them where there are more."""
+def label_run(run: Run, directions: list[int], progress: Progress = silent, *, over_person: bool = True) -> None:
+    """Give the directions (from 1) labels from the texts, a random LABEL_EXAMPLES of them where there are more.
+    Unless `over_person`, labels that a person has set stay, also those set meanwhile."""
     lengths, scores = run.examples(["n_tokens"])["n_tokens"].to_numpy(), run.scores()
     rows = np.arange(len(lengths))
     if len(rows) > LABEL_EXAMPLES:
@@ -376,12 +391,15 @@ def label_run(run: Run, directions: list[int], progress: Progress = silent) -> N
     counts = count_words(run.texts(rows))
     lengths = lengths[rows]
     for done, j in enumerate(directions):
-        run.save_label(j, contrastive_label(counts, scores[f"d{j}"].to_numpy()[rows], lengths))
+        label = contrastive_label(counts, scores[f"d{j}"].to_numpy()[rows], lengths)
+        run.save_label(j, label, over_person=over_person)
         progress("labels", done + 1, len(directions))
 
 
-def label_by_endpoint(run: Run, directions: list[int], progress: Progress = silent) -> None:
-    """Give the directions (from 1) labels by the language model of the environment.
+def label_by_endpoint(
+    run: Run, directions: list[int], progress: Progress = silent, *, over_person: bool = True
+) -> None:
+    """Give the directions (from 1) labels by the language model of the environment; `over_person` as in label_run.
 
     Raises BasiscopeError where none is configured or its answer cannot be used.
     """
@@ -394,7 +412,7 @@ def label_by_endpoint(run: Run, directions: list[int], progress: Progress = sile
         ends = [
             run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES)) for polarity in (1, -1)
         ]
-        run.save_label(j, label_by_model(endpoint, *ends))
+        run.save_label(j, label_by_model(endpoint, *ends), over_person=over_person)
         progress("labels", done + 1, len(directions))
 
 

@@ -153,7 +153,7 @@ def one_line(text: str, characters: int = 90) -> str:
 
 def chosen_examples(run: Run, facts: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     """The examples in `rows`: id, short text, length in tokens and their columns."""
-    chosen = facts.iloc[rows].copy()
+    chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in ("text", "example", "tokens")})
     chosen.insert(1, "text", [one_line(text, 300) for text in run.texts(rows)])
     return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 

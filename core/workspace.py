@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def content_hash(value: Mapping[str, Any]) -> str:
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` on a temporary path beside `path`, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         temporary.replace(path)
@@ -246,12 +247,15 @@ class Run:
         stored = read_json(path) if path.exists() else {}
         return {int(direction): Label.from_dict(label) for direction, label in stored.items()}
 
-    def save_label(self, direction: int, label: Label) -> None:
+    def save_label(self, direction: int, label: Label, *, over_person: bool = True) -> None:
+        """Keep a label; unless `over_person`, one that a person has set stays."""
         from filelock import FileLock
 
         path = self.folder / "labels.json"
         with FileLock(self.folder / ".labels.lock"):
             stored = read_json(path) if path.exists() else {}
+            if not over_person and stored.get(str(direction), {}).get("source") == "person":
+                return
             stored[str(direction)] = label.as_dict()
             write_json(path, dict(sorted(stored.items(), key=lambda item: int(item[0]))))
 
@@ -603,8 +607,11 @@ class Workspace:
 
     def runs(self) -> list[Run]:
         """Finished runs, newest first. Folders that are no complete run of any version are passed over."""
-        found = [Run(path.parent) for path in self.root.glob("runs/*/manifest.json")]
-        return sorted(found, key=lambda run: (run.folder / "manifest.json").stat().st_mtime, reverse=True)
+        made = {}
+        for path in self.root.glob("runs/*/manifest.json"):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                made[Run(path.parent)] = path.stat().st_mtime
+        return sorted(made, key=lambda run: made[run], reverse=True)
 
     def readable_runs(self) -> list[Run]:
         """Finished runs, newest first, without those whose manifest this Basiscope cannot read."""
@@ -616,8 +623,11 @@ class Workspace:
 
     def partial_manifests(self) -> dict[str, dict[str, Any]]:
         """Run id -> what it was asked to be, of the runs under way or interrupted."""
-        paths = sorted(self.root.glob("partial/*/request.json"))
-        return {path.parent.name: read_json(path) for path in paths}
+        found = {}
+        for path in sorted(self.root.glob("partial/*/request.json")):
+            with suppress(BasiscopeError):  # finished meanwhile, or damaged
+                found[path.parent.name] = read_json(path)
+        return found
 
     def run(self, reference: str = "latest") -> Run:
         """A run by id, unique prefix or `latest`. Raises BasiscopeError where there is none or several."""
@@ -676,11 +686,13 @@ class Workspace:
         folder = under_way.folder
         for lender, damaged in self._lenders(folder, shared):
             shards = [f"activations/{path.name}" for path in _shards(lender)]
-            names = ["examples.parquet", *(set(shards) - set(damaged)), "tokens.safetensors", "read.json"]
+            names = ["examples.parquet", "tokens.safetensors", *(set(shards) - set(damaged)), "read.json"]
             try:
                 for name in names:
                     write_atomic(folder / name, partial(_link, lender / name))
-            except FileNotFoundError:  # deleted meanwhile
+            except FileNotFoundError:  # deleted meanwhile: take nothing of it, another's may overlap
+                for name in names:
+                    (folder / name).unlink(missing_ok=True)
                 continue
             for name, facts in _steps(lender).items():
                 if name in ("read", "activations"):
@@ -717,6 +729,8 @@ class Workspace:
         """Rename a complete partial run into place, where a broken one of the same id may lie."""
         final = self.root / "runs" / under_way.folder.name
         final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            _keep_later_work(Run(final), Run(under_way.folder))
         shutil.rmtree(final, ignore_errors=True)
         for name in ("request.json", "steps.json"):
             (under_way.folder / name).unlink(missing_ok=True)
@@ -726,14 +740,17 @@ class Workspace:
     def finished(self, request: Mapping[str, Any]) -> Run | None:
         """The finished run of a request, where there is one and all its files are what they were."""
         run = Run(self.root / "runs" / content_hash(request))
-        return run if (run.folder / "manifest.json").is_file() and not run.damaged_files() else None
+        with suppress(BasiscopeError):  # a damaged manifest
+            return run if (run.folder / "manifest.json").is_file() and not run.damaged_files() else None
+        return None
 
     def any_run_id(self, reference: str) -> str:
         """The id that a reference means, of a run finished or not. Raises BasiscopeError as `run` does."""
-        partial_ids = list(self.partial_manifests())
-        matches = [run_id for run_id in partial_ids if reference and run_id.startswith(reference)]
-        finished = [run.id for run in self.runs() if run.id.startswith(reference)]
-        return matches[0] if len(matches) == 1 and not finished else self.run(reference).id
+        known = {*self.partial_manifests(), *(run.id for run in self.runs())}
+        matches = sorted(run_id for run_id in known if reference and run_id.startswith(reference))
+        if len(matches) > 1 and reference not in known:
+            raise BasiscopeError(f"Run {reference!r} could be any of {', '.join(matches)}.")
+        return matches[0] if len(matches) == 1 else self.run(reference).id
 
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
@@ -753,13 +770,21 @@ class Workspace:
     def save_set(self, named: NamedSet) -> None:
         if not re.fullmatch(r"[\w. -]{1,80}", named.name):
             raise BasiscopeError(f"Set name {named.name!r}: use letters, digits, space, '.', '_' and '-'.")
-        write_json(self.root / "sets" / named.run / f"{named.name}.json", vars(named) | {"created": now()})
+        path = self.root / "sets" / named.run / f"{named.name}.json"
+        if path.exists():
+            raise BasiscopeError(f"Set name {named.name!r}: this run has such a set; take another name.")
+        write_json(path, vars(named) | {"created": now()})
 
     def sets(self, run_id: str | None = None) -> list[NamedSet]:
         """The named sets, of one run where given, by name."""
-        stored = [read_json(path) for path in sorted(self.root.glob("sets/*/*.json"))]
-        sets = [NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")) for s in stored]
-        return sorted((named for named in sets if run_id in (None, named.run)), key=lambda named: named.name)
+        sets = []
+        for path in self.root.glob("sets/**/*.json"):
+            with suppress(BasiscopeError, KeyError, TypeError):  # a damaged one hides no other
+                s = read_json(path)
+                sets.append(NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")))
+        return sorted(
+            (named for named in sets if run_id in (None, named.run)), key=lambda named: (named.name, named.run)
+        )
 
     def save_comparison(self, comparison: Comparison) -> str:
         """Keep a comparison; its id names its content."""
@@ -876,6 +901,19 @@ class Workspace:
         if not path.exists():
             write_atomic(path, lambda temporary: temporary.write_bytes(content))
         return path
+
+
+def _keep_later_work(old: Run, new: Run) -> None:
+    """What was added to a run after it was recovered: labels that are not from the words, token scores, and what
+    steering has kept."""
+    with suppress(BasiscopeError):
+        for direction, label in old.labels().items():
+            if label.source != "words":
+                new.save_label(direction, label)
+    for name in ("tokens", "steering"):
+        for path in (old.folder / name).glob("[!.]*"):
+            if not (new.folder / name / path.name).exists():
+                write_atomic(new.folder / name / path.name, partial(_link, path))
 
 
 def _steps(folder: Path) -> dict[str, dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_a_folder_is_read_by_name_with_the_source_of_every_row(tmp_path):
         ("x.json", b'{"a": 1}', "holds a JSON dict, expected an array"),
         ("x.json", b'[{"a": 1}', "not a valid JSON array"),
         ("x.parquet", b"PAR1 and nothing", "not a readable Parquet file"),
-        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-9], "cannot be read"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "cannot be read"),
         ("x.jsonl.gz", b"not gzip", "cannot be read"),
         ("x.docx", b"", "is none of"),
     ],
@@ -152,14 +152,37 @@ def test_ragged_and_undecodable_csv_rows_are_counted(tmp_path):
 
 def test_csv_headers_that_repeat_are_told_apart(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("a,b,a\n1,2,3\n")
-    assert rows_of(path)[0] == [{"a": "1", "b": "2", "a.1": "3"}]
+    path.write_text("a,b,a,a.1\n1,2,3,4\n")
+    assert rows_of(path)[0] == [{"a": "1", "b": "2", "a.1": "3", "a.1.1": "4"}]
+
+
+def test_a_careless_quote_in_a_csv_row_costs_nothing(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('a,b\n5" pipe,2\n"he said ""hi""",3\n"two\nlines",4\n')
+    assert [row["a"] for row in rows_of(path)[0]] == ['5" pipe', 'he said "hi"', "two\nlines"]
+
+
+def test_csv_columns_of_numbers_are_numbers(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("n,x,zip,mixed,gap\n1,1.5,007,1,\n-20,2e3,123,a,4\n")
+    kinds = column_kinds(DataSource(str(path)))
+    assert kinds == {"n": "int", "x": "float", "zip": "str", "mixed": "str", "gap": "int"}
+    last = rows_of(path)[0][1]
+    assert [as_kind(last[name], kind) for name, kind in kinds.items()] == [-20, 2000.0, "123", "a", 4]
+    assert as_kind("", "int") is None
+
+
+def test_a_folder_s_other_json_files_are_counted(tmp_path):
+    write_table(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
+    rows, report = rows_of(tmp_path)
+    assert len(rows) == len(ROWS) and report.counts["file config.json left out, it holds no JSON array"] == 1
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'a,b\n1,2\n"3,4\n5,6\n', "after line 2: not valid CSV"),
+        (b'a,b\n1,2\n"3,4\n5,6\n', "line 3: a quote is opened there and never closed"),
         ("a,b\n1,2\n".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
     ],
 )

@@ -9,7 +9,8 @@ from synthetic import synthetic_run
 
 from core.cli import main
 from core.errors import BasiscopeError
-from core.selection.export import EPOCHS, FORMATS, LEARNING_RATE, export
+from core.selection import FORMATS
+from core.selection.export import EPOCHS, LEARNING_RATE, export
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select
 from core.workspace import Workspace

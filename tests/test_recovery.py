@@ -20,6 +20,7 @@ from core import workspace as workspace_module
 from core.activations import Pooler, Recipe
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
+from core.reading import Label
 from core.recovery import Request, load_run_model, recover
 from core.workspace import Workspace, is_disk_full
 
@@ -262,6 +263,7 @@ def test_the_same_request_returns_the_run_and_another_k_its_activations(gsm8k_re
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
 def test_a_damaged_run_is_mended_by_its_own_command(gsm8k_request, gsm8k_copy, name, harm):
     run = gsm8k_copy.run()
+    run_tokens = iter([path.stem for path in (run.folder / "tokens").glob("*.parquet")])
     path = run.folder / name
     before = path.read_bytes()
     expected = run.scores()
@@ -270,9 +272,42 @@ def test_a_damaged_run_is_mended_by_its_own_command(gsm8k_request, gsm8k_copy, n
         middle = len(before) // 2
         path.write_bytes(before[:middle] + (b"" if harm == "truncate" else b"\x55" + before[middle + 1 :]))
     assert run.damaged_files() == [name]
+    run.save_label(2, Label("mine : yours", "person"))
+    (run.folder / "steering").mkdir()
+    (run.folder / "steering" / "d1.json").write_text("{}")
     mended = recover(gsm8k_request, gsm8k_copy)
+    assert mended.labels()[2].text == "mine : yours" and (mended.folder / "steering" / "d1.json").exists()
+    assert mended.has_token_scores(int(next(run_tokens)))
     assert mended.id == run.id and mended.damaged_files() == []
     pd.testing.assert_frame_equal(mended.scores(), expected, atol=1e-4, rtol=0)  # float32, other batches
+
+
+def test_a_damaged_manifest_is_mended_too(gsm8k_request, gsm8k_copy):
+    manifest = gsm8k_copy.run().folder / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    assert recover(gsm8k_request, gsm8k_copy).damaged_files() == []
+
+
+def test_k_above_what_borrowed_activations_allow_leaves_nothing(gsm8k_request, gsm8k_copy):
+    with pytest.raises(BasiscopeError, match="at most 59 directions"):
+        recover(replace(gsm8k_request, k=100), gsm8k_copy)
+    assert gsm8k_copy.partial_manifests() == {}
+
+
+def test_data_that_changes_while_it_is_read_is_refused(stories, tmp_path, write_rows, monkeypatch):
+    path = write_rows([{"t": f"text number {i}"} for i in range(9)])
+    real = recovery.tokenize
+
+    def tokenize_and_write(*arguments):
+        with Path(path).open("a") as file:
+            file.write('{"t": "one more", "new": 1}\n')
+        return real(*arguments)
+
+    monkeypatch.setattr(recovery, "tokenize", tokenize_and_write)
+    request = Request(stories, DataSource(path), Columns(text="t"), k=2, device="cpu", with_map=False)
+    with pytest.raises(BasiscopeError, match="it changed while it was read"):
+        recover(request, Workspace(tmp_path / "w"))
+    assert Workspace(tmp_path / "w").partial_manifests() == {}
 
 
 def test_texts_are_read_by_row_and_searched(gsm8k_run):

@@ -130,7 +130,8 @@ def test_duplicates_are_looked_for_in_a_job(workspace, run):
         time.sleep(0.2)
     assert job.state == "done", job.log()
     at.run()
-    assert not at.exception and len(listed(at)) > 0
+    assert not at.exception and "0 near or exact duplicates in the run" in texts(at)
+    assert len(listed(at)) > 0
 
 
 def test_kept_selections_are_compared_copied_and_deleted(workspace, run):

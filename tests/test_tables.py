@@ -117,6 +117,12 @@ def test_the_chosen_examples_come_with_short_texts_and_their_columns(run):
     assert list(found) == ["example", "text", "tokens", "kind", "grade", "is_hard"]
 
 
+def test_columns_of_the_names_shown_do_not_clash(run):
+    facts = run.examples(run.facts_columns()).assign(tokens=1, example=2, text=3)
+    found = chosen_examples(run, facts, np.array([0]))
+    assert found.columns.is_unique and {"data_tokens", "data_example", "data_text"} < set(found)
+
+
 def test_columns_to_colour_by_leave_out_texts_and_ids(run):
     assert colour_columns(run) == ["n_tokens", "kind", "grade", "is_hard"]
 

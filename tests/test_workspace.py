@@ -202,9 +202,25 @@ def test_named_sets(tmp_path):
         ("even", "def"),
         ("odd ones", "abc"),
     ]
+    with pytest.raises(BasiscopeError, match="this run has such a set"):
+        workspace.save_set(NamedSet("even", "abc", (8,)))
+    (tmp_path / "sets" / "abc" / "bad.json").write_text("{")
+    assert len(workspace.sets()) == 3
     for name in ("../x", "a/b", "", "x" * 81):
         with pytest.raises(BasiscopeError, match="Set name"):
             workspace.save_set(NamedSet(name, "abc", ()))
+
+
+def test_a_reference_that_means_two_runs_is_refused(tmp_path):
+    workspace = Workspace(tmp_path)
+    for run_id in ("abc1", "abc2"):
+        (tmp_path / "partial" / run_id).mkdir(parents=True)
+        (tmp_path / "partial" / run_id / "request.json").write_text("{}")
+    (tmp_path / "partial" / "abc3").mkdir()
+    (tmp_path / "partial" / "abc3" / "request.json").write_text("half")
+    with pytest.raises(BasiscopeError, match="could be any of abc1, abc2"):
+        workspace.any_run_id("abc")
+    assert workspace.any_run_id("abc1") == "abc1"
 
 
 def test_a_request_that_fails_early_leaves_nothing(tmp_path):

@@ -59,9 +59,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 @click.option(
     "--rank",
     type=click.Choice(["score", "cosine"]),
-    default="score",
-    show_default=True,
-    help="By the centred score, or by the published uncentred cosine.",
+    help="By the centred score (default), or by the published uncentred cosine; with --direction.",
 )
 @workspace_option
 @json_option
@@ -70,18 +68,18 @@ def show(
     direction: int | None,
     polarity: str | None,
     top: int | None,
-    rank: str,
+    rank: str | None,
     workspace: Path,
     as_json: bool,
 ) -> dict[str, Any]:
     """Show a run: all its directions, or the examples at the ends of one."""
     opened = Workspace(workspace).run(run)
     if direction is None:
-        if polarity or top:
-            raise click.UsageError("--polarity and --top need --direction.")
+        if polarity or top or rank:
+            raise click.UsageError("--polarity, --top and --rank need --direction.")
         return _show_run(opened)
     check_direction(opened, direction)
-    return _show_direction(opened, direction, polarity or "+-", top or 5, rank)
+    return _show_direction(opened, direction, polarity or "+-", top or 5, rank or "score")
 
 
 def _show_run(run: Run) -> dict[str, Any]:
@@ -130,7 +128,7 @@ def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: s
         ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=15))
         lines.append(f"\n{polarity} end")
         for row in ends[polarity]:
-            text = " ".join(row["text"].split())
+            text = "".join(c for c in " ".join(row["text"].split()) if c.isprintable())
             lines.append(f"  {row[rank]:+.4g}  example {row['example_id']}  {text[:160]}")
     return {"direction": direction, "label": label.as_dict() if label else None, "ends": ends, "lines": lines}
 
@@ -170,9 +168,9 @@ def label(
         if text is not None:
             opened.save_label(directions[0], Label(text.strip(), "person"))
         elif words:
-            label_run(opened, others, progress)
+            label_run(opened, others, progress, over_person=direction is not None)
         elif llm:
-            label_by_endpoint(opened, others, progress)
+            label_by_endpoint(opened, others, progress, over_person=direction is not None)
     labels = {j: found for j, found in opened.labels().items() if j in directions}
     lines = [f"{j}  {found.text}  ({found.source})" for j, found in labels.items()]
     return {"labels": {str(j): found.as_dict() for j, found in labels.items()}, "lines": lines}

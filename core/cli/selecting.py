@@ -10,13 +10,13 @@ import click
 
 from core.cli.group import Reporter, cli, json_option, table, workspace_option
 from core.errors import BasiscopeError
+from core.selection import FORMATS, TUNINGS
 from core.workspace import KeptSelection, Workspace, read_json
 
 if TYPE_CHECKING:
     from core.selection.pool import Rule
     from core.selection.step import Request
 
-FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
 BASELINE_HELP = "random, longest, shortest, text, label:COLUMN or order."
 
 
@@ -69,7 +69,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--name", help="Name in the workspace; by default rule and hash.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Export for a trainer.  [default: rows]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the export.")
-@click.option("--tuning", type=click.Choice(["full", "lora"]), default="full", help="Of the training config.")
+@click.option("--tuning", type=click.Choice(TUNINGS), default="full", help="Of the training config.")
 @click.option("--train-model", help="Model of the training config; the run's own by default.")
 @click.option("--replace", "replace_old", is_flag=True, help="Replace a selection or export of that name.")
 @workspace_option

@@ -8,6 +8,7 @@ from pathlib import Path
 from core.activations import Progress, Recipe, silent
 from core.demo.card import read_share
 from core.examples import Columns, DataSource
+from core.model import model_fingerprint
 from core.recovery import Request, recover
 from core.workspace import Run, Workspace, write_atomic
 
@@ -45,5 +46,10 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
 
 
 def is_demo(run: Run) -> bool:
-    """Whether a run was recovered from the demo model."""
-    return Path(run.manifest["model"]["name"]) == MODEL
+    """Whether a run was recovered from the demo model, wherever that lay."""
+    return bool(run.manifest["model"]["fingerprint"] == _fingerprint())
+
+
+@cache
+def _fingerprint() -> str:
+    return model_fingerprint(MODEL)

@@ -3,3 +3,6 @@
 pool: the value types; rules: each rule as an order; farthest, kernels: farthest points; quotas, screening:
 constraints; choose: all of it to a Selection; measures: what a selection means
 """
+
+FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
+TUNINGS = ("full", "lora")

@@ -13,14 +13,13 @@ import pandas as pd
 
 from core.errors import BasiscopeError
 from core.examples import RESERVED, as_messages, field_value
+from core.selection import FORMATS, TUNINGS
 from core.selection.card import card, covering_plot
 from core.selection.measures import MOST_MEASURED, curve
 from core.selection.pool import Rule, pool_of
 from core.selection.rules import order_by
 from core.workspace import KeptSelection, Run, write_json
 
-FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
-TUNINGS = ("full", "lora")
 LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
 """As published for the selected sets (method.md section 7)."""
 MAX_LENGTH, BATCH = 8_192, 16

@@ -37,6 +37,9 @@ def show_maps(run: Run) -> None:
             if points is None:
                 st.info("This run has no map: it was recovered with --no-map.")
                 continue
+            if np.isnan(points).all():
+                st.info("This run has too few examples for a map.")
+                continue
             spec = figures.scatter(points, bins, mask, x, y, is_dark())
             st.echarts_chart(spec, key=_key(run, name), on_select="rerun", height=460)
     if chosen is None:

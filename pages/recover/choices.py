@@ -74,7 +74,10 @@ def choose_data() -> list[str] | None:
         show_sentence("None of the first rows can be read.")
         return None
     show_preview(rows)
-    columns = choose_columns(column_paths(rows))
+    if not (paths := column_paths(rows)):
+        show_sentence("The first rows have no columns.")
+        return None
+    columns = choose_columns(paths)
     limit = st.number_input("Only the first rows", 1, None, None, key="limit", placeholder="all")
     if columns is None:
         return []

@@ -24,6 +24,7 @@ def show_estimate(job_id: str) -> None:
         st.text(f"No estimate. {job.result['message']}")
 
 
+@with_sentences
 def show_jobs() -> None:
     """All jobs under way, looked at every second, and the newest of the others."""
     jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
@@ -68,6 +69,7 @@ def show_job(job: Job) -> None:
             st.code(log, language=None)
 
 
+@with_sentences
 def show_runs() -> None:
     runs = workspace().runs()
     if not runs:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core.cli.selecting import FORMATS
 from core.errors import BasiscopeError
 from core.jobs import command_line, find_job, start_job
-from core.selection import measures
+from core.selection import FORMATS, measures
 from core.tables import progress_sentence
 from core.workspace import Run
 from pages.common.session import show_sentence, with_sentences, workspace

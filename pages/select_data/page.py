@@ -23,6 +23,7 @@ from pages.select_data.results import (
     show_make_up,
     show_map,
     show_measures,
+    show_overlaps,
 )
 
 VIEWS = ("What it means", "Map", "Examples", "Provenance", "Kept")
@@ -40,7 +41,7 @@ def baseline_for(_pool: Pool, folder: str, name: str, largest: int) -> Baseline:
     return baseline(_pool, name, largest)
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner="Choosing (once on a machine, this compiles for some seconds)")
 def prospect_for(
     _pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints, largest: int
 ) -> Prospect:
@@ -95,6 +96,7 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         show_curves(found, bands)
         show_make_up(run, pool, found, bands)
         show_dropped(found)
+        show_overlaps(found, screening)
     elif view == "Map":
         show_map(run, pool, found)
     elif view == "Examples":

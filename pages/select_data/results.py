@@ -11,6 +11,7 @@ from core.provenance import VALUE_NOTE, ledger, licence_sentence
 from core.selection import measures
 from core.selection.live import Baseline, Prospect
 from core.selection.pool import Pool
+from core.selection.screening import Screening
 from core.selection.step import Request
 from core.tables import chosen_examples
 from core.workspace import Run
@@ -98,6 +99,21 @@ def show_dropped(found: Prospect) -> None:
         st.caption(note)
     with st.expander(f"{len(dropped):,} examples cannot be chosen"):
         st.dataframe(dropped, hide_index=True, height=220)
+
+
+def show_overlaps(found: Prospect, screening: Screening | None) -> None:
+    """What screening found, the words themselves: most overlaps are no contamination."""
+    if screening is None:
+        return
+    chosen = set(found.selection.example_id[: found.budget].tolist())
+    rows = [vars(overlap) | {"chosen": overlap.example_id in chosen} for overlap in screening.overlaps]
+    duplicates = screening.duplicates("near")
+    st.caption(
+        f"{len(duplicates):,} near or exact duplicates in the run, {len(chosen & set(duplicates))} of them "
+        f"chosen; {len(rows):,} overlaps with held-out files, {sum(row['chosen'] for row in rows)} of them chosen."
+    )
+    if rows:
+        st.dataframe(pd.DataFrame(rows), hide_index=True, height=220)
 
 
 def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
