@@ -29,8 +29,8 @@ def main(out: Path, workspace: Path) -> None:
     model = load_model(str(MODEL), device="cpu")
     found = carried(run.scores().drop(columns="example_id").to_numpy(), run.examples())
     by_name = {one.factor: one for one in found}
-    sweeps = {name: steer_factor(run, model, by_name[name]) for name in ("style", "check", "correct")}
-    rollouts = {name: pass_at(run, model, by_name[name]) for name in ("check", "correct")}
+    sweeps = {name: steer_factor(run, model, by_name[name]) for name in ("style", "check")}
+    rollouts = {name: pass_at(run, model, by_name[name]) for name in ("check",)}
     draw_factors(found, out / "demo-factors.png")
     for name, points in sweeps.items():
         draw_sweep(name, by_name[name], points, out / f"demo-steering-{name}.png")

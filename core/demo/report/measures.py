@@ -24,9 +24,9 @@ from core.workspace import Run
 
 EXAMPLES, K, SEED = 1_000, 10, 7
 POOLINGS, SCALES = ("mean-response", "mean", "last"), ("raw", "rms")
-STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """In standard deviations of the direction's scores."""
-PROBLEMS, ROLLOUTS = 80, 8
+PROBLEMS, ROLLOUTS = 40, 4
 NEW_TOKENS = 420
 COLUMNS = {"prompt": "prompt", "response": "response"}
 
@@ -150,7 +150,7 @@ def shares(problems: Sequence[world.Example], responses: Sequence[str]) -> tuple
 
 
 def pass_at(run: Run, model: LanguageModel, factor: Carried) -> list[tuple[float, float, float, float, float]]:
-    """(strength in standard deviations, Pass@1, Pass@8, and the 95% interval of Pass@8's difference from no
+    """(strength in standard deviations, Pass@1, Pass@ROLLOUTS, and the 95% interval of its difference from no
     steering, by bootstrap over problems)."""
     problems = world.generate(PROBLEMS // 2, f"rollouts {SEED}")
     directions = Directions.of(run)
