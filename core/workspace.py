@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
+from core.selection import FORMATS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -819,11 +820,24 @@ class Workspace:
         return {path.stem: Sweep.from_dict(read_json(path)) for path in paths}
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
-        """Raises BasiscopeError for a name that no folder can have, or that another selection has."""
+        """Raises BasiscopeError for a name that no folder can have, or that another selection has; with
+        `replace_old`, for one with something in its folder that was not written here."""
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
         if (self.root / "selections" / name).exists() and not replace_old:
             raise BasiscopeError(f"There is a selection {name!r} already; choose another --name, or --replace it.")
+        self._check_only_own_files(self.root / "selections" / name)
+
+    def _check_only_own_files(self, folder: Path) -> None:
+        """Raises BasiscopeError where a selection's exports have something beside or in them, such as a model that
+        was trained there."""
+        exports = folder / "export"
+        others = [path for path in exports.glob("*") if path.name not in FORMATS]
+        others += [path for path in exports.glob("*/*") if path.is_dir()]
+        if others:
+            raise BasiscopeError(
+                f"Selection {folder.name}: {others[0]} is no part of it; move it elsewhere first."
+            )
 
     def save_selection(
         self,
@@ -834,7 +848,8 @@ class Workspace:
         ledger: pd.DataFrame,
         replace_old: bool = False,
     ) -> KeptSelection:
-        """Keep a selection in a folder of its own, written whole or not at all."""
+        """Keep a selection in a folder of its own, written whole or not at all. Raises BasiscopeError as
+        `check_selection_name` does."""
         self.check_selection_name(name, replace_old)
         folder = self.root / "selections" / name
         temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
@@ -875,7 +890,10 @@ class Workspace:
         return KeptSelection(folder)
 
     def delete_selection(self, name: str) -> None:
-        shutil.rmtree(self.selection(name).folder, ignore_errors=True)
+        """Remove a selection with its exports. Raises BasiscopeError where anything else is among them."""
+        folder = self.selection(name).folder
+        self._check_only_own_files(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def save_screening(self, run_id: str, screening: Screening) -> None:
         key = content_hash(screening.against)

@@ -10,6 +10,7 @@ from synthetic import synthetic_run
 from core.cli import main
 from core.errors import BasiscopeError
 from core.selection import FORMATS
+from core.selection.card import _code
 from core.selection.export import EPOCHS, LEARNING_RATE, export
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select
@@ -238,6 +239,64 @@ def test_an_export_does_not_write_over_another_or_over_anything_else(kept, run, 
     assert (other / "thesis.txt").read_text() == "my only copy"
 
 
+def test_only_an_export_is_replaced(kept, run, tmp_path, monkeypatch):
+    for folder in (run.folder, kept.folder):
+        before = contents(folder)
+        with pytest.raises(BasiscopeError, match="something else"):
+            export(kept, run, folder, "trl", replace_old=True)
+        assert contents(folder) == before
+    out = tmp_path / "out"
+    export(kept, run, out, "trl")
+    trained = out / "trained"
+    trained.mkdir()
+    with pytest.raises(BasiscopeError, match="something else"):
+        export(kept, run, out, "trl", replace_old=True)
+    assert trained.is_dir()
+    monkeypatch.chdir(trained)
+    with pytest.raises(BasiscopeError, match="you are in"):
+        export(kept, run, Path(), "trl")
+
+
+@pytest.mark.parametrize(("form", "name"), [("trl", "trl"), ("axolotl", "axolotl"), ("alpaca", "llamafactory")])
+def test_models_are_trained_beside_the_export(kept, run, tmp_path, form, name):
+    import yaml
+
+    export(kept, run, tmp_path / "out", form)
+    config = yaml.safe_load((tmp_path / "out" / f"{name}.yaml").read_text())
+    trained = (tmp_path / "out" / config["output_dir"]).resolve()
+    assert trained.parent == tmp_path and trained != tmp_path / "out"
+
+
+def test_what_was_trained_in_a_selection_is_not_deleted_with_it(kept, gsm8k_copy, run, run_cli):
+    command = ("select", run.id, "--coverage", "--budget", 5, "--name", "twenty", "--workspace", gsm8k_copy.root)
+    assert run_cli(*command, "--format", "trl", "--replace")[0] == 0
+    trained = kept.folder / "export" / "twenty_trained"
+    trained.mkdir()
+    status, _, err = run_cli(*command, "--replace")
+    assert status == 1 and "move it elsewhere" in err
+    with pytest.raises(BasiscopeError, match="move it elsewhere"):
+        gsm8k_copy.delete_selection("twenty")
+    trained.rmdir()
+    gsm8k_copy.delete_selection("twenty")
+    assert not kept.folder.exists()
+
+
+def test_an_export_that_cannot_be_is_refused_before_the_old_selection_goes(
+    kept, gsm8k_copy, run, run_cli, tmp_path
+):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("my only copy")
+    before = contents(kept.folder)
+    command = ("select", run.id, "--coverage", "--budget", 5, "--name", "twenty", "--workspace", gsm8k_copy.root)
+    status, _, err = run_cli(*command, "--out", tmp_path / "thesis", "--replace")
+    assert status == 1 and "something else" in err
+    assert contents(kept.folder) == before
+
+
+def test_names_from_the_data_stay_one_piece_of_code():
+    assert _code("a\r# b\n\n| `c` \u2028 d") == "`a # b / 'c' d`"
+
+
 def test_a_format_that_needs_a_response_leaves_nothing_behind(tmp_path):
     space = Workspace(tmp_path / "ws")
     run = synthetic_run(space)
@@ -245,6 +304,9 @@ def test_a_format_that_needs_a_response_leaves_nothing_behind(tmp_path):
     with pytest.raises(BasiscopeError, match="no response"):
         export(kept, run, tmp_path / "out", "alpaca")
     assert not list(tmp_path.glob("*out*"))
+    command = ["select", run.id, "--coverage", "--budget", "5", "--name", "new", "--format", "alpaca"]
+    assert main([*command, "--workspace", str(space.root)]) == 1
+    assert [one.name for one in space.selections()] == ["five"]
     export(kept, run, tmp_path / "out", "trl")
     assert "text" in json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
 

@@ -144,7 +144,7 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at.button(key="copy_selection").click().run()
     assert [one.name for one in workspace.selections()] == ["again", "longest", "random"]
     at.selectbox(key=f"kept_{run.id}").select("random").run()
-    at.button(key="delete_selection").click().run()
+    at.button(key="really_delete_random").click().run()
     assert [one.name for one in workspace.selections()] == ["again", "longest"]
     assert not at.exception
 

@@ -94,7 +94,7 @@ def select(
     basiscope select latest --coverage --budget 200 --quota "subject=Algebra:0.3" --dedup near
     basiscope select --from-manifest verbal/manifest.json --name again --format trl --out again
     """
-    from core.selection.export import export
+    from core.selection.export import check_export, export
     from core.selection.step import Request, reproduce
     from core.selection.step import select as select_examples
 
@@ -104,15 +104,20 @@ def select(
     if form is None and out:
         form = "rows"
     with Reporter(as_json) as progress:
-        if from_manifest:
-            manifest = read_json(from_manifest)
-            if not isinstance(manifest, dict):
-                raise BasiscopeError(f"{from_manifest} is no manifest of a selection.")
-            called = name or Request.from_dict(manifest.get("request", {})).name
+        manifest = read_json(from_manifest) if from_manifest else None
+        if manifest is None:
+            request = build_selection(space, str(run), options)
+        elif isinstance(manifest, dict):
+            request = Request.from_dict(manifest.get("request", {}))
+        else:
+            raise BasiscopeError(f"{from_manifest} is no manifest of a selection.")
+        called = name or request.name
+        if form:
+            check_export(space.run(request.run), form, tuning, out, replace_old)
+        if manifest:
             kept = reproduce(manifest, space, called, replace_old, progress)
         else:
-            request = build_selection(space, str(run), options)
-            kept = select_examples(request, space, name or request.name, replace_old, progress)
+            kept = select_examples(request, space, called, replace_old, progress)
         files: list[str] = []
         if form:
             out = out or kept.folder / "export" / form
