@@ -127,11 +127,11 @@ def test_dataset_info_keeps_to_the_documented_schema(kept, run, tmp_path, form):
     entry = info[config["dataset"]]
     assert entry["formatting"] in ("alpaca", "sharegpt") and (folder / entry["file_name"]).is_file()
     assert set(entry["columns"]) <= ALPACA_KEYS and set(entry.get("tags", ())) <= TAG_KEYS
-    row = json.loads((folder / entry["file_name"]).read_text().splitlines()[0])
-    used = [
-        entry["columns"][key] for key in ("prompt", "query", "response", "messages") if key in entry["columns"]
-    ]
-    assert set(used) <= set(row)
+    rows = [json.loads(line) for line in (folder / entry["file_name"]).read_text().splitlines()]
+    assert all(
+        set(entry["columns"].values()) <= set(row) for row in rows
+    )  # LLaMA-Factory reads each it is told of
+    row = rows[0]
     if tags := entry.get("tags"):
         messages = row[entry["columns"]["messages"]]
         assert [m[tags["role_tag"]] for m in messages] == [tags["user_tag"], tags["assistant_tag"]]
@@ -171,6 +171,9 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "r" / "selection.jsonl").read_text().splitlines()]
     assert rows == [{"messages": messages} for messages in told]
     export(kept, run, tmp_path / "s", "sharegpt")
+    export(kept, run, tmp_path / "a", "alpaca")
+    first = json.loads((tmp_path / "a" / "selection.jsonl").read_text().splitlines()[0])
+    assert first["system"] == "Be short." and first["history"] == [] and first["output"] == "1"
     first = json.loads((tmp_path / "s" / "selection.jsonl").read_text().splitlines()[0])
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
 

@@ -1,11 +1,14 @@
 import json
+import shlex
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 from synthetic import synthetic_run
 from test_pages import show, texts
 
+from core.cli.selecting import parse_selection
 from core.jobs import find_job
 from core.selection.pool import Constraints, Rule
 from core.selection.step import Request, select
@@ -96,6 +99,19 @@ def test_a_bad_quota_ends_in_a_sentence(workspace, quota, sentence):
     at = show(SELECT)
     at.text_input(key="quota").set_value(quota).run()
     assert not at.exception and sentence in texts(at)
+
+
+def test_weights_by_utility_hold_on_the_page_as_in_the_command(workspace, run):
+    at = show(SELECT)
+    at.selectbox(key="rule").select("along").run()
+    at.multiselect(key=f"ends_{run.id}").set_value(["1+", "2+", "3-"]).run()
+    at.slider(key=f"budget_{run.id}_120").set_value(30)
+    at.text_input(key="weights").set_value("utility:is_hard").run()
+    request = parse_selection(workspace, shlex.split(command(at))[1:])
+    kept = select(request, workspace, "same")
+    assert kept.manifest["rule"]["weights"] != [] and request.weights_by == "is_hard"
+    equally = select(replace(request, weights_by=None), workspace, "equally")
+    assert listed(at)["example"].tolist() == kept.example_ids != equally.example_ids
 
 
 def test_pinned_and_dropped_examples_are_in_the_command(run):

@@ -13,7 +13,7 @@ from core.activations import Recipe
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.recovery import Request, recover
-from core.selection import farthest, measures
+from core.selection import farthest, live, measures
 from core.selection.choose import choose
 from core.selection.farthest import covering_curve, farthest_points, knee, nearest_by_group
 from core.selection.pool import (
@@ -376,6 +376,24 @@ def test_the_whole_pool_covers_everything(pool):
     assert facts["longer than pool"] == pytest.approx(0.5)
     shares = measures.composition(pool.facts["subject"], {"all": whole})
     pd.testing.assert_series_equal(shares["pool"], shares["all"], check_names=False)
+
+
+def test_what_a_page_shows_of_a_large_budget_is_that_of_all_its_picks():
+    scores = np.random.default_rng(0).standard_normal((2_600, 3)).astype(np.float32)
+    pool = Pool("run", np.arange(2_600), scores, pd.DataFrame({"n_tokens": np.full(2_600, 9)}))
+    found = live.prospect(pool, Rule("random"), Constraints(budget=2_400), 2_500, list)
+    exact = distances(pool.whitened, found.rows).min(axis=1)
+    shown = measures.summary(pool, found.rows, found.curve)
+    assert shown["covering radius"] == pytest.approx(exact.max(), rel=1e-5)
+    assert shown["mean distance"] == pytest.approx(exact.mean(), rel=1e-4)
+    chance = live.baseline(pool, "random", 2_500)
+    assert len(chance.orders[0].rows) == 2_500 and chance.low.budgets[-1] == 2_500
+
+
+def test_a_page_does_not_wait_for_a_large_budget():
+    n = 50_000
+    pool = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), pd.DataFrame({"n_tokens": np.full(n, 9)}))
+    assert live.is_quick(pool, Rule("coverage"), 1_000) and not live.is_quick(pool, Rule("coverage"), 5_000)
 
 
 def test_overlap_is_jaccard():

@@ -174,7 +174,7 @@ def formatted(
     turns = messages[1:] if system else messages
     if form == "sharegpt":
         told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
-        return {"conversations": told} | ({"system": system} if system else {})
+        return {"conversations": told, "system": system}
     return _alpaca(int(record["example_id"]), turns, system)
 
 
@@ -199,10 +199,9 @@ def _alpaca(example_id: int, turns: list[dict[str, str]], system: str) -> dict[s
         raise BasiscopeError(
             f"Format alpaca: example {example_id} does not take turns between user and assistant; use messages."
         )
-    row: dict[str, Any] = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
-    if len(turns) > 2:
-        row["history"] = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
-    return row | ({"system": system} if system else {})
+    history = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
+    row = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
+    return row | {"system": system, "history": history}
 
 
 # --- what reads it --------------------------------------------------------------------------------------

@@ -87,13 +87,18 @@ def select(
     return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old)
 
 
+def rule_of(request: Request, pool: Pool) -> Rule:
+    """The rule that is asked for, its weights found where a column of verdicts is to give them."""
+    if not request.weights_by:
+        return request.rule
+    weights = utility_weights(pool, request.rule.directions, request.weights_by)
+    return replace(request.rule, weights=weights)
+
+
 def find_selection(
     request: Request, run: Run, pool: Pool, workspace: Workspace, progress: Progress = silent
 ) -> Selection:
-    rule = request.rule
-    if request.weights_by:
-        rule = replace(rule, weights=utility_weights(pool, rule.directions, request.weights_by))
-    constraints = request.constraints
+    rule, constraints = rule_of(request, pool), request.constraints
     if needs_screening(constraints) and screening_of(constraints, run, workspace) is None:
         screen_run(run, workspace, constraints.against, progress)
     screening = screening_of(constraints, run, workspace)
