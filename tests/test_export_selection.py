@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from conftest import DATA
 from synthetic import synthetic_run
@@ -178,6 +179,19 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
 
 
+def test_whole_numbers_stay_whole_beside_missing_ones(tmp_path):
+    space = Workspace(tmp_path / "ws")
+    level = [None if i % 3 == 0 else 2**53 + i for i in range(30)]
+    run = synthetic_run(space, n=30, columns={"level": level[1:2] + level[1:], "hard": [None, True] * 15})
+    kept = select(Request(run.id, Rule("order"), Constraints(budget=9)), space, "nine")
+    for form in ("rows", "parquet"):
+        export(kept, run, tmp_path / form, form)
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "selection.jsonl").read_text().splitlines()]
+    assert [row["level"] for row in rows] == (level[1:2] + level[1:])[:9]
+    assert [type(row["level"]) for row in rows[:4]] == [int, int, int, type(None)]
+    assert pq.read_table(tmp_path / "parquet" / "selection.parquet").to_pylist() == rows
+
+
 # --- again ----------------------------------------------------------------------------------------------
 
 
@@ -208,6 +222,11 @@ def test_a_manifest_of_other_data_is_refused(kept, gsm8k_copy):
     changed["fingerprints"]["data"] = "else"
     with pytest.raises(BasiscopeError, match="other data"):
         reproduce(changed, gsm8k_copy, "again")
+    for part in ("against", "data"):
+        changed = json.loads(json.dumps(kept.manifest))
+        del changed["fingerprints"][part]
+        with pytest.raises(BasiscopeError, match="damaged"):
+            reproduce(changed, gsm8k_copy, "again")
     changed = json.loads(json.dumps(kept.manifest))
     changed["example_ids"].reverse()
     with pytest.raises(BasiscopeError, match="Another selection came out"):
@@ -339,6 +358,14 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--name", "../x"), 1, "Selection name"),
         (("--coverage", "--budget", 5, "--source", "nope"), 1, "no such column"),
         (("--coverage", "--budget", 5, "--set", "nope"), 2, "no such set"),
+        (("--coverage", "--budget", 5, "--weights", "utility:question"), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--weights", "1"), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--floor", 1), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--useful-end", 0.3), 2, "at least one direction"),
+        (("--along", "1+", "--weights", "nan", "--budget", 5), 2, "one number above 0"),
+        (("--coverage", "--budget", 5, "--seed", -1), 2, "Seed -1"),
+        (("--coverage", "--budget", 5, "--pay", "nan"), 2, "must be a number"),
+        (("--coverage", "--budget", 5, "--out", "."), 1, "the folder you are in"),
     ],
 )
 def test_bad_options_end_in_a_sentence_and_keep_nothing(gsm8k_copy, run_cli, options, status, sentence):

@@ -114,6 +114,29 @@ def test_weights_by_utility_hold_on_the_page_as_in_the_command(workspace, run):
     assert listed(at)["example"].tolist() == kept.example_ids != equally.example_ids
 
 
+def test_both_without_a_direction_is_not_plain_coverage(run):
+    at = show(SELECT)
+    at.selectbox(key="rule").select("both").run()
+    at.multiselect(key=f"ends_{run.id}").set_value([]).run()
+    assert not at.exception and "name at least one direction" in texts(at)
+
+
+def test_marks_are_forgotten_when_other_examples_are_listed(run):
+    at = look(show(SELECT), "Examples")
+    key = next(name for name in map(str, at.session_state.filtered_state) if name.startswith("chosen_table"))
+    at.session_state[key] = {"selection": {"rows": [0, 150], "columns": [], "cells": []}}
+    at.run()
+    assert not at.exception and not at.button(key="mark_Drop").disabled
+    first = int(listed(at)["example"].iloc[0])
+    word = listed(at)["text"].iloc[5].split()[0]
+    at.text_input(key="search_chosen").set_value(word).run()
+    assert not at.exception and at.button(key="mark_Drop").disabled
+    at.text_input(key="search_chosen").set_value("").run()
+    at.session_state[key] = {"selection": {"rows": [0], "columns": [], "cells": []}}
+    at.button(key="mark_Drop").click().run()
+    assert not at.exception and list(at.session_state["select_dropped"][run.id]) == [first]
+
+
 def test_pinned_and_dropped_examples_are_in_the_command(run):
     at = show(SELECT)
     at.session_state["select_pinned"] = {run.id: {7: "good"}}
@@ -165,10 +188,11 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     assert not at.exception
 
 
-def test_a_damaged_selection_does_not_hide_the_others(workspace, run):
+@pytest.mark.parametrize("damaged", [{"half": 1}, {"example_ids": [1]}, {"example_ids": [1], "request": {}}, []])
+def test_a_damaged_selection_does_not_hide_the_others(workspace, run, damaged):
     for name in ("a", "b"):
         select(Request(run.id, Rule("order"), Constraints(budget=5)), workspace, name)
-    (workspace.selection("a").folder / "manifest.json").write_text(json.dumps({"half": 1}))
+    (workspace.selection("a").folder / "manifest.json").write_text(json.dumps(damaged))
     look(show(SELECT), "Kept")
     assert [one.name for one in workspace.selections()] == ["b"]
 

@@ -54,6 +54,9 @@ def export(
     Raises BasiscopeError as `check_export` does, and where an example cannot be written in the format; then
     nothing is written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     check_export(run, form, tuning, out, replace_old)
     out = out.resolve()
     rows = rows_of(kept, run, form)
@@ -61,7 +64,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         if form == "parquet":
-            pd.DataFrame(rows).to_parquet(temporary / PARQUET, index=False)
+            pq.write_table(pa.Table.from_pylist(rows), temporary / PARQUET)
         else:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (temporary / FILE).write_text(text, encoding="utf-8")
@@ -114,15 +117,10 @@ def _is_export(out: Path, inside: set[str]) -> bool:
 
 def rows_of(kept: KeptSelection, run: Run, form: str) -> list[dict[str, Any]]:
     """The chosen examples, in order, in a format. Raises BasiscopeError where one cannot be written in it."""
-    examples = run.examples().set_index("example_id", drop=False)
-    missing = [i for i in kept.example_ids if i not in examples.index]
-    if missing:
-        raise BasiscopeError(f"Selection {kept.name}: run {run.id} has no example {missing[0]} any more.")
     data = run.manifest["data"]
     nested = set(data.get("json_columns", ()))
     rows = []
-    for found in examples.loc[kept.example_ids].to_dict("records"):
-        record = {str(name): value for name, value in found.items()}
+    for record in run.records(kept.example_ids):
         original = original_row(record, nested)
         if form in ("rows", "parquet"):
             rows.append(record_for_parquet(record) if form == "parquet" else original)
