@@ -18,7 +18,7 @@ app: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

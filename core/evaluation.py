@@ -11,20 +11,26 @@ import numpy as np
 Verify = Callable[[str, str], bool]
 """Called as verify(answer, text): whether a generated text gives the answer."""
 
-NUMBER = r"[-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
 MARKED = (r"####\s*(.+)", r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", r"(?i:answer)\s*(?:is|:)\s*(.+)")
+LATEX = (
+    (r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r" \1"),
+    (r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"),
+    (r"\^\{?\\circ\}?|°", " degrees"),
+    (r"\\[,!;: ]|\\(?=[$%])|\\left(?!\w)|\\right(?!\w)", ""),
+)
+"""What LaTeX writes around numbers and words, and what it means."""
 
 
 def verify(answer: str, text: str) -> bool:
-    """Whether the text's final answer is the one asked for: the same number, or the same words but for case,
-    punctuation and spaces."""
-    expected, found = _marked(answer) or answer.strip(), final_answer(text)
-    if found is None or not expected:
-        return False
-    numbers = [_number(value) for value in (expected, found)]
-    if numbers[0] is not None:
-        return numbers[0] == numbers[1]
-    return _plain(expected) == _plain(found)
+    """Whether the text's final answer is the one asked for: the same number, or the same words or formula but
+    for case, spaces and punctuation that means nothing."""
+    expected = _marked(answer) or answer.strip()
+    if numbers := _numbers(expected):
+        found = final_answer(text)
+        return found is not None and bool(numbers & (_numbers(found) or _number_in_words(found)))
+    words = _marked(text) or _last_line(text)
+    return bool(expected) and words is not None and _plain(expected) == _plain(words)
 
 
 def final_answer(text: str) -> str | None:
@@ -38,8 +44,7 @@ def final_answer(text: str) -> str | None:
         return marked
     if numbers := re.findall(NUMBER, text):
         return str(numbers[-1])
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else None
+    return _last_line(text)
 
 
 def _marked(text: str) -> str | None:
@@ -49,19 +54,42 @@ def _marked(text: str) -> str | None:
     return max(found, key=lambda match: match.start())[1].strip().rstrip(".")
 
 
-def _number(text: str) -> float | None:
-    match = re.fullmatch(rf"\D{{0,3}}?({NUMBER})\s*%?\.?", text.strip())
-    found = match[1] if match else None
-    if found is None and len(numbers := re.findall(NUMBER, text)) == 1:
-        found = numbers[0]
-    if found is None:
-        return None
-    top, _, bottom = found.replace(",", "").replace("$", "").partition("/")
-    return float(top) / float(bottom) if bottom and float(bottom) else float(top)
+def _last_line(text: str) -> str | None:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else None
+
+
+def _numbers(text: str) -> set[float]:
+    """The number that a text is as a whole; a percentage is also its share. Empty where it is something else."""
+    match = re.fullmatch(rf"(?:\w\s*=\s*)?[$€£]?\s*({NUMBER})\s*(%?)\.?", _without_latex(text).strip(" $"))
+    if match is None:
+        return set()
+    top, _, bottom = re.sub("[,$]", "", match[1]).partition("/")
+    value = float(top) / float(bottom) if bottom and float(bottom) else float(top)
+    return {value, value / 100} if match[2] else {value}
+
+
+def _number_in_words(text: str) -> set[float]:
+    """The number that a text begins with before words, or the only one among them; none in a formula."""
+    plain = _without_latex(text)
+    number = rf"({NUMBER}\s*%?)"
+    if match := re.match(rf"\s*[$€£]?{number}(?:[.,;:]?\s+(?=[^\W\d_]{{2,}})|[.;:]\s)", plain):
+        return _numbers(match[1])
+    around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
+    match = re.fullmatch(rf"(?:{around})*?(?<![^\W_]){number}(?![^\W\d_]\b)(?:{around})*", plain)
+    return _numbers(match[1]) if match else set()
+
+
+def _without_latex(text: str) -> str:
+    for pattern, meaning in LATEX:
+        text = re.sub(pattern, meaning, text)
+    return text
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text).strip().casefold()
+    """Words and formulas without what means nothing in either."""
+    kept = re.sub(r"[\s\"#$%&'(),:;?@\[\]`{|}~“”‘’]|\.(?!\d)|(?<![\d)])!", " ", _without_latex(text))
+    return re.sub(r"\s*([-+*/=<>^])\s*", r"\1", " ".join(kept.split())).casefold()
 
 
 @dataclass(frozen=True)

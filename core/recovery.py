@@ -442,15 +442,22 @@ def shade_examples(run: Run, model: LanguageModel, example_ids: list[int], progr
         progress("tokens", done + 1, len(example_ids))
 
 
-def load_run_model(run: Run, device: str = "auto") -> LanguageModel:
-    """The model of a run. Raises BasiscopeError where its files are no longer the ones of the run."""
+def load_run_model(run: Run, device: str = "auto", dtype: str | None = None) -> LanguageModel:
+    """The model of a run, in the run's data type or another. Raises BasiscopeError where its files are no longer
+    the ones of the run."""
     facts = run.manifest["model"]
-    model = load_model(facts["name"], facts["revision"], facts["dtype"], device)
+    model = load_model(facts["name"], facts["revision"], dtype or facts["dtype"], device)
+    check_model(run, model)
+    return model
+
+
+def check_model(run: Run, model: LanguageModel) -> None:
+    """Raises BasiscopeError where a model is not the one of the run."""
+    facts = run.manifest["model"]
     if model.fingerprint != facts["fingerprint"]:
         raise BasiscopeError(
             f"Model {facts['name']} has changed since run {run.id} was recovered; recover it again."
         )
-    return model
 
 
 # --- what the manifest says -----------------------------------------------------------------------------

@@ -235,9 +235,11 @@ GUARD_SENTENCE = (
 
 def table_of_sweep(sweep: Sweep) -> pd.DataFrame:
     """One row per strength, every mean with its 95% interval over prompts."""
+    named = [("not steered", sweep.baseline)] if sweep.baseline else []
+    named += [(f"{point.strength:+g}", point) for point in sweep.points]
     rows = [
         {
-            f"strength ({sweep.request['unit']})": f"{point.strength:+g}",
+            f"strength ({sweep.request['unit']})": strength,
             "effect (sd)": interval_text(point.effect, "{:+.2f}"),
             "perplexity ratio": interval_text(point.surprise, "{:.2f}", np.exp),
             "repeated": interval_text(point.repetition, "{:.0%}"),
@@ -247,7 +249,7 @@ def table_of_sweep(sweep: Sweep) -> pd.DataFrame:
             **({"correct": interval_text(point.correct, "{:.1%}")} if point.correct else {}),
             "guard": "damage" if point.is_damaged else "",
         }
-        for point in sweep.points
+        for strength, point in named
     ]
     return pd.DataFrame(rows)
 
@@ -358,7 +360,9 @@ def stream_sentence(stream: Stream, before: int, status: LiveStatus) -> str:
     comparison = stream.comparison
     if comparison is None or not comparison.n_tokens:
         return "Stopped before the first token." if stream.state == "stopped" else "Reading the prompt."
-    ended = {"done": "Done", "stopped": "Stopped"}.get(stream.state, "Running")
+    ended = {"done": "Done", "stopped": "Stopped", "assessing": "Written, being measured"}.get(
+        stream.state, "Running"
+    )
     writing = max(comparison.seconds, 1e-9)
     return (
         f"{ended}: {comparison.n_tokens:,} tokens in {comparison.seconds:.1f} s, "

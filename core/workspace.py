@@ -301,14 +301,16 @@ class Run:
         write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
 
     def suggested_range(self, direction: int) -> SuggestedRange | None:
-        """The strengths of a direction (from 1) that do no damage, where they have been looked for."""
+        """The strengths of a direction (from 1) that do no damage, where they have been looked for. A damaged
+        file is passed over: the sweep can be made again."""
         from core.steering.sweep import SuggestedRange
 
         path = self.folder / "steering" / f"d{direction}.json"
         if not path.exists():
             return None
-        stored = read_json(path)
-        return SuggestedRange(**{**stored, "reaches": tuple(stored["reaches"])})
+        with suppress(BasiscopeError):
+            return SuggestedRange.from_dict(read_json(path))
+        return None
 
     def save_suggested_range(self, direction: int, found: SuggestedRange) -> None:
         write_json(self.folder / "steering" / f"d{direction}.json", vars(found))
@@ -826,11 +828,15 @@ class Workspace:
         return sweep_id
 
     def sweeps(self, run_id: str) -> dict[str, Sweep]:
-        """Id -> sweep of a run, newest first."""
+        """Id -> sweep of a run, newest first. Damaged files are passed over."""
         from core.steering.sweep import Sweep
 
         paths = sorted(self.root.glob(f"sweeps/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime)
-        return {path.stem: Sweep.from_dict(read_json(path)) for path in paths}
+        found = {}
+        for path in paths:
+            with suppress(BasiscopeError):
+                found[path.stem] = Sweep.from_dict(read_json(path))
+        return found
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
         """Raises BasiscopeError for a name that no folder can have, or that another selection has; with

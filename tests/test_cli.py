@@ -10,6 +10,7 @@ from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
 from core.cli import cli, main
+from core.model import load_tokenizer
 from core.workspace import DEFAULT_ROOT, Workspace
 
 
@@ -322,11 +323,13 @@ def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, 
     assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
 
 
-def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, tmp_path):
+def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stories, tmp_path):
     options = ("export", "latest", "--direction", 1, "--strength", 3, "--unit", "sd", "--device", "cpu")
     (found,) = lines_of(run_cli, gsm8k_copy, *options, "--format", "checkpoint", "--out", tmp_path / "model")
     assert found["agreement"]["same_text"] == found["agreement"]["prompts"] > 0
-    assert (tmp_path / "model" / "config.json").exists()
+    tokenizers = [load_tokenizer(str(folder)) for folder in (stories, tmp_path / "model")]
+    ids, again = (tokenizer("Once upon a time, Tom's 3 dogs")["input_ids"] for tokenizer in tokenizers)
+    assert ids == again and len(ids) > 8
     again = (*options, "--format", "vector", "--out", tmp_path / "model", "--workspace", gsm8k_copy.root)
     status, out, err = run_cli(*again)
     assert status == 1 and out == "" and "not empty" in err.splitlines()[-1] and "Traceback" not in err
@@ -339,6 +342,11 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, tmp_
         ((*STEER, "--strength", "1"), 2, "one of --prompt and --prompts"),
         ((*STEER, "--strength", "1", "--prompt", "x", "--temperature", "-1"), 2, "Temperature"),
         (("sweep", "latest", "--direction", "1", "--answer", "a"), 2, "--answer needs --prompts"),
+        (("sweep", "latest", "--direction", "1", "--scope", "response"), 2, "The calibrating sweep is for"),
+        (("sweep", "latest", "--direction", "1", "--blocks", "1:2"), 2, "The calibrating sweep is for"),
+        (("sweep", "latest", "--direction", "1", "--temperature", "1"), 2, "The calibrating sweep is for"),
+        (("sweep", "latest", "--direction", "1", "--op", "remove", "--unit", "sd"), 2, "a share of the direction"),
+        ((*STEER, "--strength", "1", "--prompt", "x", "--op", "remove", "--unit", "sd"), 2, "a share of the"),
         (("export", "latest", "--direction", "1", "--strength", "1", "--format", "onnx"), 2, "onnx"),
         ((*STEER, "--strength", "1", "--prompt", " "), 1, "The prompt is empty"),
         ((*STEER, "--strength", "1", "--prompt", "long " * 600), 1, "exceed the model's context"),

@@ -5,10 +5,13 @@ import pytest
 
 from core.errors import BasiscopeError
 from core.model import load_model
+from core.steering import comparison
+from core.steering.assessment import assess
 from core.steering.comparison import compare, make_variants
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions
-from core.steering.live import LiveModel, Question
+from core.steering.live import LiveModel, Question, load_live_model
+from core.tables import stream_sentence
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +81,28 @@ def test_a_stop_in_mid_stream_keeps_the_text_and_frees_the_model(live, loaded, g
     stream.stop()
     assert stream.wait(60).state == "stopped"
     responses = stream.comparison.responses
-    assert 0 < len(responses[0].token_ids) < 400 and responses[0].scores
+    assert 0 < len(responses[0].token_ids) < 400 and not responses[0].scores  # what is stopped is not assessed
     assert {response.ended for response in responses} <= {"stopped", "end"}
     assert not any(block._forward_hooks for block in loaded.blocks)
     assert live.ask(question(gsm8k_run)).wait(60).state == "done"
+
+
+def test_a_text_that_is_written_is_being_assessed_and_a_stop_then_loses_nothing(live, gsm8k_run, monkeypatch):
+    gate, entered = threading.Event(), threading.Event()
+
+    def slow(*args):
+        entered.set()
+        gate.wait(60)
+        return assess(*args)
+
+    monkeypatch.setattr(comparison, "assess", slow)
+    stream = live.ask(question(gsm8k_run, tokens=4))
+    assert entered.wait(60) and stream.state == "assessing"
+    assert all(len(response.token_ids) == 4 for response in stream.comparison.responses)
+    assert stream_sentence(stream, 0, live.status()).startswith("Written, being measured")
+    stream.stop()
+    gate.set()
+    assert stream.wait(60).state == "done" and all(response.scores for response in stream.comparison.responses)
 
 
 def test_what_goes_wrong_is_said_and_the_next_question_is_answered(live, loads, gsm8k_run):
@@ -97,13 +118,31 @@ def test_what_goes_wrong_is_said_and_the_next_question_is_answered(live, loads, 
     assert changed.state == "failed" and "has changed" in changed.message
 
 
-def test_unloading_frees_the_model_and_another_run_of_it_does_not_load_it_anew(live, loads, gsm8k_run, gsm8k_copy):
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", None)])
+def test_the_live_model_is_in_bfloat16_on_a_gpu(gsm8k_run, monkeypatch, device, dtype):
+    """Without a GPU: which model is asked for there."""
+    asked = []
+    monkeypatch.setattr("core.steering.live.choose_device", lambda: device)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("core.steering.live.load_run_model", lambda _run, *options: asked.append(options))
+    load_live_model(gsm8k_run)
+    assert asked == [(device, dtype)]
+
+
+def test_unloading_frees_the_model_and_another_run_of_it_does_not_load_it_anew(
+    live, loads, gsm8k_run, gsm8k_copy, monkeypatch
+):
     live.ask(question(gsm8k_run)).wait(60)
     live.ask(question(gsm8k_copy.run())).wait(60)
     assert len(loads) == 1
     end = time.monotonic() + 10
     while live.status().busy and time.monotonic() < end:
         time.sleep(0.01)
+    freed = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(live._model))
     live.unload()
+    assert freed == [None]  # after the model is gone
+    live.unload()
+    assert len(freed) == 1
     assert live.status().loaded is None and live._model is None
     assert live.ask(question(gsm8k_run)).wait(60).state == "done" and len(loads) == 2

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
@@ -413,7 +414,7 @@ def test_kept_comparisons_are_opened_and_deleted(workspace):
     kept_id = workspace.save_comparison(kept)
     at = show(STEER)
     at.button(key=f"open_comparison_{kept_id}").click().run()
-    assert "Kept: mine" in texts(at) and "![](http://evil.test/p)" in texts(at)
+    assert "mine" in [text.value for text in at.text] and "![](http://evil.test/p)" in texts(at)
     html = "".join(element.proto.body for element in at.get("html"))
     assert "<mark> &lt;b&gt;three</mark>" in html and "<b>" not in html
     at.toggle(key="steer_shade").set_value(True).run()
@@ -421,6 +422,47 @@ def test_kept_comparisons_are_opened_and_deleted(workspace):
     assert "title" in html and "&lt;b&gt;three" in html
     at.button(key=f"delete_comparison_{kept_id}").click().run()
     assert not at.exception and "no longer kept" in texts(at) and not workspace.comparisons(run.id)
+
+
+def test_hostile_names_are_shown_and_exported_as_texts(workspace):
+    run = workspace.runs()[0]
+    hostile = "![x](http://evil.test) [y](http://evil.test) <b> www.evil.test"
+    responses = (
+        Response("baseline", 0.0, Steering(), "one"),
+        Response(hostile, 2.0, Steering(((1, 2.0),)), "two", note=hostile),
+    )
+    kept = Comparison(run.id, hostile, "prompt", 1, hostile, Sampling(2), responses, name=hostile)
+    kept_id = workspace.save_comparison(kept)
+    at = show(STEER)
+    at.button(key=f"open_comparison_{kept_id}").click().run()
+    assert sum(hostile in text.value for text in at.text) >= 4  # the list, the name, the variant, the note
+    for kind in (at.title, at.subheader, at.caption, at.info, at.warning, at.markdown):
+        assert not any("evil.test" in str(element.value) for element in kind)
+    rendered = MarkdownIt("gfm-like").render(kept.as_markdown())
+    assert "evil.test" in rendered
+    assert not any(tag in rendered for tag in ("<a ", "<img", "<b>"))
+
+
+def test_what_is_typed_is_asked_without_leaving_the_box_and_again_means_another_sample(gsm8k_copy, monkeypatch):
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(gsm8k_copy.root))
+    run = gsm8k_copy.run()
+    at = show(STEER, run=run.id)
+    at.number_input(key="steer_tokens").set_value(3).run()
+    at.number_input(key="steer_temperature").set_value(0.7).run()
+    at.text_area(key=f"steer_prompt_{run.id}").set_value("The red fox")  # and no run before the click
+    at.button(key="generate").click().run()
+    first = at.session_state["steer_stream"].wait(60)
+    assert first.question.prompt == "The red fox" and first.state == "done"
+    at.text_area(key=f"steer_prompt_{run.id}").set_value("The blue fox")
+    at.button(key="generate").click().run()
+    second = at.session_state["steer_stream"].wait(60)
+    assert (second.question.prompt, second.question.sampling.seed) == ("The blue fox", 0)
+    at.run()
+    for seed in (1, 2):
+        at.button(key="generate").click().run()
+        again = at.session_state["steer_stream"].wait(60)
+        assert (again.question.prompt, again.question.sampling.seed) == ("The blue fox", seed)
+        assert at.run().number_input(key="steer_seed").value == seed and not at.exception
 
 
 def test_what_is_exported_is_the_column_chosen(workspace, started):
@@ -441,7 +483,7 @@ def test_what_is_exported_is_the_column_chosen(workspace, started):
     [
         ("basis.safetensors", b"half", "basis.safetensors is damaged"),
         ("examples.parquet", b"", "examples.parquet cannot be read"),
-        ("steering/d1.json", b"{", "d1.json is damaged"),
+        ("steering/d1.json", b"{", "No range is suggested yet"),
     ],
 )
 def test_steer_on_a_damaged_run_ends_in_a_sentence(workspace, name, content, sentence):

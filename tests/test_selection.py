@@ -301,11 +301,11 @@ def test_quotas_count_the_must_haves(pool, texts):
 
 
 def test_columns_with_very_many_values_together_end_in_a_sentence(pool, texts):
-    n = 2_001
+    n = 5_001
     wide = Pool(
         "run", np.arange(n), np.ones((n, 1)), pd.DataFrame({"a": np.arange(n), "n_tokens": np.ones(n, int)})
     )
-    with pytest.raises(BasiscopeError, match="divide the pool into 2,001 parts"):
+    with pytest.raises(BasiscopeError, match="divide the pool into 5,001 parts"):
         choose(wide, Rule("random"), Constraints(budget=9, caps=(("a", 0.5),)), texts)
 
 

@@ -6,17 +6,25 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import t
+from test_model import FAMILIES
+from tiny import save_tiny
 
+from core.activations import Recipe
+from core.checkpoint.agreement import observe
 from core.errors import BasiscopeError
 from core.evaluation import mean_interval, share_interval, verify
+from core.examples import Columns, DataSource
 from core.model import load_model
 from core.reading import score_tokens
+from core.recovery import Request, load_run_model, recover
 from core.steering.assessment import assess, repetition
 from core.steering.comparison import Comparison, compare, describe, make_variants
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering, steered
-from core.steering.prompts import Prompt, read_prompts, run_prompts
+from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
 from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+from core.tables import table_of_sweep
+from core.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,34 @@ PROMPTS = ["Once upon a time there was a dog", "Lily had 3 red balls.", "The sun
         ("Paris", "London", False),
         ("7", "", False),
         ("-3", "x = -3", True),
+        ("\\sqrt{2}", "\\boxed{2}", False),
+        ("\\sqrt{2}", "\\boxed{\\sqrt{2}}", True),
+        ("√2", "Answer: 2", False),
+        ("3\\pi", "\\boxed{3}", False),
+        ("3", "\\boxed{3\\pi}", False),
+        ("2", "\\boxed{2x}", False),
+        ("2x", "Answer: 2y", False),
+        ("x^2+x", "Answer: x^2-x", False),
+        ("x^2 + x", "Answer: $x^2+x$.", True),
+        ("x-y", "Answer: x+y", False),
+        ("-x", "Answer: x", False),
+        ("5!", "Answer: 5", False),
+        ("World War 2", "Answer: Apollo 2", False),
+        ("World War 2", "World War 2", True),
+        ("12", "The answer is 12 because 3*4 = 12.", True),
+        ("3", "The answer is 12 because 3*4 = 12.", False),
+        ("12", "The answer is 12 * 3", False),
+        ("12", "The answer is 12 apples.", True),
+        ("12", "The answer is: she has $12 left.", True),
+        ("12", "\\boxed{12\\text{ cm}}", True),
+        ("90", "\\boxed{90^\\circ}", True),
+        ("50%", "Answer: 0.5", True),
+        ("50", "Answer: 50%", True),
+        ("0.5", "\\boxed{\\frac{1}{2}}", True),
+        ("10.5", "Answer: 10.5", True),
+        ("0.5", "Answer: 5", False),
+        ("-4", "Answer: 4", False),
+        ("$18", "The answer is $18.00", True),
     ],
 )
 def test_answers_are_verified(answer, text, right):
@@ -207,6 +243,8 @@ def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
     assert last.surprise.value == pytest.approx(np.mean(pairs))
     assert last.is_damaged and found.high < 60.0
     sweep_id = gsm8k_copy.save_sweep(found)
+    without = sweep(run, model, request, [Prompt(text) for text in PROMPTS])
+    assert gsm8k_copy.save_sweep(without) != sweep_id  # the answers are part of what was asked
     loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
     assert (loaded.points, loaded.low, loaded.high) == (found.points, found.low, found.high)
     suggested = SuggestedRange.of(found)
@@ -214,6 +252,60 @@ def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
     run.save_suggested_range(1, suggested)
     assert run.suggested_range(1) == suggested and run.suggested_range(2) is None
     assert not run.damaged_files()
+
+
+def test_a_clamp_has_the_unsteered_texts_beside_a_clamp_to_0(model, gsm8k_copy, directions):
+    run = gsm8k_copy.run()
+    request = SweepRequest(1, (-2.0, 2.0), "sd", "clamp", sampling=Sampling(16))
+    found = sweep(run, model, request, [Prompt(text) for text in PROMPTS])
+    assert [point.strength for point in found.points] == [-2.0, 0.0, 2.0]
+    (at_zero,) = (point for point in found.points if point.strength == 0)
+    assert at_zero.divergence.value > 0 and at_zero.effect.value != 0
+    assert (found.baseline.effect.value, found.baseline.divergence.value) == (0, 0)
+    plain = [row["text"] for row in found.rows if row["strength"] is None]
+    variants = make_variants(directions, 1, (0.0,), "unit", operation="clamp")
+    assert [variant.name for variant in variants] == ["baseline", "+0"]
+    for prompt, text, row in zip(PROMPTS, plain, (row for row in found.rows if row["strength"] == 0), strict=True):
+        (one,) = compare(run, model, [prompt], variants, Sampling(16), 1)
+        assert [response.text for response in one.responses] == [text, row["text"]]
+    sweep_id = gsm8k_copy.save_sweep(found)
+    loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
+    assert loaded.baseline == found.baseline
+    assert list(table_of_sweep(loaded)["strength (sd)"]) == ["not steered", "-2", "+0", "+2"]
+
+
+def test_where_the_unsteered_texts_are_empty_nothing_is_called_damage_for_it():
+    empty = {"score": np.nan, "perplexity": np.nan, "divergence": np.nan, "repetition": 0.0, "tokens": 0}
+    facts = [fact(p, 0.0, **empty) for p in range(4)]
+    facts += [fact(p, 1.0, **empty) for p in range(4)]
+    facts += [fact(p, 2.0, repetition=0.5) for p in range(4)]
+    assert [point.is_damaged for point in summarise(facts, 1.0)] == [False, False, True]
+
+
+DAMAGED = ["{", "{}", "[]", "null", '{"points": [], "rows": [], "request": {}}', '{"points": 1, "reaches": 2}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_sweeps_and_ranges_are_passed_over(gsm8k_copy, content):
+    run = gsm8k_copy.run()
+    for path in (gsm8k_copy.root / "sweeps" / run.id / "00.json", run.folder / "steering" / "d1.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert gsm8k_copy.sweeps(run.id) == {} and run.suggested_range(1) is None
+
+
+def test_prompts_of_several_lengths_share_a_batch_but_with_alibi(model, tmp_path):
+    alibi = load_model(save_tiny(FAMILIES["falcon-alibi"](), tmp_path), dtype="float32", device="cpu")
+    lengths = [3, 3, 3, 5, 5, 3]
+    assert list(row_batches(alibi, lengths, 2)) == [range(2), range(2, 3), range(3, 5), range(5, 6)]
+    assert list(row_batches(model, lengths, 4)) == [range(4), range(4, 6)]
+    assert not list(row_batches(alibi, [], 2))
+
+
+def test_a_prompt_without_a_token_is_said(model):
+    tokenizer = type("Empty", (), {"__call__": lambda *_args, **_options: {"input_ids": []}, "eos_token_id": 2})()
+    with pytest.raises(BasiscopeError, match="no token that the model knows"):
+        encode_prompt(replace(model, tokenizer=tokenizer), "a", {}, "plain", 4)
 
 
 # --- prompts --------------------------------------------------------------------------------------------
@@ -236,6 +328,83 @@ def test_prompts_come_from_files_of_several_kinds(gsm8k_run, gsm8k, tmp_path):
             read_prompts(str(tmp_path / name), gsm8k_run, answer)
     with pytest.raises(BasiscopeError, match="cannot be read"):
         read_prompts(str(tmp_path / "none.txt"), gsm8k_run)
+
+
+CHAT_CHOICES = {
+    "messages": ({"messages": "m"}, "auto", "chat"),
+    "nested messages": ({"messages": "text.m"}, "auto", "chat"),
+    "plain messages": ({"messages": "m"}, "plain", "plain"),
+    "chat text": ({"text": "text"}, "chat", "chat"),
+}
+
+
+@pytest.mark.parametrize("choice", CHAT_CHOICES)
+def test_a_template_is_applied_once_to_the_prompts_of_a_chat_run(chat_stories, write_rows, tmp_path, choice):
+    """The ids that the run itself read, up to the response."""
+    columns, template, resolved = CHAT_CHOICES[choice]
+    asked = [f"Where did {name} go?" for name in ("Ann", "Tom", "Lily", "Ben", "Sam")]
+    spoken = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Home."}] for q in asked]
+    rows = [{"m": m, "text": {"m": m}} for m in spoken]
+    if choice == "chat text":
+        rows = [{"text": q} for q in asked]
+    path = write_rows(rows)
+    request = Request(
+        chat_stories,
+        DataSource(path),
+        Columns(**columns),
+        Recipe(dtype="float32", template=template),
+        k=2,
+        device="cpu",
+        with_map=False,
+    )
+    run = recover(request, Workspace(tmp_path / "w"))
+    assert run.manifest["recipe"]["template"] == resolved
+    assert set(run_prompts(run, 5)) == set(asked)
+    if choice != "nested messages":
+        assert [prompt.text for prompt in read_prompts(path, run)] == asked
+    model = load_run_model(run, "cpu")
+    windows = run.windows()
+    for i, question in enumerate(asked):
+        ids = encode_prompt(model, question, *how_encoded(run), 10)
+        read = list(windows.ids[windows.offsets[i] : windows.offsets[i + 1]])
+        assert len(ids) > 8 and list(ids)[:-1] == read[: len(ids) - 1]
+        text = model.tokenizer.decode(ids)
+        assert text.count(question) == text.count("user" if resolved == "chat" else "User:") == 1
+
+
+def test_prompts_that_do_not_fit_are_passed_over_or_named(model, gsm8k_run, write_rows, tmp_path):
+    path = write_rows([{"q": "word " * 900, "a": "x"}] * 30 + [{"q": "The sun", "a": "y"}] * 2)
+    request = Request(
+        gsm8k_run.manifest["model"]["name"],
+        DataSource(path),
+        Columns(prompt="q", response="a"),
+        Recipe(dtype="float32"),
+        k=1,
+        device="cpu",
+        with_map=False,
+    )
+    run = recover(request, Workspace(tmp_path / "w"))
+    assert run_prompts(run, 3)[:2] == ["The sun"] * 2 and len(run_prompts(run, 3)) == 3
+    assert usable_prompts(run, model, 12, 10) == [Prompt("The sun")] * 2
+    with pytest.raises(BasiscopeError, match="no prompt of its examples leaves room"):
+        usable_prompts(run, model, 12, 600)
+    variants = make_variants(Directions.of(run), 1, (1.0,), "unit")
+    with pytest.raises(BasiscopeError, match="Prompt 2: The prompt has"):
+        compare(run, model, ["a", "word " * 900], variants, Sampling(4), 1)
+    with pytest.raises(BasiscopeError, match="no prompt to sweep over"):
+        sweep(run, model, SweepRequest(1, (1.0,)), [])
+    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)))
+    assert max(seen.starts) == 256 and len(seen.texts) == 4
+
+
+def test_another_model_than_the_run_s_is_refused(model, gsm8k_run):
+    other = replace(model, fingerprint="0")
+    with pytest.raises(BasiscopeError, match="has changed since run"):
+        compare(
+            gsm8k_run, other, ["a"], make_variants(Directions.of(gsm8k_run), 1, (1.0,), "unit"), Sampling(4), 1
+        )
+    with pytest.raises(BasiscopeError, match="has changed since run"):
+        sweep(gsm8k_run, other, SweepRequest(1, (1.0,)), [Prompt("a")])
 
 
 def test_a_run_gives_prompts_of_its_own(gsm8k_run):

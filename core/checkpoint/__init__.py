@@ -40,6 +40,7 @@ def export(
         raise BasiscopeError(f"Format {kind!r} is not one of {', '.join(FORMATS)}.")
     if not np.isfinite(strength) or strength == 0:
         raise BasiscopeError(f"Strength {strength:g}: there is nothing to export.")
+    out = out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BasiscopeError(f"Folder {out} is there and not empty; give a new one.")
     directions = Directions.of(run)
@@ -48,17 +49,19 @@ def export(
     write = writer_for(model, vectors, kind)
     expected = observe(model, run, directions, Steering(((direction, strength),)))
     dtype = model.dtype
+    is_spread = getattr(model.module, "hf_device_map", None) is not None
+    device = "auto" if is_spread else str(model.device)
     card = write_card(run, model, direction, strength, kind)
     del model
     with _new_folder(out) as folder:
         write(folder)
-        steered_module = RELOAD[kind](folder, load, dtype)
+        steered_module = RELOAD[kind](folder, load, dtype, device)
         agreement = compare_logits(expected, steered_module, dtype)
         del steered_module
         if not agreement.holds:
             raise BasiscopeError(
                 f"The export, loaded again, does not steer as the live hook does ({agreement}); nothing is kept. "
-                "A larger strength may show more than rounding; --format vector always works."
+                "A larger strength may show more than rounding."
             )
         facts = asdict(agreement) | {"direction": direction, "strength": strength, "format": kind, "run": run.id}
         (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")

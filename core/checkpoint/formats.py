@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FORMATS = ("checkpoint", "peft", "gguf", "vector")
+NOT_COPIED = {"transformers_version", "architectures", "model_type", "layer_types", "_name_or_path"}
+NOT_COPIED |= {"id2label", "label2id", "problem_type"}
+"""Of the config of a model that is rewritten as a Llama: what is not so of a Llama, or of this machine."""
 SNIPPET = """\
 from safetensors.torch import load_file
 for name, vector in load_file("vector.safetensors").items():
@@ -96,7 +99,7 @@ def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: st
     names = {block: f"{paths[id(part)]}.{layer.path}" for block, part in enumerate(model.blocks)}
     if kind == "peft":
         widths = {names[block]: _width(model.module.get_submodule(names[block])) for block in biases}
-        base, is_conv = model.name, config.model_type == "gpt2"
+        base, is_conv = (model.name, model.revision), config.model_type == "gpt2"
         by_name = {names[block]: bias for block, bias in biases.items()}
         return lambda folder: _write_peft(folder, base, by_name, widths, is_conv)
     source = locate_model(model.name, model.revision)
@@ -131,16 +134,34 @@ def _new_config(config: Any, layer: Layer, stored: dict[str, Any]) -> dict[str, 
         return None
     from transformers import LlamaConfig
 
-    known = set(LlamaConfig().to_dict()) - {"transformers_version", "architectures", "model_type", "layer_types"}
-    whole = config.to_dict() | {"dtype": stored.get("dtype", stored.get("torch_dtype"))}
+    known = set(LlamaConfig().to_dict()) - NOT_COPIED
+    whole = config.to_dict()
     kept = {key: value for key, value in whole.items() if key in known}
     heads = whole["hidden_size"] // whole["num_attention_heads"]
-    return kept | {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": config.model_type == "qwen2",
-        "mlp_bias": True,
-        "head_dim": whole.get("head_dim") or heads,
+    return (
+        kept
+        | _for_older_readers(stored, whole.get("rope_parameters") or {})
+        | {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": config.model_type == "qwen2",
+            "mlp_bias": True,
+            "head_dim": whole.get("head_dim") or heads,
+        }
+    )
+
+
+def _for_older_readers(stored: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 4 and other readers look for under names of their own; without them they would take
+    another base of the rotary positions, without a word."""
+    dtype = stored.get("dtype", stored.get("torch_dtype"))
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    is_scaled = scaling.get("rope_type", "default") != "default"
+    return {
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "rope_theta": stored.get("rope_theta", rope.get("rope_theta")),
+        "rope_scaling": stored.get("rope_scaling", scaling if is_scaled else None),
     }
 
 
@@ -245,10 +266,14 @@ def _width(layer: Any) -> int:
 
 
 def _write_peft(
-    folder: Path, base: str, biases: Mapping[str, np.ndarray], widths: Mapping[str, int], is_conv: bool
+    folder: Path,
+    base: tuple[str, str | None],
+    biases: Mapping[str, np.ndarray],
+    widths: Mapping[str, int],
+    is_conv: bool,
 ) -> None:
-    """A LoRA of rank 1 whose product is zero and whose B has the bias: exact wherever the bias is. `biases` and
-    `widths`, the numbers of inputs, by the layers' full names."""
+    """A LoRA of rank 1 whose product is zero and whose B has the bias: exact wherever the bias is. `base` is the
+    model's name and revision; `biases` and `widths`, the numbers of inputs, by the layers' full names."""
     from peft import LoraConfig
     from safetensors.numpy import save_file
 
@@ -259,7 +284,8 @@ def _write_peft(
         lora_bias=True,
         fan_in_fan_out=is_conv,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
+        base_model_name_or_path=base[0],
+        revision=base[1],
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
@@ -298,11 +324,13 @@ def _write_vector(folder: Path, vectors: Mapping[int, np.ndarray]) -> None:
 # --- loading it again -----------------------------------------------------------------------------------
 
 
-def _reload_checkpoint(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> PreTrainedModel:
-    return load_model(str(folder), dtype=dtype).module
+def _reload_checkpoint(
+    folder: Path, load: Callable[[], LanguageModel], dtype: str, device: str
+) -> PreTrainedModel:
+    return load_model(str(folder), dtype=dtype, device=device).module
 
 
-def _reload_peft(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> Any:
+def _reload_peft(folder: Path, load: Callable[[], LanguageModel], dtype: str, device: str) -> Any:
     from peft import PeftModel
 
     with warnings.catch_warnings():
@@ -310,7 +338,7 @@ def _reload_peft(folder: Path, load: Callable[[], LanguageModel], dtype: str) ->
         return PeftModel.from_pretrained(load().module, str(folder)).eval()
 
 
-def _reload_gguf(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> PreTrainedModel:
+def _reload_gguf(folder: Path, load: Callable[[], LanguageModel], dtype: str, device: str) -> PreTrainedModel:
     """Read as llama.cpp does: `direction.N` is added to the output of block N."""
     import torch
     from gguf import GGUFReader
@@ -330,7 +358,7 @@ def _adding(vector: torch.Tensor) -> Any:
     return hook
 
 
-def _reload_vector(folder: Path, load: Callable[[], LanguageModel], dtype: str) -> PreTrainedModel:
+def _reload_vector(folder: Path, load: Callable[[], LanguageModel], dtype: str, device: str) -> PreTrainedModel:
     """By the very lines that the card gives."""
     model = load()
     here = SNIPPET.replace('"vector.safetensors"', repr(str(folder / "vector.safetensors")))
@@ -338,8 +366,8 @@ def _reload_vector(folder: Path, load: Callable[[], LanguageModel], dtype: str) 
     return model.module
 
 
-Reload = Callable[[Path, Callable[[], LanguageModel], str], Any]
-"""Called as reload(folder, load, dtype): the steered module; `load` gives the run's own model."""
+Reload = Callable[[Path, Callable[[], LanguageModel], str, str], Any]
+"""Called as reload(folder, load, dtype, device): the steered module; `load` gives the run's own model."""
 RELOAD: dict[str, Reload] = {
     "checkpoint": _reload_checkpoint,
     "peft": _reload_peft,

@@ -94,6 +94,7 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         raise click.UsageError("Give one of --strength and --variants.")
     if (options["prompt"] is None) == (options["prompts"] is None):
         raise click.UsageError("Give one of --prompt and --prompts.")
+    _check_unit(options)
     opened = Workspace(workspace).run(run)
     check_direction(opened, options["direction"])
     sampling = _sampling(options, Sampling)
@@ -115,8 +116,8 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         progress("model", 0, 1)
         model = load_run_model(opened, device)
 
-        def watch(step: int, _snapshot: Any) -> bool:
-            progress("generate", step, sampling.max_new_tokens)
+        def watch(step: int | None, _snapshot: Any) -> bool:
+            progress("generate", sampling.max_new_tokens if step is None else step, sampling.max_new_tokens)
             return True
 
         found = compare(opened, model, prompts, variants, sampling, options["direction"], options["unit"], watch)
@@ -124,6 +125,11 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         "objects": [_object(i, one, response) for i, one in enumerate(found) for response in one.responses],
         "lines": [line for one in found for line in _comparison_lines(one)],
     }
+
+
+def _check_unit(options: dict[str, Any]) -> None:
+    if options["operation"] == "remove" and options["unit"] == "sd":
+        raise click.UsageError("--op remove takes a share of the direction out: --unit sd means nothing there.")
 
 
 def _sampling(options: dict[str, Any], sampling: Any) -> Any:
@@ -197,13 +203,18 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     from core.steering import sweep as sweeps
     from core.steering.generation import Sampling
     from core.steering.intervention import Directions
-    from core.steering.prompts import Prompt, read_prompts, run_prompts
+    from core.steering.prompts import read_prompts, usable_prompts
 
     if options["answer"] and not options["prompts"]:
         raise click.UsageError("--answer needs --prompts, whose column it is.")
     calibrating = options["strengths"] is None
-    if calibrating and options["operation"] != "add":
-        raise click.UsageError("The calibrating sweep is for --op add; give --strengths.")
+    _check_unit(options)
+    defaults = {"operation": "add", "blocks": None, "scope": "all", "temperature": 0.0}
+    if calibrating and any(options[name] != value for name, value in defaults.items()):
+        raise click.UsageError(
+            "The calibrating sweep is for --op add in all blocks and at all positions, at temperature 0, as the "
+            "range that it suggests; give --strengths."
+        )
     space = Workspace(workspace)
     opened = space.run(run)
     check_direction(opened, options["direction"])
@@ -224,10 +235,11 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     if options["prompts"]:
         prompts = read_prompts(options["prompts"], opened, options["answer"], options["limit"])
     else:
-        prompts = [Prompt(text) for text in run_prompts(opened, limit)]
+        prompts = []
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)
+        prompts = prompts or usable_prompts(opened, model, limit, request.sampling.max_new_tokens)
         verifier = _demo_verify if is_demo(opened) else verify
         found = sweeps.sweep(opened, model, request, prompts, verifier, progress)
     sweep_id = space.save_sweep(found)

@@ -12,7 +12,7 @@ from core.selection.pool import Constraints, Pool, Quota
 
 LENGTH_STRATA = 10
 REST = "(the rest)"
-MOST_CELLS = 2_000
+MOST_CELLS = 5_000
 """Combinations of the values of the columns concerned; planning over more takes too long."""
 
 
@@ -130,7 +130,7 @@ def _closest(
         integrality=np.repeat([1, 0], m),
         bounds=Bounds(0, np.concatenate([there, np.full(m, np.inf)])),
         constraints=[
-            LinearConstraint(sparse.hstack([sparse.csr_array(inside.astype(float)), nothing]), least, most),
+            LinearConstraint(sparse.hstack([sparse.csr_array(inside).astype(float), nothing]), least, most),
             LinearConstraint(sparse.hstack([eye, -eye]), -np.inf, target),
             LinearConstraint(sparse.hstack([eye, eye]), target, np.inf),
         ],

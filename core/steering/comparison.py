@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +13,11 @@ import numpy as np
 from core.errors import BasiscopeError
 from core.model import LanguageModel
 from core.reading import token_texts
+from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
+from core.steering.prompts import how_encoded
 from core.workspace import Run, now
 
 BATCH_ROWS = 32
@@ -103,23 +106,34 @@ class Comparison:
     def from_dict(cls, stored: Mapping[str, Any]) -> Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
-            return cls(**{**stored, "sampling": Sampling(**stored["sampling"]), "responses": responses})
-        except (KeyError, TypeError) as error:
+            made = {"sampling": Sampling(**stored["sampling"]), "responses": responses}
+            return cls(**{**stored, **made, "direction": int(stored["direction"])})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"A saved comparison is damaged: {error}.") from error
 
     def as_markdown(self) -> str:
-        """For other documents: prompt and responses as indented code, so that nothing in them is interpreted."""
-        title = f"# {self.name or 'Steering'}: direction {self.direction}"
+        """For other documents: prompt and responses as indented code and all else escaped, so that nothing in
+        them is interpreted."""
+        title = f"# {_escaped(self.name) or 'Steering'}: direction {self.direction}"
         facts = [f"run {self.run}", f"model {self.model}", f"{self.created}", f"label {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
-        parts = [title, "; ".join(facts).replace("`", "'"), "## Prompt", _indented(self.prompt)]
+        parts = [title, _escaped("; ".join(facts)), "## Prompt", _indented(self.prompt)]
         for response in self.responses:
-            parts += [f"## {response.variant}", describe(response), _indented(response.text)]
+            parts += [f"## {_escaped(response.variant)}", _escaped(describe(response)), _indented(response.text)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _escaped(text: str) -> str:
+    """One line of Markdown that reads as the text: nothing in it is a link, a picture or HTML.
+
+    >>> _escaped("![x](http://a)")
+    '\\\\!\\\\[x\\\\]\\\\(http\\\\://a\\\\)'
+    """
+    return re.sub(r"([!\"#$&()*.:<>?@\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
 
 
 def describe(response: Response) -> str:
@@ -140,9 +154,10 @@ def describe(response: Response) -> str:
     return "; ".join([*facts, *([response.note] if response.note else [])])
 
 
-Watch = Callable[[int, Callable[[], tuple[Comparison, ...]]], bool]
-"""Called as watch(tokens so far, snapshot) before every token of a batch; returns whether to go on. snapshot()
-gives the comparisons of the batch as they stand."""
+Watch = Callable[[int | None, Callable[[], tuple[Comparison, ...]]], bool]
+"""Called as watch(tokens so far, snapshot) before every token of a batch, and with None for the tokens once all
+is written and before it is assessed; returns whether to go on. snapshot() gives the comparisons of the batch as
+they stand. What is stopped is not assessed."""
 
 
 def compare(
@@ -159,15 +174,14 @@ def compare(
 
     Raises BasiscopeError where a prompt cannot be used, before anything is generated.
     """
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
-    encoded = [encode_prompt(model, text, columns, template, sampling.max_new_tokens) for text in prompts]
+    check_model(run, model)
+    encoded = encode_prompts(model, prompts, *how_encoded(run), sampling.max_new_tokens)
     directions, labels = Directions.of(run), run.labels()
     label = labels[direction].text if direction in labels else ""
     base = Comparison(run.id, run.manifest["model"]["name"], "", direction, label, sampling, (), unit)
     size = max(1, BATCH_ROWS // len(variants))
     done: list[Comparison] = []
-    for start in range(0, len(prompts), size):
-        numbers = range(start, min(start + size, len(prompts)))
+    for numbers in row_batches(model, [len(ids) for ids in encoded], size):
         rows = [Row(encoded[i], variant.steering, sampling.seed + i) for i in numbers for variant in variants]
         batch = _Batch(model, directions, rows, [prompts[i] for i in numbers], variants, base)
         done += batch.run(watch)
@@ -206,6 +220,10 @@ class _Batch:
         steps.close()
         self.generation.ended = [end or "stopped" for end in self.generation.ended]
         seconds = time.perf_counter() - self._start
+        if watch is not None and not self.was_stopped:
+            watch(None, self._snapshot)
+        if self.was_stopped:
+            return self._snapshot(seconds)
         return self._snapshot(seconds, assess(self.model, self.directions, self.rows, self.generation.tokens))
 
     def _snapshot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +62,51 @@ def encode_prompt(
 
     Raises BasiscopeError for an empty prompt, and for one that leaves no room for the new tokens.
     """
+    ids = prompt_ids(model, prompt, columns, template)
+    if model.context and len(ids) + max_new_tokens > model.context:
+        raise BasiscopeError(
+            f"The prompt has {len(ids):,} tokens, and {max_new_tokens:,} new ones would exceed the model's "
+            f"context of {model.context:,}: shorten it, or lower the number of new tokens."
+        )
+    return ids
+
+
+def encode_prompts(
+    model: LanguageModel, prompts: Sequence[str], columns: Mapping[str, str], template: str, max_new_tokens: int
+) -> list[tuple[int, ...]]:
+    """As `encode_prompt`; where one of several cannot be used, the error says which."""
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            found.append(encode_prompt(model, prompt, columns, template, max_new_tokens))
+        except BasiscopeError as error:
+            raise BasiscopeError(f"Prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
+    return found
+
+
+def row_batches(model: LanguageModel, lengths: Sequence[int], size: int) -> Iterator[range]:
+    """Neighbouring prompts of these lengths, up to `size` at a time; only of one length where the model tells
+    positions by ALiBi, which counts the padding."""
+    config = model.module.config.get_text_config()
+    has_alibi = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        is_full = stop == len(lengths) or stop - start == size
+        if is_full or (has_alibi and lengths[stop] != lengths[start]):
+            yield range(start, stop)
+            start = stop
+
+
+def prompt_ids(model: LanguageModel, prompt: str, columns: Mapping[str, str], template: str) -> tuple[int, ...]:
+    """Token ids of a prompt of any length. Raises BasiscopeError where it is empty, or nothing is left of it."""
     if not prompt.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
     text, special = prompt_text(prompt, columns, template, model.tokenizer)
     ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
-    if model.context and len(ids) + max_new_tokens > model.context:
-        raise BasiscopeError(
-            f"The prompt has {len(ids):,} tokens, and {max_new_tokens:,} new ones would exceed the model's "
-            f"context of {model.context:,}: shorten it, or lower the number of new tokens."
-        )
+    if not ids:
+        raise BasiscopeError("The prompt has no token that the model knows: write another text to go on from.")
     return tuple(ids)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import BasiscopeError
-from core.model import LanguageModel
+from core.model import LanguageModel, choose_device, choose_dtype
 from core.recovery import load_run_model
 from core.steering.comparison import Comparison, Variant, compare
 from core.steering.generation import Sampling
@@ -34,8 +34,9 @@ class Question:
 
 @dataclass
 class Stream:
-    """A question on its way. `state` is `waiting`, `loading`, `running`, or one of ENDED; `comparison` grows while
-    it runs; `message` says why it failed. Only the worker writes it, but for `stop`."""
+    """A question on its way. `state` is `waiting`, `loading`, `running`, `assessing` once the texts are written,
+    or one of ENDED; `comparison` grows while it runs; `message` says why it failed. Only the worker writes it, but
+    for `stop`."""
 
     question: Question
     state: str = "waiting"
@@ -75,11 +76,17 @@ class LiveStatus:
     busy: bool
 
 
+def load_live_model(run: Run) -> LanguageModel:
+    """A run's model for generation: on a GPU in bfloat16 where it has that, else as the run has it."""
+    device = choose_device()
+    return load_run_model(run, device, choose_dtype("auto", device) if device.startswith("cuda") else None)
+
+
 class LiveModel:
     """Answers questions in the order they came, in a thread of its own; loads the model that a question needs,
     in place of the one before."""
 
-    def __init__(self, load: Callable[[Run], LanguageModel] = load_run_model) -> None:
+    def __init__(self, load: Callable[[Run], LanguageModel] = load_live_model) -> None:
         self._load = load
         self._changed = threading.Condition()
         self._queue: deque[Stream] = deque()
@@ -126,8 +133,13 @@ class LiveModel:
     def _forget(self) -> None:
         import gc
 
+        was_loaded = self._model is not None
         self._model, self._key, self._run_id, self._to_unload = None, (), None, False
         gc.collect()
+        if was_loaded:
+            import torch
+
+            torch.cuda.empty_cache()  # nothing where there is no GPU in use
 
     def _work(self) -> None:
         while True:
@@ -159,15 +171,18 @@ class LiveModel:
         model = self._model_of(question.run)
         stream.state, last = "running", 0.0
 
-        def watch(_step: int, snapshot: Callable[[], Sequence[Comparison]]) -> bool:
+        def watch(step: int | None, snapshot: Callable[[], Sequence[Comparison]]) -> bool:
             nonlocal last
-            if time.monotonic() - last >= SNAPSHOT_SECONDS:
+            if step is None:
+                stream.state = "assessing"
+            if step is None or time.monotonic() - last >= SNAPSHOT_SECONDS:
                 (stream.comparison,), last = snapshot(), time.monotonic()
             return not stream.was_stopped
 
         asked = (question.sampling, question.direction, question.unit, watch)
         (stream.comparison,) = compare(question.run, model, [question.prompt], question.variants, *asked)
-        stream.state = "stopped" if stream.was_stopped else "done"
+        was_cut = any(response.ended == "stopped" for response in stream.comparison.responses)
+        stream.state = "stopped" if was_cut else "done"
 
     def _model_of(self, run: Run) -> LanguageModel:
         facts = run.manifest["model"]

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import DataSource, ReadReport, Row, column_paths, field_value, guess_columns, read_rows
+from core.examples import (
+    DataSource,
+    ReadReport,
+    Row,
+    as_messages,
+    column_paths,
+    field_value,
+    guess_columns,
+    kept_columns,
+    read_rows,
+)
+from core.model import LanguageModel
+from core.steering.generation import encode_prompt
 from core.workspace import Run
 
 OPENING_WORDS = 16
 """A run without prompts is asked to go on from so many words of its texts."""
+TRIES = 10
+"""So many of a run's prompts are looked at for each that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +67,64 @@ def read_prompts(path: str, run: Run, answer: str | None = None, limit: int | No
 
 def _from_rows(path: str, rows: list[Row], columns: Mapping[str, str], answer: str | None) -> list[Prompt]:
     names = column_paths(rows)
-    own = columns.get("prompt") or columns.get("text")
-    column = own if own in names else guess_columns(names).prompt if names else None
+    own = columns.get("prompt") or columns.get("text") or columns.get("messages")
+    guessed = guess_columns(names) if names else None
+    column = own if own in names else guessed and (guessed.prompt or guessed.messages)
     column = column or ("text" if "text" in names else None)
     if column is None:
         raise BasiscopeError(f"Prompts {path}: no column of prompts among {', '.join(names) or 'none'}.")
     if answer and answer not in names:
         raise BasiscopeError(f"Prompts {path}: no column {answer!r} among {', '.join(names)}.")
-    found = ((field_value(row, column), field_value(row, answer) if answer else None) for row in rows)
-    return [Prompt(str(text), None if a is None else str(a)) for text, a in found if text and str(text).strip()]
+    found = ((_question(field_value(row, column)), field_value(row, answer) if answer else None) for row in rows)
+    return [Prompt(text, None if a is None else str(a)) for text, a in found if text and text.strip()]
 
 
 def run_prompts(run: Run, n: int, seed: int = 0, most_characters: int = 2_000) -> list[str]:
     """Prompts of up to `n` random examples of the run, not too long ones first of all; texts without a prompt
-    of their own give their first words."""
-    column = "prompt" if "prompt" in run.columns() else "text"
-    texts = run.examples([column])[column].fillna("")
+    of their own give their first words. They are as a person would write them, before any template."""
+    texts = _asked(run)
     order = np.random.default_rng(seed).permutation(len(texts))
-    chosen = [str(texts.iloc[i]) for i in order]
-    chosen = [text if column == "prompt" else " ".join(text.split()[:OPENING_WORDS]) for text in chosen]
-    return [text for text in chosen if text.strip() and len(text) <= most_characters][:n]
+    chosen = [texts[i] for i in order if texts[i].strip()]
+    return sorted(chosen, key=lambda text: len(text) > most_characters)[:n]
+
+
+def usable_prompts(run: Run, model: LanguageModel, n: int, max_new_tokens: int) -> list[Prompt]:
+    """Those of `run_prompts` that the model can go on from. Raises BasiscopeError where there is none."""
+    found = []
+    for text in run_prompts(run, TRIES * n):
+        with suppress(BasiscopeError):
+            encode_prompt(model, text, *how_encoded(run), max_new_tokens)
+            found.append(Prompt(text))
+    if not found:
+        raise BasiscopeError(
+            f"Run {run.id}: no prompt of its examples leaves room for {max_new_tokens} new tokens; give --prompts."
+        )
+    return found[:n]
+
+
+def how_encoded(run: Run) -> tuple[Mapping[str, str], str]:
+    """The columns (role -> column) and the template of a run's examples, as `encode_prompt` takes them."""
+    return run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
+
+
+def _asked(run: Run) -> list[str]:
+    """What is asked in each of the run's examples."""
+    columns, template = how_encoded(run)
+    if "prompt" in columns:
+        return [str(text) for text in run.examples(["prompt"])["prompt"].fillna("")]
+    if "text" in columns and template == "plain":
+        return [" ".join(text.split()[:OPENING_WORDS]) for text in run.examples(["text"])["text"]]
+    path = columns.get("messages") or columns["text"]
+    top = path if set(kept_columns({path: None})) <= set(run.columns()) else path.split(".")[0]
+    (kept,) = kept_columns({top: None})
+    values = run.examples([kept])[kept]
+    if kept in run.manifest["data"].get("json_columns", ()):
+        values = values.map(lambda value: None if value is None else json.loads(value))
+    return [_question(field_value({top: value}, path)) or "" for value in values]
+
+
+def _question(value: Any) -> str | None:
+    """A prompt column's value as text: of chat messages the first that a user wrote."""
+    if messages := as_messages(value):
+        return next((message["content"] for message in messages if message["role"] == "user"), None)
+    return None if value is None or value != value else str(value)

@@ -13,10 +13,11 @@ from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, Verify, mean_interval, share_interval, verify
 from core.model import LanguageModel
+from core.recovery import check_model
 from core.steering.assessment import assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
-from core.steering.prompts import Prompt
+from core.steering.prompts import Prompt, how_encoded
 from core.workspace import Run
 
 BATCH_ROWS = 32
@@ -95,9 +96,16 @@ class Point:
         return cls(**{**stored, **intervals})
 
 
+NAMED = {"direction", "operation", "unit", "scope", "prompts"}
+"""What a kept sweep says of its request at least."""
+
+
 @dataclass(frozen=True)
 class Sweep:
-    """Points by rising strength in `request.unit`, the texts behind them, and the range without damage."""
+    """Points by rising strength in `request.unit`, the texts behind them, and the range without damage.
+
+    baseline: the unsteered texts, where no strength means them: a clamp to 0 is not nothing
+    """
 
     run: str
     request: dict[str, Any]
@@ -106,14 +114,23 @@ class Sweep:
     rows: tuple[dict[str, Any], ...]
     low: float
     high: float
+    baseline: Point | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return _without_nan(asdict(self))
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Sweep:
-        points = tuple(Point.from_dict(_with_nan(point)) for point in stored["points"])
-        return cls(**{**stored, "points": points, "rows": tuple(stored["rows"])})
+        """Raises BasiscopeError where it is damaged."""
+        try:
+            points = tuple(Point.from_dict(_with_nan(point)) for point in stored["points"])
+            baseline = stored.get("baseline") and Point.from_dict(_with_nan(stored["baseline"]))
+            if not points or not set(stored["request"]) >= NAMED:
+                raise ValueError("it does not say what was swept")
+            made = {"points": points, "baseline": baseline, "rows": tuple(stored["rows"])}
+            return cls(**{**stored, **made})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BasiscopeError(f"A kept sweep is damaged: {error}.") from error
 
 
 def _without_nan(value: Any) -> Any:
@@ -142,9 +159,12 @@ def sweep(
     verifier: Verify = verify,
     progress: Progress = silent,
 ) -> Sweep:
-    """Generate from every prompt at every strength, assess the texts, and find the range without damage."""
+    """Generate from every prompt at every strength, assess the texts, and find the range without damage.
+
+    Raises BasiscopeError where there is no prompt, one cannot be used, or the model is not the run's.
+    """
     directions = Directions.of(run)
-    steerings = {
+    steerings: dict[float | None, Steering] = {
         strength: Steering(
             ((request.direction, directions.in_unit(request.direction, strength, request.unit)),),
             request.operation,
@@ -154,16 +174,17 @@ def sweep(
         for strength in request.with_zero
     }
     if request.operation == "clamp":
-        steerings[0.0] = Steering()
-    columns, template = run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
-    encoded = [
-        encode_prompt(model, prompt.text, columns, template, request.sampling.max_new_tokens) for prompt in prompts
-    ]
+        steerings[None] = Steering()
+    if not prompts:
+        raise BasiscopeError("There is no prompt to sweep over; give --prompts.")
+    check_model(run, model)
+    texts = [prompt.text for prompt in prompts]
+    encoded = encode_prompts(model, texts, *how_encoded(run), request.sampling.max_new_tokens)
     jobs = [(i, strength) for i in range(len(prompts)) for strength in steerings]
     facts: list[dict[str, Any]] = []
     progress("sweep", 0, len(jobs))
-    for start in range(0, len(jobs), BATCH_ROWS):
-        batch = jobs[start : start + BATCH_ROWS]
+    for numbers in row_batches(model, [len(encoded[i]) for i, _ in jobs], BATCH_ROWS):
+        batch = [jobs[number] for number in numbers]
         rows = [Row(encoded[i], steerings[strength], request.sampling.seed + i) for i, strength in batch]
         generation = Generation(model, directions, rows, request.sampling).run()
         assessed = assess(model, directions, rows, generation.tokens)
@@ -183,12 +204,15 @@ def sweep(
                     "correct": None if answer is None else bool(verifier(answer, text)),
                 }
             )
-        progress("sweep", start + len(batch), len(jobs))
+        progress("sweep", numbers.stop, len(jobs))
     deviation = float(directions.deviations[request.direction - 1])
-    points = summarise(facts, deviation)
+    points, baseline = summarise(facts, deviation), None
+    if request.operation == "clamp":
+        unsteered = [fact for fact in facts if fact["strength"] is None]
+        (baseline,) = summarise([fact | {"strength": 0.0} for fact in unsteered], deviation)
     low, high = undamaged_range(points)
-    named = request.as_dict() | {"prompts": [prompt.text for prompt in prompts]}
-    return Sweep(run.id, named, deviation, points, tuple(facts), low, high)
+    named = request.as_dict() | {"prompts": texts, "answers": [prompt.answer for prompt in prompts]}
+    return Sweep(run.id, named, deviation, points, tuple(facts), low, high, baseline)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -196,13 +220,14 @@ def _mean(values: np.ndarray) -> float:
 
 
 def summarise(facts: Sequence[Mapping[str, Any]], deviation: float) -> tuple[Point, ...]:
-    """A Point for each strength in the facts of single texts, which include those of strength 0."""
-    by_strength: dict[float, dict[int, Mapping[str, Any]]] = {}
+    """A Point for each strength in the facts of single texts, which include the unsteered ones: those of the
+    strength None, else of 0."""
+    by_strength: dict[float | None, dict[int, Mapping[str, Any]]] = {}
     for fact in facts:
         by_strength.setdefault(fact["strength"], {})[fact["prompt"]] = fact
-    zero = by_strength[0.0]
+    zero = by_strength.pop(None) if None in by_strength else by_strength[0.0]
     points: list[Point] = []
-    for strength in sorted(by_strength):
+    for strength in sorted(found for found in by_strength if found is not None):
         own = by_strength[strength]
         pairs = [(fact, zero[prompt]) for prompt, fact in sorted(own.items())]
         broken = share_interval([fact["note"] is not None or fact["tokens"] == 0 for fact, _ in pairs])
@@ -227,7 +252,9 @@ def _is_damaged(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], br
     repeated = float(np.mean([fact["repetition"] - base["repetition"] for fact, base in pairs]))
     before = float(np.mean([base["note"] is not None or base["tokens"] == 0 for _, base in pairs]))
     if not np.isfinite(surprise):
-        return True
+        if any(np.isfinite(base["perplexity"]) for _, base in pairs):
+            return True
+        surprise = 0.0  # the unsteered texts are empty, too
     too_much = (surprise / np.log(PERPLEXITY_LIMIT), repeated / REPETITION_LIMIT, (broken - before) / BROKEN_LIMIT)
     return bool(max(too_much) > 1)
 
@@ -256,6 +283,16 @@ class SuggestedRange:
     deviation: float
     prompts: int
     reaches: tuple[bool, bool]
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> SuggestedRange:
+        """Raises BasiscopeError where it is damaged."""
+        try:
+            low, high, deviation = (float(stored[name]) for name in ("low", "high", "deviation"))
+            below, above = stored["reaches"]
+            return cls(low, high, deviation, int(stored["prompts"]), (bool(below), bool(above)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BasiscopeError(f"A suggested range is damaged: {error}.") from error
 
     @classmethod
     def of(cls, found: Sweep) -> SuggestedRange:

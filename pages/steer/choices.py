@@ -23,6 +23,8 @@ from core.workspace import Run
 from pages.common.session import DIRECTION
 
 EXAMPLES = 12
+NEXT_SEED = "steer_next_seed"
+"""Session key: the seed that the field is to show."""
 UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations"}
 OPERATION_NAMES = {"add": "add", "remove": "remove", "clamp": "clamp"}
 SCOPE_NAMES = {"all": "all positions", "response": "response", "prompt": "prompt", "first": "first tokens"}
@@ -119,6 +121,8 @@ def example_prompts(folder: str, _run: Run) -> list[str]:
 
 
 def choose_sampling() -> Sampling:
+    if NEXT_SEED in st.session_state:  # before the field is drawn, the only time when it can be set
+        st.session_state["steer_seed"] = st.session_state.pop(NEXT_SEED)
     with st.popover("Generation", icon=":material/settings:"):
         tokens = st.number_input("New tokens at most", 1, 4_096, 96, key="steer_tokens", persist_state="session")
         temperature = st.number_input(
@@ -145,8 +149,8 @@ def choose_sampling() -> Sampling:
 
 
 def next_seed(sampling: Sampling) -> Sampling:
-    """The same with the next seed, which the field shows from then on. For callbacks."""
-    st.session_state["steer_seed"] = sampling.seed + 1
+    """The same with the next seed, which the field shows from the next drawing on."""
+    st.session_state[NEXT_SEED] = sampling.seed + 1
     return replace(sampling, seed=sampling.seed + 1)
 
 

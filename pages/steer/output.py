@@ -31,7 +31,8 @@ def show_output(run: Run) -> None:
         if kept is None:
             st.info("This comparison is no longer kept.")
             return
-        st.subheader(f"Kept: {kept.name or kept.created}")
+        st.subheader("Kept")
+        st.text(kept.name or kept.created)
         st.text(kept.prompt)
         show_columns(kept)
         show_exports(kept)
@@ -51,7 +52,7 @@ def follow(stream: Stream) -> None:
 
 def show_stream(stream: Stream) -> None:
     model: LiveModel = live_model()
-    st.caption(stream_sentence(stream, model.before(stream), model.status()))
+    st.text(stream_sentence(stream, model.before(stream), model.status()))
     if stream.comparison:
         show_columns(stream.comparison, is_over=stream.is_over)
         if stream.is_over:
@@ -77,9 +78,10 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
                 html = figures.shaded_tokens(response.tokens, np.array(response.scores), scale=scale)
                 st.html(figures.CARD_STYLE + html)
             else:
-                st.html(figures.differing_text(response.text, responses[0].text if number else None))
+                baseline = responses[0].text if number and is_over else None
+                st.html(figures.differing_text(response.text, baseline))
             if is_over:
-                st.caption(describe(response))
+                st.text(describe(response))
 
 
 def offer_keeping(comparison: Comparison) -> None:
@@ -98,7 +100,7 @@ def show_exports(comparison: Comparison) -> None:
     second.download_button("JSON", data, "comparison.json", key="steer_json", width="stretch")
     with third.popover("Copy", icon=":material/content_copy:", width="stretch"):
         for response in comparison.responses:
-            st.caption(response.variant)
+            st.text(response.variant)
             st.code(response.text, language=None, wrap_lines=True)
 
 

@@ -23,10 +23,18 @@ from pages.steer.exports import show_exporting
 from pages.steer.output import OPENED, STREAM, show_kept, show_output
 from pages.steer.sweeps import show_sweeps
 
+WANTED = "steer_wanted"
+"""Session key: whether Generate has been clicked and nothing asked yet."""
+
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def directions_of(folder: str, _run: Run) -> Directions:
     return Directions.of(_run)
+
+
+def want() -> None:
+    """The prompt typed last reaches the page in the same run as the click, after callbacks: ask then."""
+    st.session_state[WANTED] = True
 
 
 def ask(question: Question) -> None:
@@ -58,12 +66,15 @@ def show(run: Run) -> None:
     go, stop, settings, status, unload = st.columns([1.5, 1, 1.5, 4, 1.3], vertical_alignment="center")
     with settings:
         sampling = choose_sampling()
+    question = Question(run, prompt, tuple(variants), sampling, choice.chosen[0], choice.unit)
+    if st.session_state.pop(WANTED, False):
+        ask(question)
     stream: Stream | None = st.session_state.get(STREAM)
     under_way = bool(stream and not stream.is_over)
-    question = Question(run, prompt, tuple(variants), sampling, choice.chosen[0], choice.unit)
+    can_stop = bool(under_way and stream and stream.state != "assessing")
     label = "Generate again" if stream else "Generate"
-    go.button(label, type="primary", key="generate", on_click=ask, args=(question,), width="stretch")
-    if stop.button("Stop", key="stop", disabled=not under_way, width="stretch") and stream:
+    go.button(label, type="primary", key="generate", on_click=want, width="stretch")
+    if stop.button("Stop", key="stop", disabled=not can_stop, width="stretch") and stream:
         stream.stop()
     live = live_model().status()
     status.caption("" if under_way else live_sentence(live))

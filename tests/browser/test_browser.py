@@ -348,7 +348,7 @@ def test_steered_texts_stream_side_by_side_are_shaded_kept_and_reopened(visit, a
     page.locator(".st-key-steer_name input").press("Enter")
     driver.settle(page)
     page.locator(".st-key-steer_keep button").click()
-    expect(page.get_by_test_id("stMain")).to_contain_text("Kept: <i>mine</i>")
+    expect(page.get_by_test_id("stMain")).to_contain_text("<i>mine</i>")
     ((kept_id, kept),) = workspace.comparisons(run.id).items()
     assert kept.prompt.endswith("<b>x</b>") and kept.responses[0].text.split() == texts[0].split()
     driver.open_page(page, f"{address}/steer?run={run.id}")
