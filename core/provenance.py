@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import pandas as pd
@@ -23,15 +24,31 @@ VALUE_NOTE = (
     "Coverage value says how much of the pool's spread a source's chosen examples stand for. It is not training "
     "value: nothing here was trained."
 )
+LEDGER_CELLS = 4_000_000
+"""Distances that are valued at once."""
 NOT_COMMERCIAL = "non-commercial"
+NEGATED = r"\b(?:no|not|never|without|isn't|nor)\b[^.;,]*"
+"""What a licence's text denies states none of the terms below."""
 LICENCES = (
-    (r"\bnc\b|non-?\s?commercial|no money is charged", NOT_COMMERCIAL),
-    (r"\bnd\b|no-?derivat", "no derivatives"),
-    (r"\bsa\b|share-?alike|\bgfdl\b|free documentation|\ba?gpl|cdla-sharing|\bodbl\b", "share-alike"),
-    (r"\bby\b|attribution|\bmit\b|apache|bsd|gfdl|free documentation|cdla|odc", "attribution"),
-    (r"\bcc0\b|public domain|unlicense", "free"),
-    (r"proprietary|all rights reserved", "forbidden"),
+    (
+        r"\bnc\b|\bnon-?\s?commercial|no money is charged"
+        r"|\b(?:no|not|never|without|except)\b[^.;,]*\bcommercial|\b(?:research|academic|educational)[\w\s]* only",
+        NOT_COMMERCIAL,
+    ),
+    (r"\bnd\b|\bno-?\s?derivat|\bnot?\b[^.;,]*\bderivat", "no derivatives"),
+    (r"proprietary|all rights reserved|\bunlicensed\b|\bnot licensed\b", "forbidden"),
 )
+"""Patterns of the terms that a licence's name states by saying no."""
+GRANTS = (
+    (r"\bsa\b|share-?\s?alike|\bgfdl\b|free documentation|\b[al]?gpl|cdla-sharing|\bodbl\b", "share-alike"),
+    (
+        r"\bcc[\s-]*by\b|^by(?=-|$)|attribution|\bmit\b(?! press)|\bapache|\bbsd\b|\bgfdl\b|free documentation"
+        r"|\bcdla|\bodc\b(?!-pddl)",
+        "attribution",
+    ),
+    (r"\bcc-?0\b|\bpublic domain\b|\bpddl\b|\bunlicense\b", "free"),
+)
+"""Patterns of those that it states by allowing; they are looked for outside what it denies."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,8 @@ class Origins:
     def __post_init__(self) -> None:
         if self.use not in USES:
             raise BasiscopeError(f"Use {self.use!r} is not one of {', '.join(USES)}.")
-        if self.total < 0:
-            raise BasiscopeError(f"Sum {self.total}: it must not be negative.")
+        if not 0 <= self.total < inf:
+            raise BasiscopeError(f"Sum {self.total}: it must be a number, and must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -77,10 +94,15 @@ def terms_of(licence: str) -> Terms:
     'unspecified'
     """
     text = licence.lower().replace("_", "-")
+    affirmed = re.sub(NEGATED, " ", text)
     names = frozenset(name for pattern, name in LICENCES if re.search(pattern, text))
-    if len(names) > 1:
-        names -= {"free"}
-    return Terms(names, bool(names))
+    names |= {name for pattern, name in GRANTS if re.search(pattern, affirmed)}
+    return Terms(_without_free(names), bool(names))
+
+
+def _without_free(names: frozenset[str]) -> frozenset[str]:
+    """Terms where free holds only if it stands alone."""
+    return names - {"free"} if len(names) > 1 else names
 
 
 def shapley(best: np.ndarray) -> np.ndarray:
@@ -115,8 +137,7 @@ def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
     column = _values(pool, origins.source, "--source")[rows]
     codes, names = pd.factorize(pd.Series(column), sort=True)
     near = nearest_by_group(pool.whitened, rows, codes, len(names))
-    best = 1.0 / (1.0 + near / similarity_scale(pool.whitened))
-    value = shapley(best).mean(axis=0)
+    alone, value, lost = _values_of(near, similarity_scale(pool.whitened))
     total = value.sum()
     tokens = np.bincount(codes, weights=pool.lengths[rows], minlength=len(names)).astype(int)
     counts = np.bincount(codes, minlength=len(names))
@@ -126,10 +147,10 @@ def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
             "examples": counts,
             "tokens": tokens,
             "share": counts / len(rows),
-            "coverage alone": best.mean(axis=0),
+            "coverage alone": alone,
             "shapley": value,
             "shapley share": value / total,
-            "leave one out": leave_one_out(best).mean(axis=0),
+            "leave one out": lost,
             "payment": origins.total * value / total,
         }
     )
@@ -143,10 +164,24 @@ def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
     return found.sort_values(["shapley", "source"], ascending=[False, True]).reset_index(drop=True)
 
 
+def _values_of(near: np.ndarray, scale: float) -> np.ndarray:
+    """(3, sources): each source's coverage alone, Shapley and leave-one-out value, the means over the pool, from
+    its squared distances near (n, sources); summed in float64, a part of the pool at a time."""
+    n, sources = near.shape
+    step = max(1, LEDGER_CELLS // sources)
+    sums = np.zeros((3, sources))
+    for start in range(0, n, step):
+        best = 1.0 / (1.0 + near[start : start + step].astype(np.float64) / scale)
+        sums += [part.sum(axis=0) for part in (best, shapley(best), leave_one_out(best))]
+    return sums / n
+
+
 def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
     """(terms, problem) of the licences of one source; no problem is an empty text."""
     terms = {licence: terms_of("" if licence == MISSING else licence) for licence in licences}
-    joined = Terms(frozenset().union(*(t.names for t in terms.values())), all(t.known for t in terms.values()))
+    known = all(t.known for t in terms.values())
+    names = _without_free(frozenset().union(*(t.names for t in terms.values())))
+    joined = Terms(names if known else names - {"free"}, known)
     problems = []
     if MISSING in licences:
         problems.append("licence missing" if len(licences) == 1 else "licence missing in part")

@@ -22,7 +22,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
+from core.selection import FORMATS, SCREENING_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +151,18 @@ class Run:
     def examples(self, columns: list[str] | None = None) -> pd.DataFrame:
         """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
         return self._table("examples.parquet", columns)
+
+    def records(self, example_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows of `examples` by example id, in the order asked for, each value of its stored type. Raises
+        BasiscopeError for an id that is not there."""
+        with self._examples_file() as file:
+            found = file.read(use_threads=False)
+        row_of = {example: row for row, example in enumerate(found["example_id"].to_pylist())}
+        missing = [example for example in example_ids if example not in row_of]
+        if missing:
+            raise BasiscopeError(f"Run {self.id} has no example {missing[0]} any more.")
+        records: list[dict[str, Any]] = found.take([row_of[example] for example in example_ids]).to_pylist()
+        return records
 
     def columns(self) -> list[str]:
         """The names of the columns of `examples`."""
@@ -569,7 +582,8 @@ class KeptSelection:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         manifest = read_json(self.folder / "manifest.json")
-        if not isinstance(manifest, dict) or "example_ids" not in manifest:
+        request = manifest.get("request") if isinstance(manifest, dict) else None
+        if not isinstance(request, dict) or "run" not in request or "example_ids" not in manifest:
             raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of a selection.")
         return manifest
 
@@ -825,11 +839,24 @@ class Workspace:
         return found
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
-        """Raises BasiscopeError for a name that no folder can have, or that another selection has."""
+        """Raises BasiscopeError for a name that no folder can have, or that another selection has; with
+        `replace_old`, for one with something in its folder that was not written here."""
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
         if (self.root / "selections" / name).exists() and not replace_old:
             raise BasiscopeError(f"There is a selection {name!r} already; choose another --name, or --replace it.")
+        self._check_only_own_files(self.root / "selections" / name)
+
+    def _check_only_own_files(self, folder: Path) -> None:
+        """Raises BasiscopeError where a selection's exports have something beside or in them, such as a model that
+        was trained there."""
+        exports = folder / "export"
+        others = [path for path in exports.glob("*") if path.name not in FORMATS]
+        others += [path for path in exports.glob("*/*") if path.is_dir()]
+        if others:
+            raise BasiscopeError(
+                f"Selection {folder.name}: {others[0]} is no part of it; move it elsewhere first."
+            )
 
     def save_selection(
         self,
@@ -840,7 +867,8 @@ class Workspace:
         ledger: pd.DataFrame,
         replace_old: bool = False,
     ) -> KeptSelection:
-        """Keep a selection in a folder of its own, written whole or not at all."""
+        """Keep a selection in a folder of its own, written whole or not at all. Raises BasiscopeError as
+        `check_selection_name` does."""
         self.check_selection_name(name, replace_old)
         folder = self.root / "selections" / name
         temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
@@ -881,17 +909,21 @@ class Workspace:
         return KeptSelection(folder)
 
     def delete_selection(self, name: str) -> None:
-        shutil.rmtree(self.selection(name).folder, ignore_errors=True)
+        """Remove a selection with its exports. Raises BasiscopeError where anything else is among them."""
+        folder = self.selection(name).folder
+        self._check_only_own_files(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def save_screening(self, run_id: str, screening: Screening) -> None:
-        key = content_hash(screening.against)
+        key = content_hash({"version": SCREENING_VERSION, "against": screening.against})
         write_json(self.root / "screenings" / run_id / f"{key}.json", screening.as_dict())
 
     def screening(self, run_id: str, against: Mapping[str, str]) -> Screening | None:
         """What was found in a run's texts against these files (path -> SHA-256), None before a look."""
         from core.selection.screening import Screening
 
-        path = self.root / "screenings" / run_id / f"{content_hash(against)}.json"
+        key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
+        path = self.root / "screenings" / run_id / f"{key}.json"
         return Screening.from_dict(read_json(path)) if path.exists() else None
 
     def save_upload(self, name: str, content: bytes) -> Path:

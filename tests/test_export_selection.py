@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from conftest import DATA
 from synthetic import synthetic_run
@@ -10,6 +11,7 @@ from synthetic import synthetic_run
 from core.cli import main
 from core.errors import BasiscopeError
 from core.selection import FORMATS
+from core.selection.card import _code
 from core.selection.export import EPOCHS, LEARNING_RATE, export
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select
@@ -126,11 +128,11 @@ def test_dataset_info_keeps_to_the_documented_schema(kept, run, tmp_path, form):
     entry = info[config["dataset"]]
     assert entry["formatting"] in ("alpaca", "sharegpt") and (folder / entry["file_name"]).is_file()
     assert set(entry["columns"]) <= ALPACA_KEYS and set(entry.get("tags", ())) <= TAG_KEYS
-    row = json.loads((folder / entry["file_name"]).read_text().splitlines()[0])
-    used = [
-        entry["columns"][key] for key in ("prompt", "query", "response", "messages") if key in entry["columns"]
-    ]
-    assert set(used) <= set(row)
+    rows = [json.loads(line) for line in (folder / entry["file_name"]).read_text().splitlines()]
+    assert all(
+        set(entry["columns"].values()) <= set(row) for row in rows
+    )  # LLaMA-Factory reads each it is told of
+    row = rows[0]
     if tags := entry.get("tags"):
         messages = row[entry["columns"]["messages"]]
         assert [m[tags["role_tag"]] for m in messages] == [tags["user_tag"], tags["assistant_tag"]]
@@ -170,8 +172,24 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "r" / "selection.jsonl").read_text().splitlines()]
     assert rows == [{"messages": messages} for messages in told]
     export(kept, run, tmp_path / "s", "sharegpt")
+    export(kept, run, tmp_path / "a", "alpaca")
+    first = json.loads((tmp_path / "a" / "selection.jsonl").read_text().splitlines()[0])
+    assert first["system"] == "Be short." and first["history"] == [] and first["output"] == "1"
     first = json.loads((tmp_path / "s" / "selection.jsonl").read_text().splitlines()[0])
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
+
+
+def test_whole_numbers_stay_whole_beside_missing_ones(tmp_path):
+    space = Workspace(tmp_path / "ws")
+    level = [None if i % 3 == 0 else 2**53 + i for i in range(30)]
+    run = synthetic_run(space, n=30, columns={"level": level[1:2] + level[1:], "hard": [None, True] * 15})
+    kept = select(Request(run.id, Rule("order"), Constraints(budget=9)), space, "nine")
+    for form in ("rows", "parquet"):
+        export(kept, run, tmp_path / form, form)
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "selection.jsonl").read_text().splitlines()]
+    assert [row["level"] for row in rows] == (level[1:2] + level[1:])[:9]
+    assert [type(row["level"]) for row in rows[:4]] == [int, int, int, type(None)]
+    assert pq.read_table(tmp_path / "parquet" / "selection.parquet").to_pylist() == rows
 
 
 # --- again ----------------------------------------------------------------------------------------------
@@ -204,6 +222,11 @@ def test_a_manifest_of_other_data_is_refused(kept, gsm8k_copy):
     changed["fingerprints"]["data"] = "else"
     with pytest.raises(BasiscopeError, match="other data"):
         reproduce(changed, gsm8k_copy, "again")
+    for part in ("against", "data"):
+        changed = json.loads(json.dumps(kept.manifest))
+        del changed["fingerprints"][part]
+        with pytest.raises(BasiscopeError, match="damaged"):
+            reproduce(changed, gsm8k_copy, "again")
     changed = json.loads(json.dumps(kept.manifest))
     changed["example_ids"].reverse()
     with pytest.raises(BasiscopeError, match="Another selection came out"):
@@ -238,6 +261,64 @@ def test_an_export_does_not_write_over_another_or_over_anything_else(kept, run, 
     assert (other / "thesis.txt").read_text() == "my only copy"
 
 
+def test_only_an_export_is_replaced(kept, run, tmp_path, monkeypatch):
+    for folder in (run.folder, kept.folder):
+        before = contents(folder)
+        with pytest.raises(BasiscopeError, match="something else"):
+            export(kept, run, folder, "trl", replace_old=True)
+        assert contents(folder) == before
+    out = tmp_path / "out"
+    export(kept, run, out, "trl")
+    trained = out / "trained"
+    trained.mkdir()
+    with pytest.raises(BasiscopeError, match="something else"):
+        export(kept, run, out, "trl", replace_old=True)
+    assert trained.is_dir()
+    monkeypatch.chdir(trained)
+    with pytest.raises(BasiscopeError, match="you are in"):
+        export(kept, run, Path(), "trl")
+
+
+@pytest.mark.parametrize(("form", "name"), [("trl", "trl"), ("axolotl", "axolotl"), ("alpaca", "llamafactory")])
+def test_models_are_trained_beside_the_export(kept, run, tmp_path, form, name):
+    import yaml
+
+    export(kept, run, tmp_path / "out", form)
+    config = yaml.safe_load((tmp_path / "out" / f"{name}.yaml").read_text())
+    trained = (tmp_path / "out" / config["output_dir"]).resolve()
+    assert trained.parent == tmp_path and trained != tmp_path / "out"
+
+
+def test_what_was_trained_in_a_selection_is_not_deleted_with_it(kept, gsm8k_copy, run, run_cli):
+    command = ("select", run.id, "--coverage", "--budget", 5, "--name", "twenty", "--workspace", gsm8k_copy.root)
+    assert run_cli(*command, "--format", "trl", "--replace")[0] == 0
+    trained = kept.folder / "export" / "twenty_trained"
+    trained.mkdir()
+    status, _, err = run_cli(*command, "--replace")
+    assert status == 1 and "move it elsewhere" in err
+    with pytest.raises(BasiscopeError, match="move it elsewhere"):
+        gsm8k_copy.delete_selection("twenty")
+    trained.rmdir()
+    gsm8k_copy.delete_selection("twenty")
+    assert not kept.folder.exists()
+
+
+def test_an_export_that_cannot_be_is_refused_before_the_old_selection_goes(
+    kept, gsm8k_copy, run, run_cli, tmp_path
+):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("my only copy")
+    before = contents(kept.folder)
+    command = ("select", run.id, "--coverage", "--budget", 5, "--name", "twenty", "--workspace", gsm8k_copy.root)
+    status, _, err = run_cli(*command, "--out", tmp_path / "thesis", "--replace")
+    assert status == 1 and "something else" in err
+    assert contents(kept.folder) == before
+
+
+def test_names_from_the_data_stay_one_piece_of_code():
+    assert _code("a\r# b\n\n| `c` \u2028 d") == "`a # b / 'c' d`"
+
+
 def test_a_format_that_needs_a_response_leaves_nothing_behind(tmp_path):
     space = Workspace(tmp_path / "ws")
     run = synthetic_run(space)
@@ -245,6 +326,9 @@ def test_a_format_that_needs_a_response_leaves_nothing_behind(tmp_path):
     with pytest.raises(BasiscopeError, match="no response"):
         export(kept, run, tmp_path / "out", "alpaca")
     assert not list(tmp_path.glob("*out*"))
+    command = ["select", run.id, "--coverage", "--budget", "5", "--name", "new", "--format", "alpaca"]
+    assert main([*command, "--workspace", str(space.root)]) == 1
+    assert [one.name for one in space.selections()] == ["five"]
     export(kept, run, tmp_path / "out", "trl")
     assert "text" in json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
 
@@ -274,6 +358,14 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--name", "../x"), 1, "Selection name"),
         (("--coverage", "--budget", 5, "--source", "nope"), 1, "no such column"),
         (("--coverage", "--budget", 5, "--set", "nope"), 2, "no such set"),
+        (("--coverage", "--budget", 5, "--weights", "utility:question"), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--weights", "1"), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--floor", 1), 2, "--along alone"),
+        (("--coverage", "--budget", 5, "--useful-end", 0.3), 2, "at least one direction"),
+        (("--along", "1+", "--weights", "nan", "--budget", 5), 2, "one number above 0"),
+        (("--coverage", "--budget", 5, "--seed", -1), 2, "Seed -1"),
+        (("--coverage", "--budget", 5, "--pay", "nan"), 2, "must be a number"),
+        (("--coverage", "--budget", 5, "--out", "."), 1, "the folder you are in"),
     ],
 )
 def test_bad_options_end_in_a_sentence_and_keep_nothing(gsm8k_copy, run_cli, options, status, sentence):

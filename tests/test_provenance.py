@@ -2,10 +2,12 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import provenance
 from core.activations import Recipe
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
@@ -64,7 +66,7 @@ def test_two_identical_sources_share_what_leaving_one_out_gives_neither():
     np.testing.assert_allclose(shapley(best), [[0.2 / 3 + 0.3, 0.2 / 3 + 0.3, 0.2 / 3]])
 
 
-def test_the_ledger_of_real_sources(college):
+def test_the_ledger_of_real_sources(college, monkeypatch):
     chosen = choose(college, Rule("coverage"), Constraints(budget=200), list)
     origins = Origins("data_source", "license", total=1_000.0, use="commercial")
     found = ledger(college, chosen.rows, origins)
@@ -87,6 +89,8 @@ def test_the_ledger_of_real_sources(college):
     assert "forbids commercial use" in problem["college_math.ELEMENTARY_DIFFERENTIAL_EQUATIONS"]
     assert "terms not stated" in problem["college_math.PRECALCULUS"]
     assert problem["college_math.Beginning_and_Intermediate_Algebra"] == ""
+    monkeypatch.setattr(provenance, "LEDGER_CELLS", 50)
+    pd.testing.assert_frame_equal(ledger(college, chosen.rows, origins), found, rtol=1e-12)
     research = ledger(college, chosen.rows, Origins("data_source", "license"))
     assert not research["problem"].str.contains("forbids").any()
 
@@ -100,6 +104,20 @@ def test_the_ledger_of_real_sources(college):
         ("Apache-2.0", "attribution"),
         ("GNU Free Documentation License", "attribution, share-alike"),
         ("CC0 1.0", "free"),
+        ("The Unlicense", "free"),
+        ("Public domain, no attribution required", "free"),
+        ("UNLICENSED", "forbidden"),
+        ("not in the public domain", "unspecified"),
+        ("no attribution required", "unspecified"),
+        ("Copyright 2019 by Pearson", "unspecified"),
+        ("Attribution required, not for commercial use", "attribution, non-commercial"),
+        ("MIT, commercial use allowed", "attribution"),
+        ("GPLv3", "share-alike"),
+        ("CC0, but attribution is asked for", "attribution"),
+        (
+            "Copied without restriction, provided appropriate attribution is given and no money is charged.",
+            "attribution, non-commercial",
+        ),
         ("Creative Commons License", "unspecified"),
         ("", "unspecified"),
         ("see source", "unspecified"),
@@ -111,9 +129,10 @@ def test_what_the_name_of_a_licence_states(licence, terms):
 
 def test_the_most_restrictive_wins_and_missing_is_never_free():
     assert judge(["CC0", "CC BY-NC 4.0"], "commercial") == (
-        "attribution, free, non-commercial",
+        "attribution, non-commercial",
         "conflicting licences, the most restrictive holds; forbids commercial use",
     )
+    assert judge(["CC0", "see source"], "research")[0] == "unspecified"
     assert judge([MISSING], "research") == ("unspecified", "licence missing")
     assert judge([MISSING, "MIT"], "research") == (
         "attribution; in part unspecified",
@@ -124,7 +143,8 @@ def test_the_most_restrictive_wins_and_missing_is_never_free():
 def test_bad_origins(college):
     with pytest.raises(BasiscopeError, match="no such column"):
         ledger(college, np.arange(3), Origins("nope"))
-    with pytest.raises(BasiscopeError, match="must not be negative"):
-        Origins(total=-1)
+    for total in (-1, math.nan, math.inf):
+        with pytest.raises(BasiscopeError, match="must not be negative"):
+            Origins(total=total)
     with pytest.raises(BasiscopeError, match="not one of research, commercial"):
         Origins(use="fun")

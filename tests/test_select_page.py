@@ -1,11 +1,14 @@
 import json
+import shlex
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 from synthetic import synthetic_run
 from test_pages import show, texts
 
+from core.cli.selecting import parse_selection
 from core.jobs import find_job
 from core.selection.pool import Constraints, Rule
 from core.selection.step import Request, select
@@ -98,6 +101,43 @@ def test_a_bad_quota_ends_in_a_sentence(workspace, quota, sentence):
     assert not at.exception and sentence in texts(at)
 
 
+def test_weights_by_utility_hold_on_the_page_as_in_the_command(workspace, run):
+    at = show(SELECT)
+    at.selectbox(key="rule").select("along").run()
+    at.multiselect(key=f"ends_{run.id}").set_value(["1+", "2+", "3-"]).run()
+    at.slider(key=f"budget_{run.id}_120").set_value(30)
+    at.text_input(key="weights").set_value("utility:is_hard").run()
+    request = parse_selection(workspace, shlex.split(command(at))[1:])
+    kept = select(request, workspace, "same")
+    assert kept.manifest["rule"]["weights"] != [] and request.weights_by == "is_hard"
+    equally = select(replace(request, weights_by=None), workspace, "equally")
+    assert listed(at)["example"].tolist() == kept.example_ids != equally.example_ids
+
+
+def test_both_without_a_direction_is_not_plain_coverage(run):
+    at = show(SELECT)
+    at.selectbox(key="rule").select("both").run()
+    at.multiselect(key=f"ends_{run.id}").set_value([]).run()
+    assert not at.exception and "name at least one direction" in texts(at)
+
+
+def test_marks_are_forgotten_when_other_examples_are_listed(run):
+    at = show(SELECT)
+    key = f"chosen_table_{hash(tuple(listed(at)['example']))}"
+    at.session_state[key] = {"selection": {"rows": [0, 150], "columns": [], "cells": []}}
+    at.run()
+    assert not at.exception and not at.button(key="mark_Drop").disabled
+    first = int(listed(at)["example"].iloc[0])
+    word = listed(at)["text"].iloc[5].split()[0]
+    at.text_input(key="search_chosen").set_value(word).run()
+    assert not at.exception and at.button(key="mark_Drop").disabled
+    at.text_input(key="search_chosen").set_value("").run()
+    at.session_state[key] = {"selection": {"rows": [0], "columns": [], "cells": []}}
+    at.run()
+    at.button(key="mark_Drop").click().run()
+    assert not at.exception and list(at.session_state["select_dropped"][run.id]) == [first]
+
+
 def test_pinned_and_dropped_examples_are_in_the_command(run):
     at = show(SELECT)
     at.session_state["select_pinned"] = {run.id: {7: "good"}}
@@ -144,15 +184,16 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at.button(key="copy_selection").click().run()
     assert [one.name for one in workspace.selections()] == ["again", "longest", "random"]
     at.selectbox(key=f"kept_{run.id}").select("random").run()
-    at.button(key="delete_selection").click().run()
+    at.button(key="really_delete_random").click().run()
     assert [one.name for one in workspace.selections()] == ["again", "longest"]
     assert not at.exception
 
 
-def test_a_damaged_selection_does_not_hide_the_others(workspace, run):
+@pytest.mark.parametrize("damaged", [{"half": 1}, {"example_ids": [1]}, {"example_ids": [1], "request": {}}, []])
+def test_a_damaged_selection_does_not_hide_the_others(workspace, run, damaged):
     for name in ("a", "b"):
         select(Request(run.id, Rule("order"), Constraints(budget=5)), workspace, name)
-    (workspace.selection("a").folder / "manifest.json").write_text(json.dumps({"half": 1}))
+    (workspace.selection("a").folder / "manifest.json").write_text(json.dumps(damaged))
     look(show(SELECT), "Kept")
     assert [one.name for one in workspace.selections()] == ["b"]
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from core.activations import Recipe
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.recovery import Request, recover
-from core.selection import farthest, measures
+from core.selection import farthest, live, measures
 from core.selection.choose import choose
 from core.selection.farthest import covering_curve, farthest_points, knee, nearest_by_group
 from core.selection.pool import (
@@ -31,7 +32,7 @@ from core.selection.pool import (
     rule_from,
 )
 from core.selection.quotas import length_strata
-from core.selection.screening import GRAM, NEAR, jaccard, screen, shingles, split_words
+from core.selection.screening import GRAM, NEAR, Screening, jaccard, screen, shingles, split_tokens, split_words
 from core.workspace import Workspace
 
 
@@ -273,9 +274,39 @@ def test_quotas_on_two_columns_and_a_cap(pool, texts):
         caps=(("subject", 0.4),),
     )
     chosen = facts.iloc[choose(wide, Rule("coverage"), constraints, texts).rows]
-    assert abs((chosen["subject"] == "Algebra").sum() - 40) <= 2
-    assert abs((chosen["size"] == "short").sum() - 70) <= 2
-    assert chosen["subject"].value_counts().max() <= 42
+    assert (chosen["subject"] == "Algebra").sum() == 40
+    assert (chosen["size"] == "short").sum() == 70
+    assert chosen["subject"].value_counts().max() <= 40
+
+
+@pytest.mark.parametrize("budget", [7, 23, 60])
+def test_caps_hold_to_the_example_with_must_haves(pool, texts, budget):
+    subject = pool.facts["subject"].to_numpy()
+    must = tuple((int(pool.example_id[row]), "pinned") for row in np.flatnonzero(subject == "Algebra")[:2])
+    rule, cap = Rule("along", (1,)), (("subject", 0.3),)
+    for strata in (False, True):
+        constraints = Constraints(budget=budget, caps=cap, must=must, within_length_strata=strata)
+        rows = choose(pool, rule, constraints, texts).rows
+        assert len(rows) == budget
+        assert pd.Series(subject[rows]).value_counts().max() <= int(0.3 * budget)
+
+
+def test_quotas_count_the_must_haves(pool, texts):
+    subject = pool.facts["subject"].to_numpy()
+    must = tuple((int(pool.example_id[row]), "pinned") for row in np.flatnonzero(subject == "Geometry")[:4])
+    constraints = Constraints(budget=40, quotas=parse_quotas("subject=Geometry:0.2"), must=must)
+    assert (subject[choose(pool, Rule("random"), constraints, texts).rows] == "Geometry").sum() == 8
+    with pytest.raises(BasiscopeError, match="must-have examples with 'Geometry' are too many"):
+        choose(pool, Rule("random"), replace(constraints, budget=10), texts)
+
+
+def test_columns_with_very_many_values_together_end_in_a_sentence(pool, texts):
+    n = 5_001
+    wide = Pool(
+        "run", np.arange(n), np.ones((n, 1)), pd.DataFrame({"a": np.arange(n), "n_tokens": np.ones(n, int)})
+    )
+    with pytest.raises(BasiscopeError, match="divide the pool into 5,001 parts"):
+        choose(wide, Rule("random"), Constraints(budget=9, caps=(("a", 0.5),)), texts)
 
 
 def test_length_strata_match_the_pool(pool, texts):
@@ -320,9 +351,9 @@ def test_duplicates_are_those_of_all_pairs(math, pool):
     own = math.texts(range(150))
     own += [own[3].upper(), own[5] + " again", own[9]]
     found = screen(np.arange(len(own)), own)
-    words = [split_words(text) for text in own]
-    sets = [shingles(w) for w in words]
-    exact = {i: words.index(w) for i, w in enumerate(words) if words.index(w) < i}
+    plain = [" ".join(text.lower().split()) for text in own]
+    sets = [shingles(split_tokens(text)) for text in own]
+    exact = {i: plain.index(w) for i, w in enumerate(plain) if plain.index(w) < i}
     near, kept = {}, []
     for i, mine in enumerate(sets):
         alike = [j for j in kept if jaccard(mine, sets[j]) >= NEAR]
@@ -332,6 +363,89 @@ def test_duplicates_are_those_of_all_pairs(math, pool):
             kept.append(i)
     assert found.exact == exact and {150: 3, 152: 9}.items() <= exact.items()
     assert found.near == near and near[151] == 5
+
+
+def test_sums_that_differ_in_a_sign_are_no_duplicates():
+    found = screen(np.arange(4), ["What is 2 + 3?", "What is 2 * 3?", "what  is\n2 + 3?", "2 3"])
+    assert found.exact == {2: 0} and found.near == {2: 0}
+
+
+def test_of_duplicates_the_first_that_can_be_chosen_stays(pool, texts):
+    a, b, c, d, e = (int(i) for i in pool.example_id[:5])
+    screening = Screening({b: a, d: c}, {c: a}, (), {})
+    full = Constraints(budget=1, dedup="near")
+
+    def left(**constraints):
+        gone = choose(pool, Rule("order"), replace(full, **constraints), texts, screening).dropped
+        return {a, b, c, d, e} - set(gone["example_id"])
+
+    assert left() == {a, e}
+    assert left(never=((a, "wrong"),)) == {b, e}
+    assert left(never=((a, "wrong"), (b, "wrong"))) == {c, e}
+    assert left(only=(c, d, e)) == {c, e}
+    assert left(must=((d, "right"),)) == {d, e}
+    assert left(must=((d, "right"), (b, "right"))) == {b, d, e}
+
+
+def test_a_must_have_that_is_named_twice_is_in_once(pool, texts):
+    example = int(pool.example_id[7])
+    for rule in (Rule("coverage"), Rule("random")):
+        chosen = choose(pool, rule, Constraints(budget=5, must=((example, "a"), (example, "b"))), texts)
+        assert len(set(chosen.example_id.tolist())) == 5 and chosen.example_id[0] == example
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("shares", [{}, {"caps": (("subject", 0.5),)}, {"within_length_strata": True}])
+@pytest.mark.parametrize("budget", [{"budget": 4}, {"budget": 3}, {"budget_tokens": 10_000}])
+def test_all_that_can_be_chosen_may_be_must_haves(pool, texts, name, shares, budget):
+    subject = pool.facts["subject"].to_numpy()
+    rows = np.array([0, *np.flatnonzero(subject != subject[0])[:3]])
+    only = tuple(int(i) for i in pool.example_id[rows])
+    constraints = Constraints(**budget, **shares, only=only, must=tuple((i, "mine") for i in only))
+    try:
+        chosen = choose(pool, some(name), constraints, texts).rows
+        assert chosen.tolist() == rows[: len(chosen)].tolist() and len(chosen) >= 3
+    except BasiscopeError as error:
+        assert "too many" in str(error) and "caps" in shares
+
+
+def test_a_token_budget_where_nothing_can_be_chosen(pool, texts):
+    for rule, constraints in (
+        (Rule("coverage"), Constraints(budget_tokens=900, min_tokens=10**6)),
+        (Rule("along", (1,), floor=1e6), Constraints(budget_tokens=900)),
+    ):
+        with pytest.raises(BasiscopeError, match="only 0 examples can be chosen"):
+            choose(pool, rule, constraints, texts)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Rule("random", seed=-1), "Seed -1"),
+        (lambda: Rule("along", (1,), weights=(float("nan"),)), "one number above 0"),
+        (lambda: Rule("along", (1,), weights=(float("inf"),)), "one number above 0"),
+        (lambda: Rule("along", (1,), floor=float("nan")), "Floor nan"),
+        (lambda: parse_quotas("a=b:."), "column=value:share"),
+        (lambda: parse_quotas("a=b:1.2.3"), "column=value:share"),
+    ],
+)
+def test_numbers_that_are_none_end_in_a_sentence(make, sentence):
+    with pytest.raises(BasiscopeError, match=sentence):
+        make()
+
+
+def test_a_held_out_file_that_cannot_be_parsed_is_not_clean(tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text("not json\nnor this\n")
+    with pytest.raises(BasiscopeError, match="no text can be read in it"):
+        screen(np.arange(1), ["a"], [str(held)])
+    held.write_text('{"n": 3}\n')
+    with pytest.raises(BasiscopeError, match="no text can be read in it"):
+        screen(np.arange(1), ["a"], [str(held)])
+    held.write_text('not json\n{"question": "two"}\n')
+    found = screen(np.arange(1), ["a"], [str(held)])
+    assert len(found.problems) == 1 and "held.jsonl: 1 row" in found.problems[0]
+    assert Screening.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
 def test_overlaps_are_those_of_a_plain_search(math, pool, tmp_path):
@@ -378,6 +492,24 @@ def test_the_whole_pool_covers_everything(pool):
     pd.testing.assert_series_equal(shares["pool"], shares["all"], check_names=False)
 
 
+def test_what_a_page_shows_of_a_large_budget_is_that_of_all_its_picks():
+    scores = np.random.default_rng(0).standard_normal((2_600, 3)).astype(np.float32)
+    pool = Pool("run", np.arange(2_600), scores, pd.DataFrame({"n_tokens": np.full(2_600, 9)}))
+    found = live.prospect(pool, Rule("random"), Constraints(budget=2_400), 2_500, list)
+    exact = distances(pool.whitened, found.rows).min(axis=1)
+    shown = measures.summary(pool, found.rows, found.curve)
+    assert shown["covering radius"] == pytest.approx(exact.max(), rel=1e-5)
+    assert shown["mean distance"] == pytest.approx(exact.mean(), rel=1e-4)
+    chance = live.baseline(pool, "random", 2_500)
+    assert len(chance.orders[0].rows) == 2_500 and chance.low.budgets[-1] == 2_500
+
+
+def test_a_page_does_not_wait_for_a_large_budget():
+    n = 50_000
+    pool = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), pd.DataFrame({"n_tokens": np.full(n, 9)}))
+    assert live.is_quick(pool, Rule("coverage"), 1_000) and not live.is_quick(pool, Rule("coverage"), 5_000)
+
+
 def test_overlap_is_jaccard():
     found = measures.overlap({"a": [1, 2, 3], "b": [2, 3, 4], "c": [9]})
     assert found.loc["a", "b"] == 0.5 and found.loc["a", "c"] == 0 and found.loc["b", "b"] == 1
@@ -413,6 +545,11 @@ def test_overlap_is_jaccard():
             lambda: Rule("random"),
             lambda: Constraints(budget=100, quotas=parse_quotas("subject=Algebra:0.8"), caps=(("subject", 0.3),)),
             "clashes: subject=Algebra:0.8 and no subject above 0.3",
+        ),
+        (
+            lambda: Rule("random"),
+            lambda: Constraints(budget=3, caps=(("subject", 0.3),)),
+            "cannot be met together",
         ),
         (
             lambda: Rule("random"),

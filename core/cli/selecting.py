@@ -28,7 +28,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--weights", help='How they share the budget: "3,1", or utility:COLUMN of verdicts.'),
         click.option("--floor", type=float, help="Least score, in standard deviations, with --along."),
         click.option("--coverage", is_flag=True, help="Farthest points; with --along, within the useful end."),
-        click.option("--useful-end", type=float, default=0.2, show_default=True, help="Its share of the pool."),
+        click.option("--useful-end", type=float, help="Its share of the pool.  [default: 0.2]"),
         click.option("--quality", help="Numeric column times diversity."),
         click.option(
             "--representative", type=click.Choice(["facility", "medoids"]), help="Near to all, not far from all."
@@ -94,7 +94,7 @@ def select(
     basiscope select latest --coverage --budget 200 --quota "subject=Algebra:0.3" --dedup near
     basiscope select --from-manifest verbal/manifest.json --name again --format trl --out again
     """
-    from core.selection.export import export
+    from core.selection.export import check_export, export
     from core.selection.step import Request, reproduce
     from core.selection.step import select as select_examples
 
@@ -104,15 +104,20 @@ def select(
     if form is None and out:
         form = "rows"
     with Reporter(as_json) as progress:
-        if from_manifest:
-            manifest = read_json(from_manifest)
-            if not isinstance(manifest, dict):
-                raise BasiscopeError(f"{from_manifest} is no manifest of a selection.")
-            called = name or Request.from_dict(manifest.get("request", {})).name
+        manifest = read_json(from_manifest) if from_manifest else None
+        if manifest is None:
+            request = build_selection(space, str(run), options)
+        elif isinstance(manifest, dict):
+            request = Request.from_dict(manifest.get("request", {}))
+        else:
+            raise BasiscopeError(f"{from_manifest} is no manifest of a selection.")
+        called = name or request.name
+        if form:
+            check_export(space.run(request.run), form, tuning, out, replace_old)
+        if manifest:
             kept = reproduce(manifest, space, called, replace_old, progress)
         else:
-            request = build_selection(space, str(run), options)
-            kept = select_examples(request, space, name or request.name, replace_old, progress)
+            kept = select_examples(request, space, called, replace_old, progress)
         files: list[str] = []
         if form:
             out = out or kept.folder / "export" / form
@@ -166,7 +171,7 @@ def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Requ
 
 def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
     """(rule, column of verdicts to weigh the directions by)."""
-    from core.selection.pool import BASELINES, Rule, parse_directions
+    from core.selection.pool import BASELINES, USEFUL_END, Rule, parse_directions
 
     directions = parse_directions(options["along"]) if options["along"] else ()
     chosen = {
@@ -185,6 +190,12 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
         name, _, column = options["baseline"].partition(":")
         if name not in BASELINES:
             raise BasiscopeError(f"Baseline {name!r} is not one of {BASELINE_HELP}")
+    if name != "along" and (options["floor"] is not None or options["weights"]):
+        raise BasiscopeError("--floor and --weights go with --along alone.")
+    if name != "both" and options["useful_end"] is not None:
+        raise BasiscopeError(
+            "--useful-end goes with --along and --coverage together; name at least one direction."
+        )
     weights: tuple[float, ...] = ()
     weights_by = None
     if options["weights"] and options["weights"].startswith("utility:"):
@@ -196,7 +207,7 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
         directions,
         weights,
         options["floor"],
-        options["useful_end"],
+        USEFUL_END if options["useful_end"] is None else options["useful_end"],
         column or None,
         options["trim"],
         options["seed"],
@@ -277,6 +288,7 @@ def screen(run: str, against: tuple[str, ...], workspace: Path, as_json: bool) -
     lines = [
         f"{len(found.exact):,} exact and {len(found.duplicates('near')):,} near or exact duplicates",
         f"{len(found.overlaps):,} overlaps with held-out files",
+        *found.problems,
     ]
     lines += [f"  example {o.example_id}, {o.file} row {o.row}, {o.share:.0%}: {o.words}" for o in found.overlaps]
     return found.as_dict() | {"lines": lines}

@@ -6,3 +6,5 @@ constraints; choose: all of it to a Selection; measures: what a selection means
 
 FORMATS = ("trl", "messages", "alpaca", "sharegpt", "axolotl", "rows", "parquet")
 TUNINGS = ("full", "lora")
+SCREENING_VERSION = 2
+"""What counts as a duplicate or an overlap; results of another version are looked for again."""

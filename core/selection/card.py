@@ -52,7 +52,7 @@ def _number(value: float) -> str:
 
 def _code(text: object) -> str:
     """A text from the data as inline code, which no Markdown renderer reads as markup."""
-    return "`" + str(text).replace("`", "'").replace("\n", " ").replace("|", "/") + "`"
+    return "`" + " ".join(str(text).replace("`", "'").replace("|", "/").split()) + "`"
 
 
 def _dropped(manifest: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ def choose(
     budget = _budget(pool, rule, constraints, able, dropped)
     must = must[:budget]
     order = _order(pool, rule, constraints, allowed, must, budget, texts, progress)
+    if not len(order.rows):
+        raise BasiscopeError(_too_few(rule, 0, budget, dropped))
     if constraints.budget_tokens is not None:
         spent = np.cumsum(pool.lengths[order.rows])
         order_rows = order.rows[spent <= constraints.budget_tokens]
@@ -61,7 +63,7 @@ def choose(
                 "reason": pd.Series(list(dropped.values()), dtype="str"),
             }
         ),
-        _notes(pool, rule, constraints, len(order_rows)),
+        _notes(rule, constraints, len(order_rows)) + (screening.problems if screening else ()),
     )
 
 
@@ -81,7 +83,7 @@ def _allowed(
     dropped = _dropped(pool, constraints, screening)
     allowed = np.ones(pool.n, dtype=bool)
     allowed[pool.rows(tuple(dropped), "Dropped")] = False
-    must = pool.rows(tuple(example for example, _ in constraints.must), "--must")
+    must = pool.rows(tuple(dict(constraints.must)), "--must")
     allowed[must] = True
     able = trimmed(pool, rule, allowed).copy()
     able[must] = True
@@ -110,13 +112,31 @@ def _dropped(pool: Pool, constraints: Constraints, screening: Screening | None) 
     for mask, reason in masks:
         for example in pool.example_id[mask].tolist():
             found.setdefault(example, reason)
-    if screening and constraints.dedup != "none":
-        for example, first in screening.duplicates(constraints.dedup).items():
-            found.setdefault(example, f"{constraints.dedup} duplicate of example {first}")
     if screening and constraints.drop_contaminated:
         for overlap in screening.overlaps:
             found.setdefault(overlap.example_id, f"overlaps {overlap.file}, row {overlap.row}")
+    if screening and constraints.dedup != "none":
+        duplicates = screening.duplicates(constraints.dedup)
+        for example, other in _repeats(duplicates, kept, found.keys() - kept).items():
+            found.setdefault(example, f"{constraints.dedup} duplicate of example {other}")
     return {example: reason for example, reason in found.items() if example not in kept}
+
+
+def _repeats(duplicates: Mapping[int, int], must: Set[int], gone: Set[int]) -> dict[int, int]:
+    """Example id -> the example it repeats, which is chosen from instead: of all that repeat the same one, the
+    first must-have, or else the first that is not gone."""
+    clusters: dict[int, list[int]] = {}
+    for example in sorted(duplicates.keys() | set(duplicates.values())):
+        first = example
+        while first in duplicates:
+            first = duplicates[first]
+        clusters.setdefault(first, []).append(example)
+    found: dict[int, int] = {}
+    for members in clusters.values():
+        stays = next((m for m in members if m in must), next((m for m in members if m not in gone), None))
+        if stays is not None:
+            found |= {member: stays for member in members if member != stays}
+    return found
 
 
 def _budget(pool: Pool, rule: Rule, constraints: Constraints, able: np.ndarray, dropped: Mapping[int, str]) -> int:
@@ -153,16 +173,16 @@ def _order(
         wanted = order_by(pool, rule, budget, allowed, texts, must).rows
         left = trimmed(pool, rule, allowed).copy()
         left[must] = False
-        turns = plan_turns(pool, constraints, left, wanted, budget - len(must))
+        turns = plan_turns(pool, constraints, left, wanted, must, budget)
     return order_by(pool, rule, budget, allowed, texts, must, turns, progress)
 
 
-def _notes(pool: Pool, rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]:
+def _notes(rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]:
     notes = []
     if rule.name not in NESTED:
         notes.append("This rule is not nested: another budget gives another selection, not a prefix.")
-    if len(constraints.must) > budget:
-        notes.append(f"Only the first {budget:,} of {len(constraints.must):,} must-have examples fit.")
+    if (must := len(dict(constraints.must))) > budget:
+        notes.append(f"Only the first {budget:,} of {must:,} must-have examples fit.")
     if constraints.caps or len(constraints.quotas) + constraints.within_length_strata > 1:
         notes.append("Shares are planned for this budget: another budget may choose otherwise.")
     return tuple(notes)

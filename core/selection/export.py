@@ -18,13 +18,24 @@ from core.selection.card import card, covering_plot
 from core.selection.measures import MOST_MEASURED, curve
 from core.selection.pool import Rule, pool_of
 from core.selection.rules import order_by
-from core.workspace import KeptSelection, Run, write_json
+from core.workspace import KeptSelection, Run, read_json, write_json
 
 LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
 """As published for the selected sets (method.md section 7)."""
 MAX_LENGTH, BATCH = 8_192, 16
 LORA_RANK = 16
-FILE = "selection.jsonl"
+FILE, PARQUET = "selection.jsonl", "selection.parquet"
+CONFIGS = frozenset(("llamafactory.yaml", "trl.yaml", "axolotl.yaml"))
+WRITTEN = CONFIGS | {
+    FILE,
+    PARQUET,
+    "manifest.json",
+    "ledger.csv",
+    "dataset_info.json",
+    "covering.svg",
+    "README.md",
+}
+"""Every name that an export may hold; a folder with any other is never replaced."""
 SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -40,21 +51,20 @@ def export(
     """Write a selection into the folder `out`; returns the names of its files. The rows are in the order of the
     selection, so that the first N of them are its budget N where the rule is nested.
 
-    Raises BasiscopeError for a folder that has something in it already, and for a format that the examples cannot
-    be written in; then nothing is written.
+    Raises BasiscopeError as `check_export` does, and where an example cannot be written in the format; then
+    nothing is written.
     """
-    if form not in FORMATS:
-        raise BasiscopeError(f"Format {form!r} is not one of {', '.join(FORMATS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replace_old:
-        raise BasiscopeError(f"Export: {out} has something in it already; choose another --out, or --replace it.")
-    if replace_old and out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise BasiscopeError(f"Export: {out} holds something else than an export; it is not replaced.")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_export(run, form, tuning, out, replace_old)
+    out = out.resolve()
     rows = rows_of(kept, run, form)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         if form == "parquet":
-            pd.DataFrame(rows).to_parquet(temporary / "selection.parquet", index=False)
+            pq.write_table(pa.Table.from_pylist(rows), temporary / PARQUET)
         else:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (temporary / FILE).write_text(text, encoding="utf-8")
@@ -73,17 +83,44 @@ def export(
     return sorted(path.name for path in out.iterdir())
 
 
+def check_export(run: Run, form: str, tuning: str, out: Path | None, replace_old: bool = False) -> None:
+    """Raises BasiscopeError for an unknown format or tuning, for a format that the run's data cannot be written
+    in, and for a folder that has something in it already; with `replace_old`, for one that has anything else than
+    an export in it."""
+    for title, chosen, known in (("Format", form, FORMATS), ("Tuning", tuning, TUNINGS)):
+        if chosen not in known:
+            raise BasiscopeError(f"{title} {chosen!r} is not one of {', '.join(known)}.")
+    if form not in ("trl", "rows", "parquet") and not {"messages", "response"} & set(
+        run.manifest["data"]["columns"]
+    ):
+        raise BasiscopeError(
+            f"Format {form}: the examples of run {run.id} have no response. Use --format rows, or trl, which then "
+            "writes plain texts."
+        )
+    if out is None or not out.exists():
+        return
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BasiscopeError(f"Export: {out} is the folder you are in; choose another --out.")
+    inside = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if inside and not replace_old:
+        raise BasiscopeError(f"Export: {out} has something in it already; choose another --out, or --replace it.")
+    if inside and not _is_export(out, inside):
+        raise BasiscopeError(f"Export: {out} holds something else than an export; it is not replaced.")
+
+
+def _is_export(out: Path, inside: set[str]) -> bool:
+    if not {"manifest.json"} <= inside <= WRITTEN:
+        return False
+    manifest = read_json(out / "manifest.json")
+    return isinstance(manifest, dict) and "selection_version" in manifest
+
+
 def rows_of(kept: KeptSelection, run: Run, form: str) -> list[dict[str, Any]]:
     """The chosen examples, in order, in a format. Raises BasiscopeError where one cannot be written in it."""
-    examples = run.examples().set_index("example_id", drop=False)
-    missing = [i for i in kept.example_ids if i not in examples.index]
-    if missing:
-        raise BasiscopeError(f"Selection {kept.name}: run {run.id} has no example {missing[0]} any more.")
     data = run.manifest["data"]
     nested = set(data.get("json_columns", ()))
     rows = []
-    for found in examples.loc[kept.example_ids].to_dict("records"):
-        record = {str(name): value for name, value in found.items()}
+    for record in run.records(kept.example_ids):
         original = original_row(record, nested)
         if form in ("rows", "parquet"):
             rows.append(record_for_parquet(record) if form == "parquet" else original)
@@ -135,7 +172,7 @@ def formatted(
     turns = messages[1:] if system else messages
     if form == "sharegpt":
         told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
-        return {"conversations": told} | ({"system": system} if system else {})
+        return {"conversations": told, "system": system}
     return _alpaca(int(record["example_id"]), turns, system)
 
 
@@ -160,10 +197,9 @@ def _alpaca(example_id: int, turns: list[dict[str, str]], system: str) -> dict[s
         raise BasiscopeError(
             f"Format alpaca: example {example_id} does not take turns between user and assistant; use messages."
         )
-    row: dict[str, Any] = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
-    if len(turns) > 2:
-        row["history"] = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
-    return row | ({"system": system} if system else {})
+    history = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
+    row = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
+    return row | {"system": system, "history": history}
 
 
 # --- what reads it --------------------------------------------------------------------------------------
@@ -171,6 +207,11 @@ def _alpaca(example_id: int, turns: list[dict[str, str]], system: str) -> dict[s
 
 def dataset_name(kept: KeptSelection) -> str:
     return f"basiscope_{kept.name}".replace(" ", "_")
+
+
+def trained(kept: KeptSelection) -> str:
+    """Where the configs put the trained model: beside the export, which may be replaced."""
+    return f"../{dataset_name(kept)}_trained"
 
 
 def dataset_info(form: str) -> dict[str, Any]:
@@ -190,16 +231,14 @@ def dataset_info(form: str) -> dict[str, Any]:
 
 def configs(kept: KeptSelection, run: Run, form: str, tuning: str, model: str | None) -> dict[str, str]:
     """File name -> training config, for the trainers that read the format."""
-    if tuning not in TUNINGS:
-        raise BasiscopeError(f"Tuning {tuning!r} is not one of {', '.join(TUNINGS)}.")
     name = model or run.manifest["model"]["name"]
     made = {}
     if form in ("alpaca", "sharegpt", "messages"):
         made["llamafactory.yaml"] = yaml(llamafactory_config(kept, name, tuning))
     if form in ("trl", "messages"):
-        made["trl.yaml"] = yaml(trl_config(name, tuning))
+        made["trl.yaml"] = yaml(trl_config(kept, name, tuning))
     if form == "axolotl":
-        made["axolotl.yaml"] = yaml(axolotl_config(name, tuning))
+        made["axolotl.yaml"] = yaml(axolotl_config(kept, name, tuning))
     return made
 
 
@@ -217,7 +256,7 @@ def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[st
         "max_samples": len(kept.example_ids),
         "template": "default",
         "cutoff_len": MAX_LENGTH,
-        "output_dir": "trained",
+        "output_dir": trained(kept),
         "learning_rate": LEARNING_RATE,
         "num_train_epochs": EPOCHS,
         "lr_scheduler_type": SCHEDULER,
@@ -228,14 +267,14 @@ def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[st
     }
 
 
-def trl_config(model: str, tuning: str) -> dict[str, Any]:
+def trl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
     """For `trl sft --config trl.yaml` in the export's folder."""
     lora = {"use_peft": True, "lora_r": LORA_RANK, "lora_target_modules": "all-linear"} if tuning == "lora" else {}
     return {
         "model_name_or_path": model,
         **lora,
         "datasets": [{"path": "json", "data_files": FILE, "split": "train"}],
-        "output_dir": "trained",
+        "output_dir": trained(kept),
         "learning_rate": LEARNING_RATE,
         "num_train_epochs": EPOCHS,
         "lr_scheduler_type": SCHEDULER,
@@ -245,7 +284,7 @@ def trl_config(model: str, tuning: str) -> dict[str, Any]:
     }
 
 
-def axolotl_config(model: str, tuning: str) -> dict[str, Any]:
+def axolotl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
     """For `axolotl train axolotl.yaml` in the export's folder."""
     lora = {"adapter": "lora", "lora_r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "lora_target_linear": True}
     return {
@@ -255,7 +294,7 @@ def axolotl_config(model: str, tuning: str) -> dict[str, Any]:
             {"path": FILE, "ds_type": "json", "type": "chat_template", "field_messages": "messages"},
         ],
         "sequence_len": MAX_LENGTH,
-        "output_dir": "trained",
+        "output_dir": trained(kept),
         "learning_rate": LEARNING_RATE,
         "num_epochs": EPOCHS,
         "lr_scheduler": SCHEDULER,
@@ -282,5 +321,5 @@ def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
     chance = order_by(pool, Rule("random"), len(rows), pool.lengths >= 0, list).rows
     plot = covering_plot({"this selection": curve(pool, rows), "random": curve(pool, chance)})
     (folder / "covering.svg").write_text(plot, encoding="utf-8")
-    file = "selection.parquet" if form == "parquet" else FILE
+    file = PARQUET if form == "parquet" else FILE
     (folder / "README.md").write_text(card(kept, run, file), encoding="utf-8")

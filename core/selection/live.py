@@ -9,7 +9,7 @@ import numpy as np
 
 from core.selection.choose import choose
 from core.selection.farthest import Order
-from core.selection.measures import MOST_MEASURED, Curve, curve
+from core.selection.measures import Curve, curve
 from core.selection.pool import NESTED, Constraints, Pool, Rule, Selection
 from core.selection.rules import Texts, order_by
 from core.selection.screening import Screening
@@ -41,7 +41,7 @@ def is_quick(pool: Pool, rule: Rule, budget: int) -> bool:
     """Whether a page may wait for the rule."""
     if rule.name in ("text", "medoids"):
         return pool.n <= 2_000
-    distances = pool.n * (pool.n if rule.name == "facility" else min(budget, MOST_MEASURED))
+    distances = pool.n * (pool.n if rule.name == "facility" else budget)
     return distances <= QUICK_DISTANCES
 
 
@@ -58,7 +58,7 @@ def prospect(
     if is_prefix_stable(rule, constraints) and constraints.budget:
         wider = replace(constraints, budget=max(largest, constraints.budget))
     found = choose(pool, rule, wider, texts, screening)
-    return Prospect(found, curve(pool, found.rows[:MOST_MEASURED]), constraints.budget or found.budget)
+    return Prospect(found, curve(pool, found.rows), constraints.budget or found.budget)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Baseline:
 def baseline(pool: Pool, name: str, largest: int) -> Baseline:
     seeds = range(RANDOM_SEEDS if name == "random" else 1)
     everyone = np.ones(pool.n, dtype=bool)
-    most = min(largest, pool.n, MOST_MEASURED)
+    most = min(largest, pool.n)
     orders = tuple(order_by(pool, Rule(name, seed=seed), most, everyone, list) for seed in seeds)
     curves = [curve(pool, order.rows) for order in orders]
     low, high = (

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ BASELINES = ("random", "longest", "shortest", "text", "label", "order")
 NESTED = tuple(name for name in RULES if name != "medoids")
 MISSING = "(missing)"
 SCORE_BINS = 20
+USEFUL_END = 0.2
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Rule:
     directions: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     floor: float | None = None
-    useful_end: float = 0.2
+    useful_end: float = USEFUL_END
     column: str | None = None
     trim: float = 0.0
     seed: int = 0
@@ -146,8 +148,13 @@ class Rule:
             raise BasiscopeError(f"Rule {self.name}: name at least one direction, such as --along 1+,3-.")
         if self.name in ("label", "quality") and not self.column:
             raise BasiscopeError(f"Rule {self.name}: name a column.")
-        if self.weights and (len(self.weights) != len(self.directions) or min(self.weights) <= 0):
+        fine = all(0 < weight < inf for weight in self.weights)
+        if self.weights and (len(self.weights) != len(self.directions) or not fine):
             raise BasiscopeError("Weights: one number above 0 for each direction.")
+        if self.floor is not None and not isfinite(self.floor):
+            raise BasiscopeError(f"Floor {self.floor}: it must be a number.")
+        if not 0 <= self.seed < 2**32:
+            raise BasiscopeError(f"Seed {self.seed}: it must lie between 0 and {2**32 - 1}.")
         for name, value, low, high in (("Trim", self.trim, 0, 0.9), ("Useful end", self.useful_end, 0.001, 1)):
             if not low <= value <= high:
                 raise BasiscopeError(f"{name} {value}: it must lie between {low} and {high}.")
@@ -207,7 +214,7 @@ def parse_quotas(text: str) -> tuple[Quota, ...]:
     """
     shares: dict[str, dict[str, float]] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*(.+?)\s*:\s*([\d.]+)\s*(%?)\s*", part)
+        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*(.+?)\s*:\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", part)
         if not match:
             raise BasiscopeError(f"Quota {part!r}: write column=value:share, such as subject=Algebra:0.5.")
         share = float(match[3]) / (100 if match[4] else 1)

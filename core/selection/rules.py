@@ -34,6 +34,8 @@ def order_by(
     rows that lead the order; turns: the cell that each later pick is taken from."""
     check_rule(pool, rule)
     seeds = np.zeros(0, dtype=np.int64) if first is None else first
+    if len(seeds) >= budget:
+        return Order(seeds[:budget], np.full(budget, np.nan))
     open_ = trimmed(pool, rule, allowed)
     if rule.name in ("coverage", "both", "quality", "text"):
         return _farthest(pool, rule, budget, open_, texts, seeds, turns, progress)
@@ -271,6 +273,8 @@ def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tup
     below zero. Raises BasiscopeError where none is above it."""
     import pandas as pd
 
+    if not directions:
+        raise BasiscopeError("Weights by utility: name the directions to weigh, with --along.")
     pool.column(column, "Weights by utility")
     values = pd.to_numeric(pool.facts[column], errors="coerce").astype(float).to_numpy()
     known = np.isfinite(values)

@@ -7,15 +7,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 
+if TYPE_CHECKING:
+    from core.examples import ReadReport
+
 NEAR = 0.8
-"""Jaccard similarity of the word trigrams from which two texts are near duplicates."""
+"""Jaccard similarity of the trigrams of words and signs from which two texts are near duplicates."""
 SHINGLE, PERMUTATIONS, BANDS, SEED = 3, 128, 32, 0
 GRAM = 13
 """Words in a row that two texts must share to overlap (Brown et al. 2020, appendix C)."""
@@ -37,12 +40,13 @@ class Overlap:
 @dataclass(frozen=True)
 class Screening:
     """What was found: exact, near: example id -> the earlier example it repeats; overlaps with held-out files;
-    against: file -> SHA-256."""
+    against: file -> SHA-256; problems: what could not be read of them."""
 
     exact: dict[int, int]
     near: dict[int, int]
     overlaps: tuple[Overlap, ...]
     against: dict[str, str]
+    problems: tuple[str, ...] = ()
 
     def duplicates(self, kind: str) -> dict[int, int]:
         return self.exact if kind == "exact" else {**self.near, **self.exact}
@@ -53,7 +57,8 @@ class Screening:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Screening:
         pairs = {name: {int(a): int(b) for a, b in stored[name].items()} for name in ("exact", "near")}
-        return cls(**pairs, overlaps=tuple(Overlap(**o) for o in stored["overlaps"]), against=stored["against"])
+        overlaps = tuple(Overlap(**o) for o in stored["overlaps"])
+        return cls(**pairs, overlaps=overlaps, against=stored["against"], problems=tuple(stored["problems"]))
 
 
 def screen(
@@ -64,15 +69,20 @@ def screen(
     progress: Progress = silent,
 ) -> Screening:
     """Duplicates among the texts of the examples (n,), and their overlaps with the held-out files. Raises
-    BasiscopeError for a file that cannot be read."""
+    BasiscopeError for a file that cannot be read, or that holds no text."""
+    from core.examples import ReadReport
+
     files = {path: file_digest(path) for path in against}
     words = [split_words(text) for text in texts]
-    exact = _by_id(example_id, exact_duplicates(words))
-    close = _by_id(example_id, near_duplicates(words, progress)) if near else {}
-    overlaps = []
+    exact = _by_id(example_id, exact_duplicates(texts))
+    close = _by_id(example_id, near_duplicates([split_tokens(text) for text in texts], progress)) if near else {}
+    overlaps: list[Overlap] = []
+    problems: list[str] = []
     for path in against:
-        overlaps += find_overlaps(example_id, words, path, progress)
-    return Screening(exact, close, tuple(overlaps), files)
+        report = ReadReport()
+        overlaps += find_overlaps(example_id, words, path, report, progress)
+        problems += [f"Held-out file {Path(path).name}: {sentence}" for sentence in report.sentences()]
+    return Screening(exact, close, tuple(overlaps), files, tuple(problems))
 
 
 def _by_id(example_id: np.ndarray, rows: dict[int, int]) -> dict[int, int]:
@@ -95,19 +105,28 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def exact_duplicates(words: Sequence[list[str]]) -> dict[int, int]:
-    """Row -> the first row with the same words in the same order, case and punctuation aside."""
-    first: dict[tuple[str, ...], int] = {}
+def split_tokens(text: str) -> list[str]:
+    """Words and single signs, which tell sums apart.
+
+    >>> split_tokens("2 + 3.5 = x")
+    ['2', '+', '3', '.', '5', '=', 'x']
+    """
+    return re.findall(r"\w+|[^\w\s]", text.casefold())
+
+
+def exact_duplicates(texts: Sequence[str]) -> dict[int, int]:
+    """Row -> the first row with the same text, case and spaces aside."""
+    first: dict[str, int] = {}
     found = {}
-    for row, own in enumerate(words):
-        earlier = first.setdefault(tuple(own), row)
+    for row, text in enumerate(texts):
+        earlier = first.setdefault(" ".join(text.casefold().split()), row)
         if earlier != row:
             found[row] = earlier
     return found
 
 
 def shingles(words: list[str]) -> set[str]:
-    """The word trigrams of a text, or the whole of a shorter one."""
+    """The trigrams of a text's words and signs, or the whole of a shorter one."""
     if len(words) <= SHINGLE:
         return {" ".join(words)}
     return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
@@ -141,14 +160,23 @@ def jaccard(a: set[str], b: set[str]) -> float:
 
 
 def find_overlaps(
-    example_id: np.ndarray, words: Sequence[list[str]], path: str, progress: Progress = silent
+    example_id: np.ndarray,
+    words: Sequence[list[str]],
+    path: str,
+    report: ReadReport,
+    progress: Progress = silent,
 ) -> list[Overlap]:
     """The examples that share GRAM words in a row with a text of the held-out file. Shorter texts cannot be
-    flagged."""
+    flagged. Raises BasiscopeError for a file without a text: nothing could overlap it."""
     grams: dict[tuple[str, ...], int] = {}
-    for row, text in held_out_texts(path):
+    texts = 0
+    for row, text in held_out_texts(path, report):
+        texts += 1
         for gram in _grams(split_words(text)):
             grams.setdefault(gram, row)
+    if not texts:
+        problems = "; ".join(report.sentences()) or "it holds none"
+        raise BasiscopeError(f"Held-out file {path}: no text can be read in it ({problems}).")
     found = []
     name = Path(path).name
     for i, own in enumerate(words):
@@ -179,11 +207,11 @@ def _longest(hits: list[bool]) -> tuple[int, int]:
     return best
 
 
-def held_out_texts(path: str) -> Iterable[tuple[int, str]]:
+def held_out_texts(path: str, report: ReadReport) -> Iterable[tuple[int, str]]:
     """(row, text) of every string in a data file, nested ones too."""
-    from core.examples import DataSource, ReadReport, read_rows
+    from core.examples import DataSource, read_rows
 
-    for number, row in read_rows(DataSource(path), ReadReport()):
+    for number, row in read_rows(DataSource(path), report):
         for text in _strings(row):
             yield number, text
 

@@ -66,7 +66,7 @@ class Request:
                 Origins(**stored["origins"]),
                 stored["weights_by"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"The manifest is damaged or no manifest of a selection ({error}).") from error
 
     @property
@@ -87,13 +87,18 @@ def select(
     return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old)
 
 
+def rule_of(request: Request, pool: Pool) -> Rule:
+    """The rule that is asked for, its weights found where a column of verdicts is to give them."""
+    if not request.weights_by:
+        return request.rule
+    weights = utility_weights(pool, request.rule.directions, request.weights_by)
+    return replace(request.rule, weights=weights)
+
+
 def find_selection(
     request: Request, run: Run, pool: Pool, workspace: Workspace, progress: Progress = silent
 ) -> Selection:
-    rule = request.rule
-    if request.weights_by:
-        rule = replace(rule, weights=utility_weights(pool, rule.directions, request.weights_by))
-    constraints = request.constraints
+    rule, constraints = rule_of(request, pool), request.constraints
     if needs_screening(constraints) and screening_of(constraints, run, workspace) is None:
         screen_run(run, workspace, constraints.against, progress)
     screening = screening_of(constraints, run, workspace)
@@ -176,19 +181,22 @@ def reproduce(
 ) -> KeptSelection:
     """Make the selection of a manifest again. Raises BasiscopeError where anything it rests on has changed, or
     where other examples come out."""
-    if "request" not in manifest or "fingerprints" not in manifest:
-        raise BasiscopeError("The manifest is no manifest of a selection: it lacks `request` or `fingerprints`.")
-    request = Request.from_dict(manifest["request"])
+    try:
+        against, data = (manifest["fingerprints"][name] for name in ("against", "data"))
+        chosen = list(manifest["example_ids"])
+    except (KeyError, TypeError) as error:
+        raise BasiscopeError(f"The manifest is damaged or no manifest of a selection ({error}).") from error
+    request = Request.from_dict(manifest.get("request", {}))
     run = workspace.run(request.run)
     now = {path: file_digest(path) for path in request.constraints.against}
-    if manifest["fingerprints"]["against"] and now != manifest["fingerprints"]["against"]:
+    if against and now != against:
         raise BasiscopeError("A held-out file is no longer what the manifest's selection was made against.")
-    if run.manifest["data"].get("fingerprint") != manifest["fingerprints"]["data"]:
+    if run.manifest["data"].get("fingerprint") != data:
         raise BasiscopeError(f"Run {run.id} was made of other data than the manifest's selection.")
     workspace.check_selection_name(name, replace_old)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
-    if found.example_id.tolist() != manifest["example_ids"]:
+    if found.example_id.tolist() != chosen:
         raise BasiscopeError(
             "Another selection came out than the manifest's. It was made with "
             f"{manifest.get('versions')}; install these versions."

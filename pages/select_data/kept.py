@@ -65,9 +65,11 @@ def show_kept(run: Run) -> None:
     if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):
         workspace().copy_selection(chosen, other)
         st.rerun()
-    if delete.button("Delete", key="delete_selection", width="stretch"):
-        workspace().delete_selection(chosen)
-        st.rerun()
+    with delete.popover("Delete", key="delete_selection", width="stretch"):
+        st.text(f"{chosen}, with its exports in the workspace, is removed for good.")
+        if st.button("Delete the selection", key=f"really_delete_{chosen}"):
+            workspace().delete_selection(chosen)
+            st.rerun()
     one = next(one for one in kept if one.name == chosen)
     with st.expander("Its examples, and what was dropped"):
         st.dataframe(one.chosen(), hide_index=True, height=240)

@@ -10,7 +10,7 @@ from core.cli.selecting import parse_selection
 from core.selection.choose import possible
 from core.selection.live import Baseline, Prospect, baseline, is_prefix_stable, is_quick, prospect
 from core.selection.pool import Constraints, Pool, Rule, pool_of
-from core.selection.step import needs_screening, screening_of
+from core.selection.step import needs_screening, rule_of, screening_of
 from core.workspace import Run
 from pages.common.session import pick_run, table, with_sentences, workspace
 from pages.select_data.choices import choose_budget, choose_constraints, choose_origins, choose_rule
@@ -81,13 +81,14 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
     if needs_screening(wanted) and screening is None:
         offer_screening(run, wanted)
         return
-    largest = min(largest, possible(pool, request.rule, wanted, screening))
-    if not is_quick(pool, request.rule, max(largest, wanted.budget or 0)):
+    rule = rule_of(request, pool)
+    largest = min(largest, possible(pool, rule, wanted, screening))
+    if not is_quick(pool, rule, max(largest, wanted.budget or 0)):
         st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
-    keyed = replace(wanted, budget=largest) if is_prefix_stable(request.rule, wanted) and largest else wanted
+    keyed = replace(wanted, budget=largest) if is_prefix_stable(rule, wanted) and largest else wanted
     key = str(run.folder)
-    found = prospect_for(pool, run, key, request.rule, keyed, largest)
+    found = prospect_for(pool, run, key, rule, keyed, largest)
     found = replace(found, budget=min(wanted.budget or found.budget, found.selection.budget))
     if view == "What it means":
         chance = baseline_for(pool, key, "random", largest)

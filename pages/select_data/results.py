@@ -96,7 +96,7 @@ def show_map(run: Run, pool: Pool, found: Prospect) -> None:
 def show_dropped(found: Prospect) -> None:
     dropped = found.selection.dropped
     for note in found.selection.notes:
-        st.caption(note)
+        st.text(note)
     with st.expander(f"{len(dropped):,} examples cannot be chosen"):
         st.dataframe(dropped, hide_index=True, height=220)
 
@@ -149,10 +149,12 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
     listed = chosen_examples(run, table(run, "examples"), rows[:LISTED])
     listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
     listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
+    key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks
     event = st.dataframe(
-        listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key="chosen_table", height=300
+        listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=key, height=300
     )
-    marked = listed.iloc[event["selection"]["rows"]]["example"].tolist()
+    positions = [i for i in event["selection"]["rows"] if i < len(listed)]
+    marked = listed.iloc[positions]["example"].tolist()
     reason, pin, drop, clear = st.columns([4, 1, 1, 1.4], vertical_alignment="bottom")
     why = reason.text_input("Reason", key="pin_reason", placeholder="why it must be in, or must not") or "by hand"
     for button, key, title in ((pin, PINNED, "Pin"), (drop, DROPPED, "Drop")):
