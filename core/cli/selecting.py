@@ -43,19 +43,30 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--min-tokens", type=int, help="Leave out examples shorter than this."),
         click.option("--max-tokens", type=int, help="Leave out examples longer than this."),
         click.option("--within-length-strata", is_flag=True, help="Match the pool's lengths."),
-        click.option("--dedup", type=click.Choice(["none", "exact", "near"]), is_flag=False, flag_value="near"),
+        click.option(
+            "--dedup",
+            type=click.Choice(["none", "exact", "near"]),
+            is_flag=False,
+            flag_value="near",
+            help="Leave out repeats of earlier examples; without a value, near ones, too.",
+        ),
         click.option("--against", **many, type=click.Path(dir_okay=False), help="Held-out file, flagged."),
         click.option("--drop-contaminated", is_flag=True, help="Remove what overlaps the held-out files."),
         click.option("--must", **many, help="Example id that must be in; id:reason."),
         click.option("--never", **many, help="Example id that must not; id:reason."),
         click.option("--set", "sets", **many, help="Only from this named set."),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of what is left to chance."),
         click.option("--source", help="Column that says which source an example is from."),
         click.option("--licence", help="Column with the licence."),
         click.option("--author", help="Column with the author."),
         click.option("--date", help="Column with the date."),
         click.option("--pay", type=float, default=0.0, help="A sum to share out by coverage value."),
-        click.option("--use", type=click.Choice(["research", "commercial"]), default="research"),
+        click.option(
+            "--use",
+            type=click.Choice(["research", "commercial"]),
+            default="research",
+            help="What licences must allow.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
