@@ -7,6 +7,7 @@
     screenings/<run>/    duplicates and overlaps with held-out files
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
+    usefulness/<run>/    what utility and proxies found, and the recommendation
     jobs/<job>/          see core.jobs
 
 Every file is written under a temporary name and renamed, so nothing half-written is ever read.
@@ -45,10 +46,11 @@ if TYPE_CHECKING:
     from core.selection.screening import Screening
     from core.steering.comparison import Comparison
     from core.steering.sweep import SuggestedRange, Sweep
+    from core.usefulness.evidence import Evidence
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
-RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings")
+RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "usefulness")
 """What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
@@ -836,6 +838,23 @@ class Workspace:
         for path in paths:
             with suppress(BasiscopeError):
                 found[path.stem] = Sweep.from_dict(read_json(path))
+        return found
+
+    def save_evidence(self, evidence: Evidence) -> str:
+        """Keep what a proxy found under the hash of what was asked for, so that the same again replaces it."""
+        evidence_id = content_hash({"proxy": evidence.proxy, "request": evidence.request})
+        write_json(self.root / "usefulness" / evidence.run / f"{evidence_id}.json", evidence.as_dict())
+        return evidence_id
+
+    def evidence(self, run_id: str) -> dict[str, Evidence]:
+        """Id -> evidence of a run, newest first. Damaged files are passed over."""
+        from core.usefulness.evidence import Evidence
+
+        paths = sorted(self.root.glob(f"usefulness/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime_ns)
+        found = {}
+        for path in paths:
+            with suppress(BasiscopeError):
+                found[path.stem] = Evidence.from_dict(read_json(path))
         return found
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
