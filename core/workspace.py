@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from core.steering.comparison import Comparison
     from core.steering.sweep import SuggestedRange, Sweep
     from core.usefulness.evidence import Evidence
+    from core.usefulness.recommend import Recommendation
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
@@ -843,14 +844,22 @@ class Workspace:
     def save_evidence(self, evidence: Evidence) -> str:
         """Keep what a proxy found under the hash of what was asked for, so that the same again replaces it."""
         evidence_id = content_hash({"proxy": evidence.proxy, "request": evidence.request})
-        write_json(self.root / "usefulness" / evidence.run / f"{evidence_id}.json", evidence.as_dict())
+        write_json(
+            self.root / "usefulness" / evidence.run / "evidence" / f"{evidence_id}.json", evidence.as_dict()
+        )
         return evidence_id
+
+    def save_recommendation(self, found: Recommendation) -> None:
+        """Keep what a run's evidence comes to; the newest alone."""
+        write_json(self.root / "usefulness" / found.run / "recommendation.json", found.as_dict())
 
     def evidence(self, run_id: str) -> dict[str, Evidence]:
         """Id -> evidence of a run, newest first. Damaged files are passed over."""
         from core.usefulness.evidence import Evidence
 
-        paths = sorted(self.root.glob(f"usefulness/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime_ns)
+        paths = sorted(
+            self.root.glob(f"usefulness/{run_id}/evidence/*.json"), key=lambda path: -path.stat().st_mtime_ns
+        )
         found = {}
         for path in paths:
             with suppress(BasiscopeError):
