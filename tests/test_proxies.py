@@ -203,11 +203,11 @@ def test_an_arm_that_helps_is_told_from_random_directions():
 
 
 def test_where_all_directions_are_random_few_are_told():
-    """Over 40 experiments of 10 arms: false findings in at most 5% of them, with the arms halved by what they
-    showed on the first half of the problems."""
+    """20 experiments of 10 arms, 200 directions in all: false findings in at most 5% of the experiments, with the
+    arms halved by what they showed on the first half of the problems."""
     names = [arm.name for arm in (*ARMS, *CHANCE)]
     false = 0
-    for seed in range(40):
+    for seed in range(20):
         rollouts = simulated(names, {}, problems=20, seed=seed)
         early = {name: np.mean([one.right for one in rollouts[name] if one.problem_id < 10]) for name in names}
         base = np.mean([one.right for one in rollouts[UNSTEERED] if one.problem_id < 10])
@@ -215,7 +215,7 @@ def test_where_all_directions_are_random_few_are_told():
         dropped = {arm.name: 1 for arm in order[5:]}
         effects, _ = judge(rollouts, ARMS, CHANCE, dropped, 1, "pass@1", seed)
         false += any(effect.is_evidence for effect in effects)
-    assert false <= 2
+    assert false <= 1
 
 
 def test_p_values_of_outliers_are_uniform_where_there_is_none():
@@ -289,7 +289,5 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     found = train_proxy(gsm8k_run, model, solutions, request)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
-    assert (
-        len(after) == 5 and len(set(after)) == 5 and all(abs(one - found.facts["before"]) > 1e-4 for one in after)
-    )
+    assert len(after) == len(set(after)) == 5 and found.facts["before"] not in after
     assert {effect.name for effect in found.effects} == {"1+", "1-"} and found.cost.tokens > 0

@@ -203,8 +203,8 @@ def trained(
 
 def judge(made: Sequence[Trained], before: np.ndarray) -> tuple[list[Effect], Control]:
     """Effects of the selections along directions: how much lower the loss is than after random ones. Intervals
-    hold the differences between problems, between random selections, and between seeds. A selection counts where it
-    is further off than every random one, and no likely draw from the normal distribution that these are of."""
+    hold the differences between problems, random selections and seeds. A selection counts where it is further off
+    than every random one, and no likely draw from the normal distribution that these are of."""
     from scipy.stats import t
 
     by_name: dict[str, list[Trained]] = {}
