@@ -769,13 +769,19 @@ class Workspace:
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
         at work on it, and where there is none."""
+        from filelock import FileLock, Timeout
+
         folders = [self.root / part / run_id for part in ("runs", "partial")]
         if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
-        if self.is_locked(run_id):
-            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
-            shutil.rmtree(folder, ignore_errors=True)
+        lock = self.root / "partial" / f"{run_id}.lock"
+        lock.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(lock, timeout=LOCK_SECONDS):
+                for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.") from None
 
     def free_bytes(self) -> int:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())

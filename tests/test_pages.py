@@ -247,6 +247,15 @@ def test_search_and_filter_narrow_the_examples(workspace):
     assert "No example matches" in texts(at) and not shown_ids(at) and not at.exception
 
 
+def test_a_column_of_many_numbers_is_filtered_by_a_range(empty):
+    run = synthetic_run(empty, n=60, columns={"grade": [i / 2 for i in range(60)]})
+    at = show(DIRECTIONS, direction="1")
+    at.selectbox(key=f"by_{run.id}").select("grade").run()
+    at.slider(key=f"values_{run.id}_grade").set_range(20.0, 22.5).run()
+    assert not at.exception
+    assert set(shown_ids(at)) == {40, 41, 42, 43, 44, 45}
+
+
 def test_ranking_by_cosine_and_without_shading(workspace):
     at = show(DIRECTIONS, direction="1")
     at.selectbox(key="rank").select("cosine").run()
