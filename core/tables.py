@@ -418,3 +418,84 @@ def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str
     folder = workspace.root.resolve() / "exports" / f"{run.id[:6]}-d{direction}-{strength:+.4g}-{kind}"
     chosen = ["--direction", str(direction), "--strength", f"{strength:.6g}", "--format", kind]
     return ["export", run.id, *chosen, "--out", str(folder)]
+
+
+# --- evaluations ----------------------------------------------------------------------------------------
+
+
+def stored_interval(stored: Mapping[str, Any]) -> Interval:
+    """An interval as a manifest holds it, with null for what is not a number."""
+    value, low, high = (
+        float("nan") if stored[name] is None else stored[name] for name in ("value", "low", "high")
+    )
+    return Interval(value, low, high, stored["n"])
+
+
+def evaluation_tables(manifest: Mapping[str, Any]) -> list[pd.DataFrame]:
+    """Pass@k of each variant of a finished evaluation, and where variants are steered their differences from the
+    unsteered model, paired by problem."""
+    found = manifest["result"]
+    rows = [_variant_row(one) for one in found["variants"]]
+    tables = [pd.DataFrame(rows)]
+    if found["differences"]:
+        tables.append(pd.DataFrame([_difference_row(one) for one in found["differences"]]))
+    return tables
+
+
+def _variant_row(one: Mapping[str, Any]) -> dict[str, str]:
+    passed = {f"Pass@{k}": share_text(stored_interval(value)) for k, value in one["pass_at"].items()}
+    return {
+        "variant": one["variant"],
+        **passed,
+        "log-probability": interval_text(stored_interval(one["logprob"]), "{:.3f}"),
+        "of right answers": interval_text(stored_interval(one["logprob_right"]), "{:.3f}"),
+        "tokens": interval_text(stored_interval(one["tokens"]), "{:.0f}"),
+    }
+
+
+def _difference_row(one: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "variant": one["variant"],
+        "k": str(one["k"]),
+        "points": interval_text(stored_interval(one["difference"]), "{:+.1f}", lambda value: 100 * value),
+        "p": f"{one['p']:.2g}",
+        "problems better": str(one["better"]),
+        "worse": str(one["worse"]),
+    }
+
+
+def share_text(interval: Interval) -> str:
+    """A share with its interval, such as `31.0% (20.1 to 42.3)`."""
+    if np.isnan(interval.value):
+        return "none"
+    if np.isnan(interval.low):
+        return f"{interval.value:.1%} (one problem)"
+    return f"{interval.value:.1%} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
+    """What was asked of how many problems, and what is counted apart."""
+    request, found = manifest["request"], manifest["result"]["variants"]
+    sampling, problems = request["sampling"], manifest["problems"]
+    left_out = manifest["left_out"]
+    n = problems["n"] - sum(map(len, left_out.values()))
+    lines = [
+        f"{n:,} problems of {short_name(problems['path'])}, {request['r']} rollouts each at temperature "
+        f"{sampling['temperature']:g}, at most {sampling['max_new_tokens']:,} new tokens, verifier "
+        f"{request['verifier']}. Intervals: 95%, over problems; differences are paired by problem."
+    ]
+    reasons = {
+        "unverifiable": "left out: the verifier cannot verify their answers",
+        "too_long": "left out: no room for the new tokens in the model's context",
+    }
+    lines += [f"{len(ids):,} problems {reasons[reason]}." for reason, ids in left_out.items() if ids]
+    for one in found:
+        counts = {
+            f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
+            "could not be verified in time, and count as not right": one["unverified"],
+            "could not be read, and count as not right": one["garbage"],
+        }
+        lines += [
+            f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n
+        ]
+    return [*lines, *(f"Note: {note}." for note in problems["notes"])]

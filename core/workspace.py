@@ -7,6 +7,7 @@
     screenings/<run>/    duplicates and overlaps with held-out files
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
+    evaluations/<id>/    rollouts and Pass@k; they outlive their run
     jobs/<job>/          see core.jobs
 
 Every file is written under a temporary name and renamed, so nothing half-written is ever read.
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
+    from core.evaluation.rollouts import Rollout
     from core.reading import Label, TokenScores
     from core.selection.screening import Screening
     from core.steering.comparison import Comparison
@@ -613,6 +615,56 @@ class KeptSelection:
             raise BasiscopeError(f"Selection {self.name}: {name} cannot be read ({reason}).") from error
 
 
+@dataclass(frozen=True)
+class KeptEvaluation:
+    """An evaluation's folder: manifest.json, and rollouts/*.jsonl, one part a batch, written as they come."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        manifest = read_json(self.folder / "manifest.json")
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("request"), dict):
+            raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of an evaluation.")
+        return manifest
+
+    @property
+    def run(self) -> str | None:
+        """The run whose model and directions were used, where there was one."""
+        return self.manifest["request"].get("run")
+
+    @property
+    def is_complete(self) -> bool:
+        return self.manifest.get("status") == "complete"
+
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts so far, by problem, rollout and variant. Raises BasiscopeError for a damaged part."""
+        from core.evaluation.rollouts import Rollout
+
+        found: dict[tuple[str, int, int], Rollout] = {}
+        for path in sorted((self.folder / "rollouts").glob("[0-9]*.jsonl")):
+            try:
+                stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            except (OSError, ValueError) as error:
+                raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
+            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, stored)}
+        return sorted(found.values(), key=lambda one: (one.problem_id, one.rollout, one.variant))
+
+    def append(self, rollouts: Sequence[Rollout]) -> None:
+        """Write a part. Only the holder of the evaluation's lock does."""
+        taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
+        path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
+        lines = "".join(json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in rollouts)
+        write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+
+    def save_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.folder / "manifest.json", dict(manifest))
+
+
 class Workspace:
     """A folder of runs. Creating the object creates nothing on disk."""
 
@@ -843,6 +895,49 @@ class Workspace:
             with suppress(BasiscopeError):
                 found[path.stem] = Sweep.from_dict(read_json(path))
         return found
+
+    @contextmanager
+    def start_evaluation(self, request: Mapping[str, Any]) -> Iterator[KeptEvaluation]:
+        """The locked folder of the evaluation that `request` asks for, new or begun before. One that fails
+        before its first rollout leaves nothing behind. Raises BasiscopeError where another process is at it."""
+        from filelock import FileLock, Timeout
+
+        folder = self.root / "evaluations" / content_hash(request)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = KeptEvaluation(folder)
+        try:
+            with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
+                try:
+                    yield kept
+                except BasiscopeError:
+                    if not any((folder / "rollouts").glob("*.jsonl")):
+                        shutil.rmtree(folder)
+                    raise
+        except Timeout as error:
+            raise BasiscopeError(
+                f"Evaluation {folder.name} is being made by another process; wait for it or stop it first."
+            ) from error
+
+    def evaluations(self, run_id: str | None = None) -> list[KeptEvaluation]:
+        """Evaluations, complete or not, newest first; of one run where given. Damaged ones are passed over."""
+        made = {}
+        for path in self.root.glob("evaluations/*/manifest.json"):
+            with suppress(BasiscopeError, FileNotFoundError):
+                kept = KeptEvaluation(path.parent)
+                if run_id in (None, kept.run):
+                    made[kept] = path.stat().st_mtime
+        return sorted(made, key=lambda kept: made[kept], reverse=True)
+
+    def evaluation(self, reference: str) -> KeptEvaluation:
+        """An evaluation by id or unique beginning. Raises BasiscopeError where there is none or several."""
+        found = [kept for kept in self.evaluations() if reference and kept.id.startswith(reference)]
+        if len(found) != 1:
+            known = ", ".join(kept.id for kept in found or self.evaluations()[:8]) or "none yet"
+            raise BasiscopeError(f"Evaluation {reference!r} is no single one in {self.root}. There: {known}.")
+        return found[0]
+
+    def delete_evaluation(self, reference: str) -> None:
+        shutil.rmtree(self.evaluation(reference).folder)
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
         """Raises BasiscopeError for a name that no folder can have, or that another selection has; with

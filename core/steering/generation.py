@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,20 +121,26 @@ def end_ids(model: LanguageModel) -> frozenset[int]:
 
 class Generation:
     """Steered rows on their way: `tokens[i]` grows by one with every step while `ended[i]` is None; then it
-    says how the row ended: `end`, `length`, `not a number`, or `stopped` by who asked for no further step."""
+    says how the row ended: `end`, `length`, `not a number`, or `stopped` by who asked for no further step.
+    Without directions no row can be steered.
+    `logprobs[i]`, where asked for, has each token's log-probability at temperature 1 under the steered model."""
 
     def __init__(
         self,
         model: LanguageModel,
-        directions: Directions,
+        directions: Directions | None,
         rows: Sequence[Row],
         sampling: Sampling,
         use_cache: bool = True,
+        with_logprobs: bool = False,
     ) -> None:
+        if directions is None and not all(row.steering.is_baseline for row in rows):
+            raise BasiscopeError("Steering needs the directions of a run.")
         self.model, self.directions, self.rows, self.sampling = model, directions, list(rows), sampling
-        self.use_cache = use_cache
+        self.use_cache, self.with_logprobs = use_cache, with_logprobs
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.ended: list[str | None] = [None for _ in rows]
+        self.logprobs: list[list[float]] = [[] for _ in rows]
 
     def steps(self) -> Generator[int, None, None]:
         """Generate, yielding the number of tokens so far after each step. Close it to stop."""
@@ -143,17 +150,20 @@ class Generation:
         noise = _Noise([row.seed for row in self.rows], self.sampling)
         ends = end_ids(self.model)
         lengths = [len(row.prompt) for row in self.rows]
-        steering = steered(self.model, self.directions, [row.steering for row in self.rows], lengths)
         try:
-            with steering:
+            with self._steered(lengths):
                 for step in range(self.sampling.max_new_tokens):
                     with torch.inference_mode():
                         logits = trunk.logits()
                         broken = torch.isnan(logits).any(dim=1).tolist()
                         chosen = choose_tokens(logits, self.sampling, noise.draw(logits.shape[1]))
+                        if self.with_logprobs:
+                            logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0].tolist()
                     ids = chosen.tolist()
                     for i, token in enumerate(ids):
                         self._take(i, token, broken[i], ends)
+                    if self.with_logprobs:
+                        self._keep_logprobs(logprobs)
                     if not any(end is None for end in self.ended):
                         yield step + 1
                         return
@@ -161,6 +171,11 @@ class Generation:
                     yield step + 1
         finally:
             self.ended = [end or "stopped" for end in self.ended]
+
+    def _steered(self, lengths: Sequence[int]) -> AbstractContextManager[None]:
+        if self.directions is None:
+            return nullcontext()
+        return steered(self.model, self.directions, [row.steering for row in self.rows], lengths)
 
     def _take(self, i: int, token: int, broken: bool, ends: frozenset[int]) -> None:
         if self.ended[i] is not None:
@@ -173,6 +188,11 @@ class Generation:
             self.tokens[i].append(token)
             if len(self.tokens[i]) == self.sampling.max_new_tokens:
                 self.ended[i] = "length"
+
+    def _keep_logprobs(self, found: list[float]) -> None:
+        for tokens, kept, value in zip(self.tokens, self.logprobs, found, strict=True):
+            if len(tokens) > len(kept):
+                kept.append(value)
 
     def run(self) -> Generation:
         """All steps at once."""

@@ -1,0 +1,187 @@
+"""`evaluate`: verified answers of a model, steered or not, and Pass@k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.errors import BasiscopeError
+from core.workspace import Run, Workspace
+
+if TYPE_CHECKING:
+    from core.steering.intervention import Steering
+    from core.workspace import KeptEvaluation
+
+
+@cli.command()
+@click.argument("target", metavar="RUN|MODEL", required=False)
+@click.option("--problems", "path", help="A file or hub data set of problems with answers.")
+@click.option("--preset", help="gsm8k, math500, amc, aime, minerva or olympiadbench: columns and verifier.")
+@click.option("--problem", help="Column with the problems.")
+@click.option("--answer", help="Column with the answers.")
+@click.option("--config", help="Config of a hub data set.")
+@click.option("--split", help="Split of a hub data set.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N problems.")
+@click.option(
+    "--verifier",
+    "verifier_name",
+    help="math, numeric[:TOLERANCE], exact, normalised, choice, regex:PATTERN (one group) or world (the demo's); "
+    "the preset's or math by default.",
+)
+@click.option(
+    "--wording",
+    default=None,
+    help="How to ask: boxed (think step by step, answer in a box), bare, or a text with {problem} in it.",
+)
+@click.option(
+    "--template",
+    type=click.Choice(["auto", "chat", "plain"]),
+    default="auto",
+    show_default=True,
+    help="auto: chat where the tokenizer has a chat template.",
+)
+@click.option(
+    "--rollouts", "r", type=click.IntRange(1), help="Texts per problem.  [default: 8; 1 at temperature 0]"
+)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample among the tokens of this share.")
+@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed, the same texts.")
+@click.option(
+    "--steer",
+    "steers",
+    multiple=True,
+    help='Directions and strengths such as "1:+2,3:-1"; may be repeated. The unsteered model runs beside it.',
+)
+@click.option(
+    "--unit",
+    type=click.Choice(["unit", "sd"]),
+    default="unit",
+    show_default=True,
+    help="Of --steer: multiples of the unit direction, or standard deviations of its scores.",
+)
+@click.option("--endpoint", help="Ask an OpenAI-compatible server instead, such as http://localhost:8000/v1.")
+@click.option("--model-name", help="The model to ask there, where the server has several.")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a request may take.")
+@device_option
+@workspace_option
+@json_option
+def evaluate(target: str | None, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
+    """Verified answers of a model, and Pass@k with intervals; kept in the workspace as they come.
+
+    Given again after it was stopped, it continues. The key of a server is BASISCOPE_ENDPOINT_KEY in the
+    environment.
+    """
+    from core.evaluation.problems import read_problems
+    from core.evaluation.step import evaluate as roll_out
+    from core.evaluation.step import evaluate_server
+    from core.model import load_model
+    from core.recovery import load_run_model
+
+    if target is None and not options["endpoint"]:
+        raise click.UsageError("Give a RUN, a MODEL, or --endpoint.")
+    if not options["path"] and not options["preset"]:
+        raise click.UsageError("Give --problems, or a --preset.")
+    space = Workspace(workspace)
+    run = None if target is None else _run_of(space, target)
+    problems = read_problems(
+        _source(options), options["problem"], options["answer"], options["preset"], options["limit"]
+    )
+    request = _request(problems, run, options)
+    with Reporter(as_json) as progress:
+        if options["endpoint"]:
+            kept = evaluate_server(request, space, _server(options), run, progress)
+        else:
+            assert target is not None
+            progress("model", 0, 1)
+            model = load_run_model(run, device) if run else load_model(target, device=device)
+            kept = roll_out(request, space, model, run, progress)
+    return {"evaluation": kept.id, **kept.manifest, "lines": _lines(kept)}
+
+
+def _run_of(space: Workspace, target: str) -> Run | None:
+    """The run that a target means, or None where it means a model: a folder, or a hub id."""
+    from core.model import is_folder
+
+    if is_folder(target):
+        return None
+    try:
+        return space.run(target)
+    except BasiscopeError:
+        if "/" in target:
+            return None
+        raise
+
+
+def _source(options: dict[str, Any]) -> Any:
+    from core.examples import DataSource
+
+    if not options["path"]:
+        return None
+    return DataSource(options["path"], options["config"], options["split"])
+
+
+def _server(options: dict[str, Any]) -> Any:
+    from core.evaluation.endpoint import Server
+
+    choices = {name: options[name] for name in ("concurrency", "timeout")}
+    return Server.at(options["endpoint"], options["model_name"], options["template"], **choices)
+
+
+def _request(problems: Any, run: Run | None, options: dict[str, Any]) -> Any:
+    from core.demo.default import is_demo
+    from core.evaluation.step import Request
+    from core.evaluation.verifiers import verifier
+    from core.steering.generation import Sampling
+
+    of_demo = run is not None and is_demo(run) and not problems.preset
+    name = options["verifier_name"] or problems.verifier or ("world" if of_demo else "math")
+    try:
+        verifier(name)
+        sampling = Sampling(*(options[part] for part in ("max_new_tokens", "temperature", "top_p", "seed")))
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
+    r = options["r"] or (8 if sampling.temperature else 1)
+    wording = options["wording"] or ("bare" if of_demo else "boxed")
+    variants = dict(_variant(run, steer, options["unit"]) for steer in options["steers"])
+    return Request(problems, name, r, sampling, wording, options["template"], variants)
+
+
+def _variant(run: Run | None, steer: str, unit: str) -> tuple[str, Steering]:
+    """(name, steering) of a text such as `1:+2,3:-1`."""
+    from core.steering.intervention import Directions, Steering
+
+    if run is None:
+        raise click.UsageError("--steer needs a RUN, whose directions it means.")
+    try:
+        pairs = [part.split(":") for part in steer.split(",")]
+        strengths = [(int(direction), float(strength)) for direction, strength in pairs]
+    except ValueError as error:
+        raise click.UsageError(
+            f'--steer {steer!r}: write directions and strengths, such as "1:+2,3:-1".'
+        ) from error
+    for direction, _ in strengths:
+        check_direction(run, direction)
+    directions = Directions.of(run)
+    name = ",".join(
+        f"{direction}:{strength:+g}{' sd' if unit == 'sd' else ''}" for direction, strength in strengths
+    )
+    steering = Steering(tuple((j, directions.in_unit(j, strength, unit)) for j, strength in strengths))
+    if steering.is_baseline:
+        raise click.UsageError(f"--steer {steer!r}: a strength of 0 is the unsteered model, which runs anyway.")
+    return name, steering
+
+
+def _lines(kept: KeptEvaluation) -> list[str]:
+    from core.tables import evaluation_sentences, evaluation_tables
+
+    manifest = kept.manifest
+    lines = [f"evaluation {kept.id}", ""]
+    for shown in evaluation_tables(manifest):
+        rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.to_numpy()]
+        lines += [*table(rows, tuple(shown.columns)), ""]
+    return [*lines, *evaluation_sentences(manifest)]

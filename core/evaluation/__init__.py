@@ -1,0 +1,12 @@
+"""Verified answers: problems, rollouts, Pass@k with intervals.
+
+answers: what a text's final answer is; verifiers: whether it is the one asked for, by name; problems: files and
+hub data sets to problems; rollouts: texts written for them, here; endpoint: by a server; passk: the estimates;
+step: all of it to a kept evaluation
+"""
+
+from core.evaluation.answers import final_answer, verify
+from core.evaluation.intervals import Interval, mean_interval, share_interval
+from core.evaluation.verifiers import Verify, verifier
+
+__all__ = ["Interval", "Verify", "final_answer", "mean_interval", "share_interval", "verifier", "verify"]

@@ -1,0 +1,84 @@
+"""A child process for questions that might never be answered: it is killed after a time limit and replaced.
+
+math-verify's own limit is a signal, which works in the main thread only and not within one long multiplication.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+from pathlib import Path
+from threading import Lock, Timer
+from typing import Any
+
+from core.errors import BasiscopeError
+
+SECONDS = 5.0
+START_SECONDS = 120.0
+PROGRAM = Path(__file__).with_name("equivalence.py")
+
+
+class Child:
+    """One process, started when it is first asked. May be asked by several threads, one after the other."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, question: str, *arguments: str) -> Any:
+        """The answer of one of `equivalence.QUESTIONS`, None where it has none or takes longer than the limit."""
+        with self._lock:
+            process = self._process = self._process or self._start()
+            asked = json.dumps({"question": question, "arguments": arguments}) + "\n"
+            line = _line_within(process, self.seconds, asked)
+            if not line:
+                self._end()
+            return json.loads(line) if line else None
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+        if not _line_within(process, START_SECONDS):
+            process.kill()
+            raise BasiscopeError(
+                "The process that compares formulas did not start; install the packages again "
+                '(`pip install "math-verify[antlr4_13_2]"`).'
+            )
+        return process
+
+    def _end(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _line_within(process: subprocess.Popen[str], seconds: float, asked: str = "") -> str:
+    """The process' next line; after so many seconds it is killed, and the line is empty."""
+    assert process.stdin and process.stdout
+    timer = Timer(seconds, process.kill)
+    timer.start()
+    try:
+        process.stdin.write(asked)
+        process.stdin.flush()
+        return process.stdout.readline()
+    except OSError:  # it has ended
+        return ""
+    finally:
+        timer.cancel()
+
+
+CHILD = Child()
+atexit.register(CHILD.close)

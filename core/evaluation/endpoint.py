@@ -1,0 +1,234 @@
+"""Rollouts by any OpenAI-compatible server, such as vLLM or `transformers serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from core.activations import Progress, silent
+from core.errors import BasiscopeError
+from core.evaluation.problems import Problem
+from core.evaluation.rollouts import GARBAGE, UNSTEERED, Key, Rollout, noise_seed
+from core.evaluation.verifiers import Verify
+from core.steering.generation import Sampling
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+Client = TypeVar("Client")
+KEY_VARIABLE = "BASISCOPE_ENDPOINT_KEY"
+PART = 16
+"""So many answers are written at once."""
+GARBAGE_TRIES = 2
+HOPELESS = 8
+"""So many unreadable answers before the first readable one, and the server is given up."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and the model to ask there. The key stays in the environment and is written nowhere.
+
+    template: `chat` sends messages, which the server puts into its model's chat template; `plain` sends text
+    retries: how often a request is made again, after a growing pause, where the server is down, busy or slow
+    """
+
+    url: str
+    model: str
+    template: str = "chat"
+    concurrency: int = 8
+    timeout: float = 600.0
+    retries: int = 5
+
+    @classmethod
+    def at(cls, url: str, model: str | None = None, template: str = "auto", **choices: Any) -> Server:
+        """The server with the one model that it lists, unless one is named. Raises BasiscopeError where it
+        lists none or several, or cannot be reached."""
+        if not url.startswith(("http://", "https://")):
+            raise BasiscopeError(f"Endpoint {url!r}: give its address, such as http://localhost:8000/v1.")
+        server = cls(url.rstrip("/"), model or "", "plain" if template == "plain" else "chat", **choices)
+        if model:
+            return server
+        listed = server.listed_models()
+        if len(listed) != 1:
+            known = f"lists {', '.join(listed[:8])}" if listed else "lists no model"
+            raise BasiscopeError(f"The server {url} {known}; name one with --model-name.")
+        return cls(server.url, listed[0], server.template, **choices)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the texts, for a manifest."""
+        return {"url": self.url, "model": self.model, "template": self.template}
+
+    def listed_models(self) -> list[str]:
+        from openai import OpenAI, OpenAIError
+
+        try:
+            return [str(model.id) for model in self._client(OpenAI).models.list().data]
+        except (OpenAIError, ValueError) as error:
+            raise self._refusal(error) from None
+        except (AttributeError, TypeError):
+            raise BasiscopeError(
+                f"The server {self.url} gave no list of models; its address usually ends in /v1."
+            ) from None
+
+    def roll_out(
+        self,
+        problems: Sequence[Problem],
+        prompts: Mapping[int, str],
+        verify: Verify,
+        r: int,
+        sampling: Sampling,
+        done: Collection[Key] = frozenset(),
+        progress: Progress = silent,
+    ) -> Iterator[list[Rollout]]:
+        """r verified texts per problem in the order that they come, `concurrency` requests under way at a time;
+        those whose keys are in `done` are left out. An answer that cannot be read is asked for again, then
+        counted.
+
+        Raises BasiscopeError where the server stays down, slow or busy over all retries, refuses a request, or
+        answers nothing that can be read; what has come by then has been yielded.
+        """
+        from openai import AsyncOpenAI
+
+        jobs = [(p, i) for p in problems for i in range(r) if (UNSTEERED, p.problem_id, i) not in done]
+        finished, total = len(done), len(done) + len(jobs)
+        waiting, is_readable = iter(jobs), bool(done)
+        made: list[Rollout] = []
+        asked: set[asyncio.Task[_Reply]] = set()
+        with asyncio.Runner() as runner:
+            client, loop = self._client(AsyncOpenAI), runner.get_loop()
+            try:
+                while True:
+                    progress("rollouts", finished + len(made), total)
+                    for problem, i in islice(waiting, self.concurrency - len(asked)):
+                        reply = self._one(client, problem, i, prompts[problem.problem_id], sampling)
+                        asked.add(loop.create_task(reply))
+                    if not asked:
+                        break
+                    ready, asked = runner.run(_first_of(asked))
+                    for task in sorted(ready, key=lambda task: task.exception() is not None):
+                        made.append(_rollout(task.result(), verify))
+                    is_readable = is_readable or any(one.note != GARBAGE for one in made)
+                    if not is_readable and len(made) >= min(HOPELESS, len(jobs)):
+                        made = []
+                        raise BasiscopeError(
+                            f"The server {self.url} gave no answer that can be read; "
+                            "its address usually ends in /v1."
+                        )
+                    if is_readable and len(made) >= PART:
+                        yield made
+                        finished, made = finished + len(made), []
+            except (BasiscopeError, KeyboardInterrupt):
+                if is_readable and made:
+                    yield made
+                raise
+        if made:
+            yield made
+
+    async def _one(self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling) -> _Reply:
+        seed = noise_seed(sampling.seed, problem.problem_id, i) % 2**31
+        for _ in range(1 + GARBAGE_TRIES):
+            if found := _read(await self._reply(client, prompt, sampling, seed)):
+                return _Reply(problem, i, found)
+        return _Reply(problem, i, None)
+
+    async def _reply(
+        self, client: AsyncOpenAI, prompt: str, sampling: Sampling, seed: int, logprobs: bool = True
+    ) -> Any:
+        from openai import APIStatusError, OpenAIError
+
+        chosen: dict[str, Any] = {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": seed,
+        }
+        try:
+            if self.template == "plain":
+                chosen |= {"logprobs": 0} if logprobs else {}
+                return await client.completions.create(prompt=prompt + "\n", **chosen)
+            chosen |= {"logprobs": True} if logprobs else {}
+            return await client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **chosen)
+        except APIStatusError as error:
+            if logprobs and error.status_code in (400, 422) and "logprobs" in str(error):
+                return await self._reply(client, prompt, sampling, seed, logprobs=False)
+            raise self._refusal(error) from None
+        except OpenAIError as error:
+            raise self._refusal(error) from None
+        except ValueError:  # not JSON
+            return None
+
+    def _client(self, kind: Callable[..., Client]) -> Client:
+        key = os.environ.get(KEY_VARIABLE) or "none"
+        return kind(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+
+    def _refusal(self, error: Exception) -> BasiscopeError:
+        """In a sentence, without the key."""
+        from openai import APIConnectionError, APIStatusError
+
+        key = os.environ.get(KEY_VARIABLE)
+        reason = " ".join(str(error).split())[:300]
+        reason = reason.replace(key, "***") if key else reason
+        if isinstance(error, APIStatusError) and error.status_code in (401, 403):
+            return BasiscopeError(f"The server {self.url} wants a key: set {KEY_VARIABLE} ({reason}).")
+        tried = f" after {self.retries + 1} tries" if isinstance(error, APIConnectionError) else ""
+        return BasiscopeError(
+            f"The server {self.url} did not answer{tried} ({reason}). "
+            "What has come is kept; the same command continues."
+        )
+
+
+async def _first_of(
+    asked: set[asyncio.Task[_Reply]],
+) -> tuple[set[asyncio.Task[_Reply]], set[asyncio.Task[_Reply]]]:
+    return await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    cut: bool
+    n_tokens: int
+    logprob: float | None
+
+
+@dataclass(frozen=True)
+class _Reply:
+    problem: Problem
+    i: int
+    answer: _Answer | None
+
+
+def _read(reply: Any) -> _Answer | None:
+    """What a completion holds, or None where it is none."""
+    try:
+        choice = reply.choices[0]
+        text = choice.message.content if hasattr(choice, "message") else choice.text
+        tokens = reply.usage.completion_tokens if reply.usage else 0
+        is_cut = choice.finish_reason == "length"
+        return _Answer(text, is_cut, int(tokens), _mean_logprob(choice)) if isinstance(text, str) else None
+    except (AttributeError, IndexError, TypeError):
+        return None
+
+
+def _rollout(reply: _Reply, verify: Verify) -> Rollout:
+    answer, key = reply.answer, (UNSTEERED, reply.problem.problem_id, reply.i)
+    if answer is None:
+        return Rollout(*key, text="", right=None, cut=False, n_tokens=0, note=GARBAGE)
+    right = verify(reply.problem.answer, answer.text)
+    return Rollout(*key, answer.text, right, answer.cut, answer.n_tokens, answer.logprob)
+
+
+def _mean_logprob(choice: Any) -> float | None:
+    found = getattr(choice, "logprobs", None)
+    values, content = getattr(found, "token_logprobs", None), getattr(found, "content", None)
+    if values is None and content:
+        values = [token.logprob for token in content]
+    known = [value for value in values or () if value is not None]
+    return float(np.mean(known)) if known else None

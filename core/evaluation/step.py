@@ -1,0 +1,183 @@
+"""The step `evaluate`: from problems and a model, or a server, to a kept evaluation that can be continued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from core import __version__
+from core.activations import Progress, silent
+from core.errors import BasiscopeError
+from core.evaluation.endpoint import Server
+from core.evaluation.passk import Result
+from core.evaluation.problems import Problem, ProblemSet, asked
+from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, resolve_asking, roll_out
+from core.evaluation.verifiers import Verify, can_verify, verifier
+from core.model import LanguageModel
+from core.recovery import check_model
+from core.steering.generation import Sampling
+from core.steering.intervention import Directions, Steering
+from core.workspace import KeptEvaluation, Run, Workspace, now
+
+FORMAT_VERSION = 1
+PACKAGES = ("torch", "transformers", "numpy", "math-verify", "latex2sympy2_extended", "openai")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of `evaluate`. wording, template: as `asked` and `resolve_asking` take them; variants:
+    name -> steering, beside the unsteered model."""
+
+    problems: ProblemSet
+    verifier: str
+    r: int = 8
+    sampling: Sampling = field(default_factory=lambda: Sampling(512, temperature=1.0))
+    wording: str = "boxed"
+    template: str = "auto"
+    variants: Mapping[str, Steering] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise BasiscopeError(f"Rollouts {self.r}: there must be at least 1 a problem.")
+        if self.r > 1 and self.sampling.temperature == 0:
+            raise BasiscopeError(
+                f"Rollouts {self.r} at temperature 0 would all be the same: ask for 1, or raise the temperature."
+            )
+
+    @property
+    def steerings(self) -> dict[str, Steering]:
+        return {UNSTEERED: Steering(), **self.variants}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that decides the rollouts but for the model."""
+        chosen = {"verifier": self.verifier, "r": self.r, "wording": self.wording, "template": self.template}
+        steerings = {name: asdict(steering) for name, steering in self.steerings.items()}
+        facts = self.problems.facts()
+        named = {name: facts[name] for name in ("fingerprint", "problem", "answer", "limit", "config", "split")}
+        return {"problems": named, **chosen, "sampling": self.sampling.as_dict(), "variants": steerings}
+
+
+def evaluate(
+    request: Request,
+    workspace: Workspace,
+    model: LanguageModel,
+    run: Run | None = None,
+    progress: Progress = silent,
+) -> KeptEvaluation:
+    """Roll out in process. Given again after it was stopped it continues; a finished one is only read.
+
+    run: whose directions steer, needed where a variant is steered. Raises BasiscopeError where nothing can be
+    verified, no problem leaves room for the new tokens, or the model is not the run's.
+    """
+    if request.variants and run is None:
+        raise BasiscopeError("Steering needs the directions of a run: give a RUN, not a model.")
+    if run is not None:
+        check_model(run, model)
+    directions = Directions.of(run) if run is not None and request.variants else None
+    template = resolve_asking(model, request.template)
+    named = {"name": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype}
+    verify, usable, left_out = _usable(request)
+    prompts = encode_problems(model, usable, request.wording, request.template, request.sampling.max_new_tokens)
+    left_out["too_long"] = [problem.problem_id for problem in usable if problem.problem_id not in prompts]
+
+    def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
+        return roll_out(
+            model,
+            usable,
+            prompts,
+            verify,
+            request.r,
+            request.sampling,
+            request.steerings,
+            directions,
+            done,
+            progress,
+        )
+
+    stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
+    return _kept(request, workspace, stored, left_out, texts)
+
+
+def evaluate_server(
+    request: Request, workspace: Workspace, server: Server, run: Run | None = None, progress: Progress = silent
+) -> KeptEvaluation:
+    """As `evaluate`, with texts by a server. run: what the results are kept with, where they belong to one.
+
+    Raises BasiscopeError where a variant is steered: a server steers nothing, it serves a steered checkpoint.
+    """
+    if request.variants:
+        raise BasiscopeError(
+            "A server cannot steer: write a steered checkpoint with `basiscope export`, serve and evaluate that."
+        )
+    verify, usable, left_out = _usable(request)
+
+    def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
+        prompts = {problem.problem_id: asked(problem, request.wording) for problem in usable}
+        return server.roll_out(usable, prompts, verify, request.r, request.sampling, done, progress)
+
+    stored = request.as_dict() | {"server": server.facts(), "run": run.id if run else None}
+    return _kept(request, workspace, stored, left_out, texts)
+
+
+def _usable(request: Request) -> tuple[Verify, list[Problem], dict[str, list[int]]]:
+    """The verifier, the problems whose answers it can verify, and the ids of the others."""
+    asked(request.problems.problems[0], request.wording)
+    verify = verifier(request.verifier)
+    usable = [problem for problem in request.problems.problems if can_verify(request.verifier, problem.answer)]
+    if not usable:
+        first = request.problems.problems[0].answer
+        raise BasiscopeError(
+            f"Problems {request.problems.source.path}: the verifier {request.verifier!r} can verify none of the "
+            f"answers, such as {first[:80]!r}. Choose another --verifier or --answer column."
+        )
+    known = {problem.problem_id for problem in usable}
+    others = [problem.problem_id for problem in request.problems.problems if problem.problem_id not in known]
+    return verify, usable, {"unverifiable": others}
+
+
+def _kept(
+    request: Request,
+    workspace: Workspace,
+    stored: Mapping[str, Any],
+    left_out: Mapping[str, Sequence[int]],
+    texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
+) -> KeptEvaluation:
+    with workspace.start_evaluation(stored) as kept:
+        manifest = _manifest(kept, request, stored, left_out)
+        if manifest["status"] == "complete":
+            return kept
+        begun = kept.rollouts()
+        kept.save_manifest(manifest)
+        start = time.monotonic()
+        try:
+            for batch in texts(frozenset(rollout.key for rollout in begun)):
+                kept.append(batch)
+        finally:
+            manifest["seconds"] = round(manifest["seconds"] + time.monotonic() - start, 3)
+            if kept.folder.exists():
+                kept.save_manifest(manifest)
+        found = Result.of(kept.rollouts(), request.sampling.seed).as_dict()
+        kept.save_manifest(manifest | {"status": "complete", "finished": now(), "result": found})
+    return kept
+
+
+def _manifest(
+    kept: KeptEvaluation, request: Request, stored: Mapping[str, Any], left_out: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    if (kept.folder / "manifest.json").exists():
+        return kept.manifest
+    versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
+    return {
+        "format_version": FORMAT_VERSION,
+        "request": dict(stored),
+        "problems": request.problems.facts(),
+        "left_out": {reason: list(ids) for reason, ids in left_out.items()},
+        "status": "under way",
+        "created": now(),
+        "seconds": 0.0,
+        "batch_rows": BATCH_ROWS,
+        "versions": versions,
+    }

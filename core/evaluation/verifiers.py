@@ -1,0 +1,161 @@
+"""Verifiers by name: whether a generated text gives the answer asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+
+from core.errors import BasiscopeError
+from core.evaluation.answers import (
+    LONGEST,
+    TAIL,
+    final_answer,
+    marked_answer,
+    number_in_words,
+    numbers_of,
+    plain,
+    stated_answer,
+    without_latex,
+)
+from core.evaluation.child import CHILD
+
+Verify = Callable[[str, str], bool | None]
+"""Called as verify(answer, text): whether a generated text gives the answer; None where it cannot be said."""
+
+VERIFIERS = ("math", "numeric", "exact", "normalised", "choice", "regex", "world")
+TOLERANCE = 1e-6
+FORMULA_CHARACTERS = 1_000
+"""A longer formula is not compared: parsing takes more than linear time."""
+
+
+def verifier(name: str) -> Verify:
+    """The verifier of a name: `math`, `numeric` or `numeric:TOLERANCE`, `exact`, `normalised`, `choice`,
+    `regex:PATTERN` with one group, or `world`, the embedded demo's.
+
+    Raises BasiscopeError for another name, a tolerance that is none, or a pattern without exactly one group.
+    """
+    kind, _, detail = name.partition(":")
+    if kind == "numeric":
+        return partial(_same_number, _tolerance(detail))
+    if kind == "regex":
+        return partial(_same_group, _pattern(detail))
+    found = {"math": _same_value, "exact": _exact, "normalised": _normalised, "choice": _choice, "world": _world}
+    if kind not in found or detail:
+        raise BasiscopeError(f"Verifier {name!r} is not one of {', '.join(VERIFIERS)}.")
+    return found[kind]
+
+
+def can_verify(name: str, answer: str) -> bool:
+    """Whether a text that states nothing but the answer would be verified: where it is not, no text can be. What
+    a pattern asks for cannot be known: any answer will do."""
+    verify = verifier(name)
+    stated = (rf"\boxed{{{answer}}}", f"Answer: {answer}")
+    return bool(answer.strip()) and (name.startswith("regex:") or any(verify(answer, text) for text in stated))
+
+
+def _tolerance(detail: str) -> float:
+    try:
+        tolerance = float(detail or TOLERANCE)
+    except ValueError:
+        tolerance = math.nan
+    if not 0 <= tolerance < math.inf:
+        raise BasiscopeError(f"Verifier numeric:{detail}: the tolerance must be a number from 0.")
+    return tolerance
+
+
+def _pattern(detail: str) -> str:
+    try:
+        groups = re.compile(detail).groups
+    except (re.error, RecursionError) as error:
+        raise BasiscopeError(f"Verifier regex:{detail}: it is not a regular expression ({error}).") from error
+    if groups != 1:
+        raise BasiscopeError(f"Verifier regex:{detail}: it needs exactly one group, the answer, and has {groups}.")
+    return detail
+
+
+def _same_value(answer: str, text: str) -> bool | None:
+    """Mathematical equality of the text's final answer: numbers and words at once, formulas by the child."""
+    expected, found = marked_answer(answer) or answer.strip(), final_answer(text)
+    if not expected or found is None:
+        return False
+    if numbers := numbers_of(expected):
+        if numbers & (numbers_of(found) or number_in_words(found)):
+            return True
+    elif _is_words(expected):
+        return plain(expected) == plain(stated_answer(text) or "")
+    if _dense(expected) == _dense(found):
+        return True
+    if max(len(expected), len(found)) > FORMULA_CHARACTERS:
+        return None if len(expected) > FORMULA_CHARACTERS else False
+    answered: bool | None = CHILD.ask("same_formula", _formula(expected), _formula(found))
+    return answered
+
+
+def _is_words(expected: str) -> bool:
+    return re.fullmatch(r"[^\W\d_]{2,}[^\d\\{}^_=+*/<>()\[\]|]*", without_latex(expected).strip()) is not None
+
+
+def _dense(formula: str) -> str:
+    return re.sub(r"[\s$]", "", without_latex(formula))
+
+
+def _formula(found: str) -> str:
+    return found.replace("$", "").strip()
+
+
+def _same_number(tolerance: float, answer: str, text: str) -> bool | None:
+    """Within the tolerance, which counts multiples of the answer where that is larger than 1."""
+    expected, found = (_numbers(part) for part in (answer, final_answer(text) or ""))
+    if not expected:
+        return None
+    return any(abs(a - b) <= tolerance * max(1.0, abs(a)) for a in expected for b in found)
+
+
+def _numbers(text: str) -> set[float]:
+    stated = marked_answer(text) or text.strip()
+    return numbers_of(stated) or number_in_words(stated)
+
+
+def _exact(answer: str, text: str) -> bool:
+    return answer.strip() == (stated_answer(text) or "") != ""
+
+
+def _normalised(answer: str, text: str) -> bool:
+    """But for case, spaces, punctuation and what LaTeX writes around words."""
+    expected = plain(answer)
+    return expected != "" and expected == plain(stated_answer(text) or "")
+
+
+def _choice(answer: str, text: str) -> bool | None:
+    """One letter from A to J, alone or before its option: `B`, `(B)`, `B. 12`, `answer is B`."""
+    expected, found = _letter(answer), _letter(stated_answer(text) or "")
+    return None if expected is None else expected == found
+
+
+def _letter(stated: str) -> str | None:
+    stated = without_latex(marked_answer(stated) or stated).strip(" $*")
+    if match := re.match(r"\(?([A-Ja-j])(?:[).:]|$)", stated):
+        return match[1].upper()
+    found: list[str] = re.findall(r"\(([A-J])\)|\b([B-HJ])\b", stated)
+    return "".join(found[-1]) if found else None
+
+
+def _same_group(pattern: str, answer: str, text: str) -> bool | None:
+    """The group of the pattern's last match, compared as numbers or as words. By the child: a pattern can take
+    for ever, too."""
+    reply = CHILD.ask("last_group", pattern, text[-TAIL:])
+    if reply is None:
+        return None
+    (found,) = reply
+    if found is None:
+        return False
+    numbers = numbers_of(answer)
+    return bool(numbers & numbers_of(found[:LONGEST])) or plain(answer) == plain(found[:LONGEST]) != ""
+
+
+def _world(answer: str, text: str) -> bool:
+    from core.demo.world import final_answer as world_answer
+
+    return world_answer(text[-TAIL:]) == answer.strip()
