@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +270,24 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     commit = revision if is_folder(name) else folder.name  # a hub snapshot's folder is named by its commit
     return LanguageModel(
         name, commit, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
+    )
+
+
+def randomised(model: LanguageModel, seed: int, keep_embeddings: bool = False) -> LanguageModel:
+    """A copy of the model that has learnt nothing: initialised anew by its own architecture, all of it or, with
+    `keep_embeddings`, all but the token embeddings."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(model.module.config, dtype=model.module.dtype)
+    if keep_embeddings:
+        module.get_input_embeddings().load_state_dict(model.module.get_input_embeddings().state_dict())
+    module = module.eval().requires_grad_(False).to(model.device)
+    kind = "random blocks" if keep_embeddings else "random"
+    return replace(
+        model, name=f"{model.name} ({kind} {seed})", fingerprint="", module=module, blocks=find_blocks(module)
     )
 
 

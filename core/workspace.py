@@ -7,6 +7,7 @@
     screenings/<run>/    duplicates and overlaps with held-out files
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
+    usefulness/<run>/    what utility and proxies found, and the recommendation
     evaluations/<id>/    rollouts and Pass@k; they outlive their run
     jobs/<job>/          see core.jobs
 
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
     from core.selection.screening import Screening
     from core.steering.comparison import Comparison
     from core.steering.sweep import SuggestedRange, Sweep
+    from core.usefulness.evidence import Evidence
+    from core.usefulness.recommend import Recommendation
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
-RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings")
+RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "usefulness")
 """What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
@@ -894,6 +897,31 @@ class Workspace:
         for path in paths:
             with suppress(BasiscopeError):
                 found[path.stem] = Sweep.from_dict(read_json(path))
+        return found
+
+    def save_evidence(self, evidence: Evidence) -> str:
+        """Keep what a proxy found under the hash of what was asked for, so that the same again replaces it."""
+        evidence_id = content_hash({"proxy": evidence.proxy, "request": evidence.request})
+        write_json(
+            self.root / "usefulness" / evidence.run / "evidence" / f"{evidence_id}.json", evidence.as_dict()
+        )
+        return evidence_id
+
+    def save_recommendation(self, found: Recommendation) -> None:
+        """Keep what a run's evidence comes to; the newest alone."""
+        write_json(self.root / "usefulness" / found.run / "recommendation.json", found.as_dict())
+
+    def evidence(self, run_id: str) -> dict[str, Evidence]:
+        """Id -> evidence of a run, newest first. Damaged files are passed over."""
+        from core.usefulness.evidence import Evidence
+
+        paths = sorted(
+            self.root.glob(f"usefulness/{run_id}/evidence/*.json"), key=lambda path: -path.stat().st_mtime_ns
+        )
+        found = {}
+        for path in paths:
+            with suppress(BasiscopeError):
+                found[path.stem] = Evidence.from_dict(read_json(path))
         return found
 
     @contextmanager
