@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ def template(tmp_path_factory):
     for seed in (1, 2):
         synthetic_run(Workspace(folder), seed=seed)
     return folder
-
-
-@pytest.fixture
-def workspace(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "workspace")
-    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
-    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture

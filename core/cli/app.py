@@ -21,9 +21,11 @@ from core.workspace import Workspace
 def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
     """Recover the embedded demo: a small model, trained on generated word problems. Needs no network."""
     from core.demo.default import recover_demo
+    from core.selection.farthest import compile_ahead
 
     with Reporter(as_json) as progress:
         run = recover_demo(Workspace(workspace), progress)
+        compile_ahead(progress)
     return {"run": run.id, "lines": [run.id]}
 
 
