@@ -1,8 +1,10 @@
 """Basiscope's web app: page configuration and navigation, nothing else."""
 
+from pathlib import Path
+
 import streamlit as st
 
-st.set_page_config(page_title="Basiscope", page_icon="docs/icon.svg", layout="wide")
+st.set_page_config(page_title="Basiscope", page_icon=Path(__file__).with_name("docs") / "icon.svg", layout="wide")
 st.navigation(
     [
         st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),

@@ -190,6 +190,19 @@ def extract(
         yield PooledBatch(positions, pooled, int(windows.lengths[positions].sum()))
 
 
+def extract_all(
+    model: LanguageModel, windows: TokenWindows, todo: np.ndarray, blocks: tuple[int, ...]
+) -> Activations:
+    """The activations of the examples at the positions `todo`, in their order, in memory. Raises as `extract`."""
+    import torch
+
+    batches = list(extract(model, windows, todo, blocks))
+    order = np.argsort(np.concatenate([batch.positions for batch in batches]), kind="stable")
+    order = order[np.argsort(np.argsort(todo, kind="stable"), kind="stable")]
+    rows = np.concatenate([batch.activations for batch in batches])[order]
+    return Activations(windows.example_id[todo], [torch.from_numpy(rows)], blocks)
+
+
 class Pooler:
     """Pools one padded batch. Keeps a float32 buffer between batches, because on the CPU large fresh
     allocations cost more than the arithmetic on them."""

@@ -139,16 +139,23 @@ def covering(
     title: str,
 ) -> go.Figure:
     """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget."""
+    from html import escape
+
     import plotly.graph_objects as go
 
     traces = []
-    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, "#3d9970"), strict=False):
+    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, *CATEGORIES[2:]), strict=False):
         place = _few(len(own))
         around = np.concatenate([own[place], own[place][::-1]])
         edge = np.concatenate([high[place], low[place][::-1]])
         traces.append(
             go.Scatter(
-                x=around, y=edge, fill="toself", name=name, line={"color": colour, "width": 1}, hoverinfo="skip"
+                x=around,
+                y=edge,
+                fill="toself",
+                name=escape(name)[:NAME_CHARACTERS],
+                line={"color": colour, "width": 1},
+                hoverinfo="skip",
             )
         )
     place = _few(len(budgets))
@@ -176,6 +183,25 @@ def covering(
     )
 
 
+def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> go.Figure:
+    """Covering curves (budgets, values) of several selections. Names are escaped: Plotly reads HTML."""
+    from html import escape
+
+    import plotly.graph_objects as go
+
+    traces = [
+        go.Scatter(
+            x=budgets[_few(len(budgets))],
+            y=values[_few(len(budgets))],
+            name=escape(name)[:NAME_CHARACTERS],
+            line={"color": colour, "width": 2.5},
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+        )
+        for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False)
+    ]
+    return _figure(traces, {"title": "examples"}, {"title": title, "rangemode": "tozero"}, **TALL)
+
+
 TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
 """Of figures whose legend has two lines."""
 
@@ -192,7 +218,7 @@ def shares(table: pd.DataFrame) -> go.Figure:
 
     names = [escape(str(value))[:NAME_CHARACTERS] for value in table.index]
     bars = [
-        go.Bar(x=names, y=table[name], name=escape(str(name)), marker_color=colour)
+        go.Bar(x=names, y=table[name], name=escape(str(name))[:NAME_CHARACTERS], marker_color=colour)
         for name, colour in zip(table, (GREY, BLUE, ORANGE, *CATEGORIES[2:]), strict=False)
     ]
     return _figure(bars, {"type": "category"}, PERCENT, **TALL)
@@ -278,6 +304,20 @@ def colour_bins(values: pd.Series) -> ColourBins:
     if (numbers == len(names)).any():
         names, colours = (*names, "other or missing"), (*colours, OTHER)
     return ColourBins(numbers, names, colours)
+
+
+def member_bins(n: int, selections: Mapping[str, np.ndarray]) -> tuple[ColourBins, np.ndarray]:
+    """(colours by which of the selections' rows each of n examples is in, (n,) whether it is in any)."""
+    member = np.zeros((n, len(selections)), dtype=bool)
+    for j, rows in enumerate(selections.values()):
+        member[rows, j] = True
+    several, nowhere = len(selections), len(selections) + 1
+    codes = np.where(member.sum(axis=1) > 1, several, np.argmax(member, axis=1))
+    chosen = np.asarray(member.any(axis=1))
+    codes[~chosen] = nowhere
+    names = tuple(f"only {name}"[:NAME_CHARACTERS] for name in selections)
+    colours = (*CATEGORIES[: len(selections)], CATEGORIES[4], OTHER)
+    return ColourBins(codes, (*names, "several", "none"), colours), chosen
 
 
 def _short(value: float) -> str:

@@ -5,8 +5,10 @@
     sets/<run>/          named sets of examples
     selections/<name>/   kept selections; they outlive their run
     screenings/<run>/    duplicates and overlaps with held-out files
+    vectors/<run>/       the run's texts as vectors
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
+    usefulness/<run>/    what utility and proxies found, and the recommendation
     evaluations/<id>/    rollouts and Pass@k; they outlive their run
     jobs/<job>/          see core.jobs
 
@@ -26,14 +28,14 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.selection import FORMATS, SCREENING_VERSION
+from core.selection import FORMATS, SCREENING_VERSION, VECTORS_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +49,19 @@ if TYPE_CHECKING:
     from core.selection.screening import Screening
     from core.steering.comparison import Comparison
     from core.steering.sweep import SuggestedRange, Sweep
+    from core.usefulness.evidence import Evidence
+    from core.usefulness.recommend import Recommendation
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
-RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings")
+RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "vectors", "usefulness")
 """What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
+PARTS_HELD = 16
+"""Of a run's texts: a thousand examples each."""
 LOCK_SECONDS = 1.0
 """How long to wait for a run's lock: longer than a look at whether it is held."""
 
@@ -154,17 +160,27 @@ class Run:
         """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
         return self._table("examples.parquet", columns)
 
-    def records(self, example_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of `examples` by example id, in the order asked for, each value of its stored type. Raises
-        BasiscopeError for an id that is not there."""
+    def records(self, example_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Rows of `examples` by example id, in the order asked for, each value of its stored type; of the file no
+        more than one part is held beside them. Raises BasiscopeError for an id that is not there."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(example_ids, type=pa.int64())
         with self._examples_file() as file:
-            found = file.read(use_threads=False)
+            groups = (file.read_row_group(i, use_threads=False) for i in range(file.num_row_groups))
+            parts = [group.filter(pc.is_in(group["example_id"], wanted)) for group in groups]
+        found = pa.concat_tables(parts)
         row_of = {example: row for row, example in enumerate(found["example_id"].to_pylist())}
         missing = [example for example in example_ids if example not in row_of]
         if missing:
             raise BasiscopeError(f"Run {self.id} has no example {missing[0]} any more.")
-        records: list[dict[str, Any]] = found.take([row_of[example] for example in example_ids]).to_pylist()
-        return records
+        rows = [row_of[example] for example in example_ids]
+        for start in range(0, len(rows), 1_000):
+            yield from found.take(rows[start : start + 1_000]).to_pylist()
+
+    def all_texts(self) -> RunTexts:
+        return RunTexts(self)
 
     def columns(self) -> list[str]:
         """The names of the columns of `examples`."""
@@ -316,6 +332,38 @@ class Run:
 
     def save_suggested_range(self, direction: int, found: SuggestedRange) -> None:
         write_json(self.folder / "steering" / f"d{direction}.json", vars(found))
+
+
+class RunTexts(Sequence[str]):
+    """The texts of a run's examples by row, of which a few parts of the file are in memory at a time."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        with run._examples_file() as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self._ends = np.cumsum(sizes)
+        self._part = lru_cache(maxsize=PARTS_HELD)(self._read)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        first = int(self._ends[part - 1]) if part else 0
+        return self._part(part)[row - first]
+
+    def _read(self, part: int) -> list[str]:
+        with self._run._examples_file() as file:
+            texts: list[str] = file.read_row_group(part, columns=["text"], use_threads=False)["text"].to_pylist()
+        return texts
 
 
 def _direction_names(k: int) -> list[str]:
@@ -821,13 +869,19 @@ class Workspace:
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
         at work on it, and where there is none."""
+        from filelock import FileLock, Timeout
+
         folders = [self.root / part / run_id for part in ("runs", "partial")]
         if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
-        if self.is_locked(run_id):
-            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
-            shutil.rmtree(folder, ignore_errors=True)
+        lock = self.root / "partial" / f"{run_id}.lock"
+        lock.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(lock, timeout=LOCK_SECONDS):
+                for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.") from None
 
     def free_bytes(self) -> int:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
@@ -888,6 +942,31 @@ class Workspace:
         for path in paths:
             with suppress(BasiscopeError):
                 found[path.stem] = Sweep.from_dict(read_json(path))
+        return found
+
+    def save_evidence(self, evidence: Evidence) -> str:
+        """Keep what a proxy found under the hash of what was asked for, so that the same again replaces it."""
+        evidence_id = content_hash({"proxy": evidence.proxy, "request": evidence.request})
+        write_json(
+            self.root / "usefulness" / evidence.run / "evidence" / f"{evidence_id}.json", evidence.as_dict()
+        )
+        return evidence_id
+
+    def save_recommendation(self, found: Recommendation) -> None:
+        """Keep what a run's evidence comes to; the newest alone."""
+        write_json(self.root / "usefulness" / found.run / "recommendation.json", found.as_dict())
+
+    def evidence(self, run_id: str) -> dict[str, Evidence]:
+        """Id -> evidence of a run, newest first. Damaged files are passed over."""
+        from core.usefulness.evidence import Evidence
+
+        paths = sorted(
+            self.root.glob(f"usefulness/{run_id}/evidence/*.json"), key=lambda path: -path.stat().st_mtime_ns
+        )
+        found = {}
+        for path in paths:
+            with suppress(BasiscopeError):
+                found[path.stem] = Evidence.from_dict(read_json(path))
         return found
 
     @contextmanager
@@ -1020,6 +1099,24 @@ class Workspace:
         key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
         path = self.root / "screenings" / run_id / f"{key}.json"
         return Screening.from_dict(read_json(path)) if path.exists() else None
+
+    def save_text_vectors(self, run_id: str, model: str | None, vectors: np.ndarray) -> None:
+        from safetensors.numpy import save_file
+
+        path = self._vectors_path(run_id, model)
+        write_atomic(path, lambda temporary: save_file({"vectors": vectors}, temporary))
+
+    def text_vectors(self, run_id: str, model: str | None) -> np.ndarray | None:
+        """(n, m) vectors of a run's texts by a sentence model, or by TF-IDF; None before they are made."""
+        path = self._vectors_path(run_id, model)
+        return _load_tensors(path)["vectors"] if path.exists() else None
+
+    def has_text_vectors(self, run_id: str, model: str | None) -> bool:
+        return self._vectors_path(run_id, model).exists()
+
+    def _vectors_path(self, run_id: str, model: str | None) -> Path:
+        key = content_hash({"version": VECTORS_VERSION, "model": model})
+        return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:
         """Keep an uploaded data file under its own name in a folder named by its content."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
-from core.cli import app, evaluating, reading, recover, selecting, steering
+from core.cli import app, evaluating, reading, recover, selecting, steering, usefulness
 from core.cli.group import cli
 from core.errors import BasiscopeError
 from core.workspace import is_disk_full
 
-__all__ = ["app", "cli", "evaluating", "main", "reading", "recover", "selecting", "steering"]
+__all__ = ["app", "cli", "evaluating", "main", "reading", "recover", "selecting", "steering", "usefulness"]
 
 
 def _print_results(command: click.Command) -> None:

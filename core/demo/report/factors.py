@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from core.usefulness.association import area_under_curve
+
 FOLDS, SHUFFLES, BINS = 5, 200, 5
 BINARY = ("style", "check", "plan", "correct")
 GROUPED = ("operation", "steps", "difficulty", "source", "length")
@@ -83,12 +85,6 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
 
     return rankdata(scores, axis=0)
-
-
-def area_under_curve(ranks: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(k,) areas under the ROC curve from ranks (n, k), by the rank-sum identity (Hanley and McNeil 1982)."""
-    hits, n = int(positive.sum()), len(positive)
-    return (ranks[positive].sum(axis=0) - hits * (hits + 1) / 2) / (hits * (n - hits))
 
 
 def eta_squared(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.activations import Activations, TokenWindows, extract, window_start
+from core.activations import Activations, TokenWindows, extract_all, window_start
 from core.basis import Basis, project, recover_basis
 from core.demo import world
 from core.demo.card import Share
@@ -61,8 +61,6 @@ def recovery() -> pd.DataFrame:
 
 def pooled(model: LanguageModel, data: Path, pooling: str) -> Activations:
     """Activations of all examples in memory."""
-    import torch
-
     examples = list(
         read_examples(DataSource(str(data)), Columns(**COLUMNS), "plain", model.tokenizer, ReadReport())
     )
@@ -74,9 +72,7 @@ def pooled(model: LanguageModel, data: Path, pooling: str) -> Activations:
     ids = np.array([example.example_id for example in examples])
     windows = TokenWindows(np.concatenate([text.ids for text in texts]), offsets, np.array(first), ids)
     blocks = resolve_blocks("1:-1", len(model.blocks))
-    batches = list(extract(model, windows, np.arange(len(windows)), blocks))
-    rows = torch.from_numpy(np.concatenate([batch.activations for batch in batches]))
-    return Activations(ids[np.concatenate([batch.positions for batch in batches])], [rows], blocks)
+    return extract_all(model, windows, np.arange(len(windows)), blocks)
 
 
 # --- steering -------------------------------------------------------------------------------------------

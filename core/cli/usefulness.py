@@ -1,0 +1,195 @@
+"""`utility`, `proxies`, `recommend`: which directions help the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from core.cli.group import Reporter, cli, device_option, json_option, table, workspace_option
+from core.errors import BasiscopeError
+from core.usefulness import PROXY_KINDS
+from core.workspace import Run, Workspace
+
+if TYPE_CHECKING:
+    from core.usefulness.evidence import Evidence
+
+VERDICT_HELP = "Column with verdicts: true or false, 1 or 0, right or wrong; a.b leads into nested ones."
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--correct", help=f"{VERDICT_HELP} One with a usual name by default.")
+@click.option(
+    "--control", default="length", show_default=True, help="Columns to control for, such as length,level; or none."
+)
+@click.option("--problem", help="Column that tells problems apart; the prompt by default.")
+@click.option("--controls", help="Also run models that have learnt nothing: random-model,random-blocks.")
+@click.option(
+    "--control-traces", type=click.IntRange(10), default=1_000, show_default=True, help="Traces for --controls."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of shuffles, draws and random models.")
+@device_option
+@workspace_option
+@json_option
+def utility(
+    run: str,
+    correct: str | None,
+    control: str,
+    problem: str | None,
+    controls: str | None,
+    control_traces: int,
+    seed: int,
+    device: str,
+    workspace: Path,
+    as_json: bool,
+) -> dict[str, Any]:
+    """How scores go with verified correctness over the run's traces; kept in the workspace.
+
+    Correlation and AUC with 95% intervals over problems, raw, controlled, and within problems where there are
+    several traces of one; beside random directions, shuffled verdicts, a bag of words, and length alone.
+    """
+    from core.recovery import load_run_model
+    from core.usefulness.utility import UtilityRequest
+    from core.usefulness.utility import utility as measure
+
+    space = Workspace(workspace)
+    opened = space.run(run)
+    columns = tuple(name.strip() for name in control.split(",") if name.strip() not in ("", "none"))
+    models = tuple(name.strip() for name in controls.split(",")) if controls else ()
+    try:
+        request = UtilityRequest(correct, columns, problem, models, control_traces, seed)
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
+    with Reporter(as_json) as progress:
+        found = measure(opened, request, lambda: load_run_model(opened, device), progress)
+    return _kept(space, found)
+
+
+def _kept(space: Workspace, found: Evidence) -> dict[str, Any]:
+    from core.usefulness.table import control_table, evidence_notes, evidence_table
+
+    evidence_id = space.save_evidence(found)
+    lines = [*_rows(evidence_table(found)), "", *_rows(control_table(found)), "", *evidence_notes(found)]
+    return {"evidence": evidence_id, **found.as_dict(), "lines": lines}
+
+
+def _rows(shown: Any) -> list[str]:
+    rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.to_numpy()]
+    return table(rows, tuple(shown.columns))
+
+
+def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The development set, as `evaluate` takes its problems."""
+    options = [
+        click.option("--problems", "path", help="Development problems with answers: a file or hub data set."),
+        click.option("--preset", help="A usual problem set, as for `evaluate`."),
+        click.option("--problem", help="Column with the problems."),
+        click.option("--answer", help="Column with the answers."),
+        click.option("--config", help="Config of a hub data set."),
+        click.option("--split", help="Split of a hub data set."),
+        click.option("--limit", type=click.IntRange(1), help="Only the first N problems."),
+        click.option("--verifier", "verifier_name", help="As for `evaluate`."),
+        click.option("--wording", help="How to ask, as for `evaluate`."),
+        click.option(
+            "--template",
+            type=click.Choice(["auto", "chat", "plain"]),
+            default="auto",
+            show_default=True,
+            help="auto: chat where the tokenizer has a chat template.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--kind", type=click.Choice(PROXY_KINDS), required=True, help="Which proxy.")
+@problem_options
+@click.option("--solution", help="Column with worked solutions; the answers by default. For first-order and sft.")
+@click.option("--correct", help=f"First-order on the run's own traces, right against wrong. {VERDICT_HELP}")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is left to chance.")
+@device_option
+@workspace_option
+@json_option
+def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
+    """Try the directions cheaply on development problems; kept in the workspace.
+
+    first-order: the derivative of the loss on solutions along all directions, from one backward pass.
+    """
+    from core.recovery import load_run_model
+
+    space = Workspace(workspace)
+    opened = space.run(run)
+    with Reporter(as_json) as progress:
+        progress("model", 0, 1)
+        model = load_run_model(opened, device)
+        found = _first_order(opened, model, options, progress)
+    return _kept(space, found)
+
+
+def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
+    from core.usefulness.development import overlap_notes, traced_solutions, written_solutions
+    from core.usefulness.first_order import first_order
+    from core.usefulness.traces import read_traces
+
+    asked = {name: value for name, value in options.items() if value is not None}
+    if options["correct"]:
+        if options["path"] or options["preset"]:
+            raise click.UsageError("Give --correct, for the run's own traces, or --problems, not both.")
+        traces = read_traces(run, options["correct"], (), options["problem"])
+        solutions = traced_solutions(run, model, traces)
+        notes = ["the solutions are the run's own traces, from which the directions come, too"]
+    else:
+        development = _problems(options)
+        written = _solutions(options, development)
+        wording = options["wording"] or "bare"
+        solutions = written_solutions(model, development.problems, written, wording, options["template"])
+        notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+        asked["fingerprint"] = development.fingerprint
+    return first_order(run, model, solutions, asked, notes, options["seed"], progress)
+
+
+def _problems(options: dict[str, Any]) -> Any:
+    from core.evaluation.problems import read_problems
+    from core.examples import DataSource
+
+    if not options["path"] and not options["preset"]:
+        raise click.UsageError("Give --problems FILE or --preset NAME.")
+    source = DataSource(options["path"], options["config"], options["split"]) if options["path"] else None
+    return read_problems(source, options["problem"], options["answer"], options["preset"], options["limit"])
+
+
+def _solutions(options: dict[str, Any], development: Any) -> dict[int, str]:
+    """Problem id -> worked solution, or the answer as it is written in the source."""
+    from core.examples import ReadReport, field_value, read_rows
+
+    column = options["solution"] or development.answer
+    rows = read_rows(development.source, ReadReport())
+    values = {number: field_value(row, column) for number, row in rows}
+    found = {number: str(value) for number, value in values.items() if value is not None and str(value).strip()}
+    if not found:
+        raise BasiscopeError(f"Problems {development.source.path}: no row has the column {column!r}.")
+    return found
+
+
+@cli.command()
+@click.argument("run")
+@workspace_option
+@json_option
+def recommend(run: str, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """What utility and proxies say together, in plain words with the evidence."""
+    from core.usefulness.recommend import recommend as conclude
+    from core.usefulness.table import all_proxies
+
+    space = Workspace(workspace)
+    opened = space.run(run)
+    kept = space.evidence(opened.id)
+    found = conclude(opened.id, opened.k, kept)
+    space.save_recommendation(found)
+    shown = all_proxies(opened.k, [kept[i] for i in found.evidence.values()])
+    return {**found.as_dict(), "lines": [*_rows(shown), "", *found.sentences]}

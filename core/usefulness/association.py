@@ -1,0 +1,221 @@
+"""How scores go with verdicts: correlation and area under the ROC curve, with intervals that know of problems.
+
+Traces of one problem are not independent. Every interval here is over problems: of a correlation by the
+jackknife that leaves one problem out at a time, on Fisher's scale; of an area by the variance of its placements
+summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.evaluation import Interval
+
+RANK = 1e-9
+LEAST_PROBLEMS = 3
+PERMUTED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, and the p-value of none."""
+
+    interval: Interval
+    p: float
+
+
+def none_of(n: int) -> Estimate:
+    return Estimate(Interval(math.nan, math.nan, math.nan, n), math.nan)
+
+
+def within_problem(values: np.ndarray, problem: np.ndarray) -> np.ndarray:
+    """Differences of the rows from their problem's mean. values (n,) or (n, c); problem: (n,) codes from 0."""
+    columns = values.reshape(len(values), -1).astype(np.float64)
+    counts = np.maximum(np.bincount(problem), 1)
+    means = np.stack([np.bincount(problem, column) for column in columns.T], axis=1) / counts[:, None]
+    return (columns - means[problem]).reshape(values.shape)
+
+
+def orthonormal(controls: np.ndarray) -> np.ndarray:
+    """(n, r) orthonormal columns that span the controls (n, c), without those that the others give."""
+    scale = np.linalg.norm(controls, axis=0)
+    kept = controls[:, scale > 0] / scale[scale > 0]
+    if kept.shape[1] == 0:
+        return np.zeros((len(controls), 0))
+    left, values, _ = np.linalg.svd(kept, full_matrices=False)
+    return np.ascontiguousarray(left[:, values > RANK * values[0]])
+
+
+def residuals(values: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """What orthonormal columns (n, r) leave of values (n, k)."""
+    return values - span @ (span.T @ values)
+
+
+def with_intercept(controls: np.ndarray) -> np.ndarray:
+    """(n, c + 1) a constant and the controls."""
+    return np.column_stack([np.ones(len(controls)), controls - controls.mean(axis=0)])
+
+
+def correlations(scores: np.ndarray, right: np.ndarray, span: np.ndarray, problem: np.ndarray) -> list[Estimate]:
+    """Partial correlation of each column of scores (n, k) with right (n,), given the orthonormal columns `span`
+    (n, r), which hold the constant where there is one. Columns without variance give no number."""
+    from scipy.stats import t
+
+    targets = residuals(np.column_stack([scores, right]).astype(np.float64), span)
+    squares = (targets**2).sum(axis=0)
+    size = (np.column_stack([scores, right]).astype(np.float64) ** 2).sum(axis=0)
+    varies = squares > RANK * np.maximum(size, 1e-300)
+    targets = targets / np.where(varies, np.sqrt(np.maximum(squares, 1e-300)), 1.0)
+    sums = _Sums.of(targets, span, problem)
+    whole, parts = sums.correlations(left_out=False)[0], sums.correlations(left_out=True)
+    problems = len(parts)
+    found = []
+    for j, r in enumerate(whole):
+        if not (varies[j] and varies[-1]) or problems < LEAST_PROBLEMS:
+            found.append(none_of(len(right)))
+            continue
+        z = math.atanh(float(np.clip(r, -1 + 1e-12, 1 - 1e-12)))
+        others = np.arctanh(np.clip(parts[:, j], -1 + 1e-12, 1 - 1e-12))
+        error = math.sqrt((problems - 1) / problems * float(((others - others.mean()) ** 2).sum()))
+        half = float(t.ppf(0.975, problems - 1)) * error
+        interval = Interval(float(r), math.tanh(z - half), math.tanh(z + half), len(right))
+        p = 2 * float(t.sf(abs(z) / error, problems - 1)) if error > 0 else math.nan
+        found.append(Estimate(interval, p))
+    return found
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Products of targets (the scores, then the verdict) and controls, summed within each problem."""
+
+    squares: np.ndarray
+    crosses: np.ndarray
+    outer: np.ndarray
+    inner: np.ndarray
+
+    @classmethod
+    def of(cls, targets: np.ndarray, span: np.ndarray, problem: np.ndarray) -> _Sums:
+        order = np.argsort(problem, kind="stable")
+        starts = np.flatnonzero(np.diff(problem[order], prepend=-1))
+        a, b = targets[order], span[order]
+
+        def summed(products: np.ndarray) -> np.ndarray:
+            return np.asarray(np.add.reduceat(products, starts, axis=0))
+
+        return cls(
+            summed(a**2),
+            summed(a[:, :-1] * a[:, -1:]),
+            summed(b[:, :, None] * b[:, None, :]),
+            summed(b[:, :, None] * a[:, None, :]),
+        )
+
+    def correlations(self, left_out: bool) -> np.ndarray:
+        """(problems, k) with one problem left out, or (1, k) of all."""
+        squares, crosses, outer, inner = (
+            part.sum(axis=0, keepdims=True) - (part if left_out else 0)
+            for part in (self.squares, self.crosses, self.outer, self.inner)
+        )
+        if outer.shape[1]:
+            explained = np.linalg.solve(outer + RANK * np.eye(outer.shape[1]), inner)
+            squares = squares - (inner * explained).sum(axis=1)
+            crosses = crosses - (inner[:, :, :-1] * explained[:, :, -1:]).sum(axis=1)
+        scale = np.sqrt(np.maximum(squares[:, :-1] * squares[:, -1:], 1e-300))
+        return np.asarray(crosses / scale)
+
+
+# --- areas under the curve ------------------------------------------------------------------------------
+
+
+def average_ranks(scores: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+    """(n, k) ranks from 1, of ties their mean, within each group (n,) of codes where given."""
+    from scipy.stats import rankdata
+
+    if group is None:
+        return np.asarray(rankdata(scores, axis=0))
+    dense = rankdata(scores, method="dense", axis=0)
+    keyed = rankdata(group[:, None] * (len(scores) + 1.0) + dense, axis=0)
+    counts = np.bincount(group)
+    before = np.cumsum(counts) - counts
+    return np.asarray(keyed - before[group][:, None])
+
+
+def area_under_curve(ranks: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(k,) areas under the ROC curve from ranks (n, k), by the rank-sum identity (Hanley and McNeil 1982)."""
+    hits, n = int(positive.sum()), len(positive)
+    return (ranks[positive].sum(axis=0) - hits * (hits + 1) / 2) / (hits * (n - hits))
+
+
+def areas(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Estimate]:
+    """Area under the ROC curve of each column of scores (n, k) against right (n,) bool."""
+    hits, misses = int(right.sum()), int((~right).sum())
+    ranks, apart = average_ranks(scores), np.empty(scores.shape)
+    for side in (right, ~right):
+        apart[side] = average_ranks(scores[side])
+    value = area_under_curve(ranks, right)
+    share = (ranks - apart) / np.where(right, misses, hits)[:, None]
+    placements = np.where(right[:, None], (share - value) / hits, (1 - share - value) / misses)
+    influence = np.stack([np.bincount(problem, column) for column in placements.T], axis=1)
+    seen = np.bincount(problem) > 0
+    return _area_estimates(value, influence[seen], len(right))
+
+
+def areas_within(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Estimate]:
+    """The share of (right, wrong) pairs of one problem in which the right one has the higher score, for each
+    column of scores (n, k); ties count half."""
+    sums, pairs = _won_pairs(average_ranks(scores, problem), right, problem)
+    mixed = pairs > 0
+    value = sums.sum(axis=0) / pairs.sum()
+    influence = (sums - value * pairs[:, None])[mixed] / pairs.sum()
+    return _area_estimates(value, influence, len(right))
+
+
+def area_within_values(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> np.ndarray:
+    """(k,) the values of `areas_within` alone, from ranks within problems."""
+    sums, pairs = _won_pairs(ranks, right, problem)
+    return np.asarray(sums.sum(axis=0) / pairs.sum())
+
+
+def _won_pairs(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per problem: (problems, k) pairs that the right ones win, and (problems,) pairs."""
+    hits, all_of = np.bincount(problem, right), np.bincount(problem)
+    columns = [np.bincount(problem[right], column, minlength=len(all_of)) for column in ranks[right].T]
+    return np.stack(columns, axis=1) - (hits * (hits + 1) / 2)[:, None], hits * (all_of - hits)
+
+
+def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int) -> list[Estimate]:
+    """Estimates from the problems' parts (problems, k) in each area's error."""
+    from scipy.stats import t
+
+    problems = len(influence)
+    if problems < LEAST_PROBLEMS:
+        return [none_of(n) for _ in value]
+    errors = np.sqrt(problems / (problems - 1) * (influence**2).sum(axis=0))
+    quantile = float(t.ppf(0.975, problems - 1))
+    found = []
+    for area, error in zip(value.tolist(), errors.tolist(), strict=True):
+        if not (0 < area < 1 and error > 0):
+            found.append(Estimate(Interval(area, math.nan, math.nan, n), math.nan))
+            continue
+        logit, half = math.log(area / (1 - area)), quantile * error / (area * (1 - area))
+        low, high = (1 / (1 + math.exp(-(logit + side * half))) for side in (-1, 1))
+        p = 2 * float(t.sf(abs(area - 0.5) / error, problems - 1))
+        found.append(Estimate(Interval(area, low, high, n), p))
+    return found
+
+
+def shuffled(right: np.ndarray, problem: np.ndarray, times: int, seed: int) -> Iterator[np.ndarray]:
+    """(m, n) verdicts shuffled within their problems, a few shuffles at a time, `times` in all."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(problem, kind="stable")
+    done = 0
+    while done < times:
+        m = min(PERMUTED_AT_ONCE, times - done)
+        keys = problem + rng.random((m, len(problem)))
+        found = np.empty((m, len(right)), dtype=bool)
+        found[:, order] = right[np.argsort(keys, axis=1)]
+        yield found
+        done += m

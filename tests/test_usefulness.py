@@ -1,0 +1,467 @@
+"""Utility and proxies against plain references: brute force, SciPy, finite differences, simulation."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic import synthetic_run
+from tiny import save_tiny
+from transformers import GPT2Config
+
+from core.basis import Basis
+from core.errors import BasiscopeError
+from core.evaluation import Interval
+from core.evaluation.problems import read_problems
+from core.model import load_model
+from core.recovery import load_run_model
+from core.steering.intervention import Directions, Steering, steered
+from core.usefulness import association as assoc
+from core.usefulness.controls import bag_of_words, random_scores, random_units
+from core.usefulness.development import Solutions, losses, overlap_notes, written_solutions
+from core.usefulness.evidence import (
+    Cost,
+    Effect,
+    Evidence,
+    Measure,
+    false_discovery,
+    level_of_best,
+    p_against_best,
+)
+from core.usefulness.first_order import (
+    by_problem,
+    contrasts,
+    derivatives,
+    first_order,
+    loss_gradients,
+    random_derivatives,
+)
+from core.usefulness.recommend import recommend
+from core.usefulness.traces import column_values, read_traces
+from core.usefulness.utility import UtilityRequest, utility
+from core.workspace import Workspace
+
+# --- association ----------------------------------------------------------------------------------------
+
+
+def traces(problems=40, each=4, k=3, effect=0.0, seed=0):
+    """Scores, verdicts and problems; problems differ in difficulty and in their scores."""
+    rng = np.random.default_rng(seed)
+    problem = np.repeat(np.arange(problems), each)
+    difficulty = rng.standard_normal(problems)
+    scores = rng.standard_normal((problems * each, k)) + 0.7 * difficulty[problem, None]
+    right = difficulty[problem] + effect * scores[:, 0] + rng.logistic(size=len(problem)) > 0
+    return scores, right, problem
+
+
+def plain_partial(x, y, controls):
+    design = np.column_stack([np.ones(len(x)), controls])
+    x, y = (v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y))
+    return stats.pearsonr(x, y).statistic
+
+
+def constant(n):
+    return np.full((n, 1), n**-0.5)
+
+
+def test_correlations_equal_scipy_and_least_squares():
+    scores, right, problem = traces()
+    controls = np.random.default_rng(1).standard_normal((len(right), 2)) + scores[:, :1]
+    found = assoc.correlations(scores, right.astype(float), constant(len(right)), problem)
+    for j, one in enumerate(found):
+        assert one.interval.value == pytest.approx(stats.pointbiserialr(right, scores[:, j]).statistic, abs=1e-9)
+    span = assoc.orthonormal(assoc.with_intercept(controls))
+    for j, one in enumerate(assoc.correlations(scores, right.astype(float), span, problem)):
+        assert one.interval.value == pytest.approx(plain_partial(scores[:, j], right * 1.0, controls), abs=1e-7)
+    dummies = (problem[:, None] == np.arange(problem.max())).astype(float)
+    moved = [assoc.within_problem(part, problem) for part in (scores, right.astype(float))]
+    within = assoc.correlations(*moved, assoc.orthonormal(assoc.within_problem(controls, problem)), problem)
+    both = np.column_stack([dummies, controls])
+    for j, one in enumerate(within):
+        assert one.interval.value == pytest.approx(plain_partial(scores[:, j], right * 1.0, both), abs=1e-7)
+
+
+def test_the_interval_of_a_correlation_leaves_out_one_problem_at_a_time():
+    scores, right, problem = traces(problems=12)
+    (found,) = assoc.correlations(scores[:, :1], right.astype(float), constant(len(right)), problem)
+    z = [
+        np.arctanh(stats.pearsonr(scores[problem != p, 0], right[problem != p]).statistic)
+        for p in range(problem.max() + 1)
+    ]
+    error = np.sqrt(11 / 12 * ((z - np.mean(z)) ** 2).sum())
+    half = stats.t.ppf(0.975, 11) * error
+    middle = np.arctanh(stats.pearsonr(scores[:, 0], right).statistic)
+    expected = np.tanh([middle - half, middle + half])
+    np.testing.assert_allclose([found.interval.low, found.interval.high], expected, atol=1e-6)
+
+
+def test_areas_equal_brute_force_and_delong():
+    scores, right, _ = traces(problems=60, each=1)
+    scores = scores.round(1)  # ties
+    alone = np.arange(len(right))
+    found = assoc.areas(scores, right, alone)
+    for j, one in enumerate(found):
+        wins = scores[right, j][:, None] - scores[~right, j][None]
+        kernel = (wins > 0) + 0.5 * (wins == 0)
+        area = kernel.mean()
+        assert one.interval.value == pytest.approx(area, abs=1e-12)
+        error = np.sqrt(kernel.mean(1).var(ddof=1) / right.sum() + kernel.mean(0).var(ddof=1) / (~right).sum())
+        expected = stats.norm.ppf(0.975) * error / (area * (1 - area))
+        low, high = (np.log(x / (1 - x)) for x in (one.interval.low, one.interval.high))
+        assert (high - low) / 2 == pytest.approx(expected, rel=0.06)  # another count of freedom
+
+
+def test_areas_within_problems_equal_brute_force():
+    scores, right, problem = traces(problems=30)
+    scores = scores.round(1)
+    found = assoc.areas_within(scores, right, problem)
+    for j, one in enumerate(found):
+        won = pairs = 0.0
+        for p in np.unique(problem):
+            mine = problem == p
+            wins = scores[mine & right, j][:, None] - scores[mine & ~right, j][None]
+            won, pairs = won + (wins > 0).sum() + 0.5 * (wins == 0).sum(), pairs + wins.size
+        assert one.interval.value == pytest.approx(won / pairs, abs=1e-12)
+
+
+def test_a_hard_problem_confounds_across_and_not_within():
+    scores, right, problem = traces(problems=300)
+    assert assoc.areas(scores, right, problem)[0].p < 1e-6
+    assert assoc.areas_within(scores, right, problem)[0].p > 0.01
+
+
+@pytest.mark.parametrize("kind", ["r", "r-within", "auc", "auc-within"])
+def test_intervals_cover_and_do_not_cover_too_much(kind):
+    """95% intervals over problems cover 93 to 97%; such that take traces for independent would cover 80%."""
+
+    def measure(seed, problems):
+        scores, right, problem = traces(problems=problems, k=1, effect=0.4, seed=seed)
+        if kind == "r":
+            return assoc.correlations(scores, right * 1.0, constant(len(right)), problem)[0].interval
+        if kind == "r-within":
+            moved = [assoc.within_problem(part, problem) for part in (scores, right * 1.0)]
+            return assoc.correlations(*moved, np.zeros((len(right), 0)), problem)[0].interval
+        area = assoc.areas if kind == "auc" else assoc.areas_within
+        return area(scores, right, problem)[0].interval
+
+    truth = measure(10**6, 100_000).value
+    found = [measure(seed, 60) for seed in range(1_500)]
+    assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
+
+
+def test_shuffles_stay_within_problems():
+    _, right, problem = traces(problems=9)
+    order = np.random.default_rng(0).permutation(len(right))
+    right, problem = right[order], problem[order]
+    seen = np.concatenate(list(assoc.shuffled(right, problem, 100, 0)))
+    assert seen.shape == (100, len(right)) and len(np.unique(seen, axis=0)) > 50
+    for p in range(9):
+        assert (seen[:, problem == p].sum(axis=1) == right[problem == p].sum()).all()
+
+
+def test_many_directions_are_corrected_for():
+    p = np.array([0.01, np.nan, 0.02, 0.5])
+    np.testing.assert_allclose(false_discovery(p)[[0, 2, 3]], stats.false_discovery_control(p[[0, 2, 3]]))
+    assert np.isnan(false_discovery(p)[1])
+    rng = np.random.default_rng(0)
+    draws = np.abs(rng.standard_normal(4_000))
+    best = np.abs(rng.standard_normal((4_000, 10))).max(axis=1)
+    assert level_of_best(draws, 10) == pytest.approx(np.quantile(best, 0.95), rel=0.05)
+    assert np.mean(p_against_best(best, draws, 10) < 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+# --- utility --------------------------------------------------------------------------------------------
+
+
+def verdict_run(workspace, problems=60, each=4, effect=0.0, seed=0, **more):
+    """A synthetic run with verdicts that go with direction 2 as far as `effect` says."""
+    rng = np.random.default_rng(seed)
+    n = problems * each
+    problem = [f"problem {i // each}" for i in range(n)]
+    columns = {"problem": problem, "verdict": [True, False] * (n // 2), **more}
+    run = synthetic_run(workspace, n=n, columns=columns, seed=seed)
+    score = run.scores()["d2"].to_numpy()
+    right = effect * score / score.std() + rng.logistic(size=n) > 0
+    return synthetic_run(workspace, n=n, columns={**columns, "verdict": right.tolist()}, seed=seed)
+
+
+def with_activations(run, seed=0):
+    """Give a synthetic run activations whose scores are its scores, so that random directions can be drawn."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(seed)
+    basis, scores = run.basis(), run.scores().iloc[:, 1:].to_numpy()
+    noise = 0.05 * rng.standard_normal((len(scores), basis.directions.shape[1]))
+    noise -= noise @ basis.directions.T @ basis.directions
+    rows = (scores @ basis.directions + noise + basis.mean).astype(np.float32)
+    order = rng.permutation(len(rows))
+    (run.folder / "activations").mkdir(exist_ok=True)
+    save_file({"activations": rows[order], "example_id": order}, run.folder / "activations" / "00000.safetensors")
+    return run
+
+
+def test_utility_finds_the_direction_that_goes_with_the_verdicts(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path), effect=1.5))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    primary = found.by(found.primary)
+    assert found.primary == "auc-within-controlled"
+    assert primary[1].effect.low > 0.6 and primary[1].adjusted < 0.05
+    assert {c.name for c in found.controls} == {
+        "random directions",
+        "shuffled verdicts",
+        "bag of words",
+        "length alone",
+    }
+    assert not any(effect.is_evidence for effect in primary if effect.direction != 2)
+
+
+def test_random_directions_are_projections_of_the_stored_activations(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path)))
+    rows = np.array([5, 3, 17])
+    (found,) = random_scores(run, rows, 7, seed=3)
+    units = np.random.default_rng(3).standard_normal((7, run.manifest["d"]), dtype=np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    stored = run.activations()
+    by_id = dict(zip(stored.example_id.tolist(), stored.shards[0].numpy(), strict=True))
+    plain = np.stack([by_id[i] for i in rows.tolist()]) - run.basis().mean
+    np.testing.assert_allclose(found, plain @ units.T, atol=1e-5)
+
+
+def test_kept_evidence_comes_back_as_it_was(tmp_path):
+    workspace = Workspace(tmp_path)
+    run = with_activations(verdict_run(workspace))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    evidence_id = workspace.save_evidence(found)
+    again = workspace.evidence(run.id)
+    assert list(again) == [evidence_id] == [workspace.save_evidence(found)]
+    assert again[evidence_id].as_dict() == json.loads(json.dumps(found.as_dict()))
+    assert all(a.name == b.name for a, b in zip(again[evidence_id].effects, found.effects, strict=True))
+    (tmp_path / "usefulness" / run.id / "evidence" / "broken.json").write_text("{}")
+    assert list(workspace.evidence(run.id)) == [evidence_id]
+    with pytest.raises(BasiscopeError, match="damaged"):
+        Evidence.from_dict({"proxy": "utility"})
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "sentence"),
+    [
+        ([None] * 60, {}, "holds no verdicts"),
+        (["maybe"] * 60, {}, "holds no verdicts.*maybe"),
+        ([True] * 60, {}, "all 60 verdicts in column 'verdict' are right"),
+        ([0] * 60, {}, "all 60 verdicts in column 'verdict' are wrong"),
+        ([True, False] * 30, {"correct": "nothing"}, "has no column 'nothing'. Its columns"),
+        ([True, False] * 30, {"correct": "verdict.deep"}, "has no column 'verdict.deep'"),
+        ([True, False] * 30, {"controls": ("text",)}, "60 different values"),
+        ([True, False] * 30, {"problem": "none"}, "--problem: run .* has no column 'none'"),
+    ],
+)
+def test_verdicts_that_cannot_be_used_are_said(tmp_path, column, options, sentence):
+    run = synthetic_run(Workspace(tmp_path), columns={"verdict": column})
+    with pytest.raises(BasiscopeError, match=sentence):
+        read_traces(run, **{"correct": "verdict", **options})
+
+
+def test_a_run_without_a_likely_column_asks_for_one(tmp_path):
+    with pytest.raises(BasiscopeError, match="name it with --correct"):
+        read_traces(synthetic_run(Workspace(tmp_path)))
+
+
+def test_gaps_in_verdicts_are_counted_and_nested_columns_read(tmp_path):
+    nested = [json.dumps({"is_correct": [True, False, None, "dunno"][i % 4]}) for i in range(60)]
+    run = synthetic_run(Workspace(tmp_path), columns={"judge": nested})
+    found = read_traces(run, "judge.is_correct")
+    assert found.n == 30 and found.right.sum() == 15
+    assert found.left_out == {"no verdict": 15, "a verdict that is neither true nor false": 15}
+    assert column_values(run, "judge.is_correct", "--correct")[1] is False
+
+
+def test_a_constant_score_gives_no_number_and_the_others_theirs(tmp_path):
+    import pandas as pd
+
+    run = with_activations(verdict_run(Workspace(tmp_path)))
+    scores = run.scores()
+    scores["d3"] = np.float32(0.25)
+    scores.to_parquet(run.folder / "scores.parquet", index=False)
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    for effect in found.effects:
+        assert (effect.note != "") == (effect.direction == 3) == np.isnan(effect.effect.value)
+    pd.DataFrame({**scores, **{f"d{j}": 0.25 for j in range(1, 5)}}).to_parquet(
+        run.folder / "scores.parquet", index=False
+    )
+    with pytest.raises(BasiscopeError, match="the same score on all traces"):
+        utility(run, UtilityRequest("verdict", problem="problem"))
+
+
+def test_words_are_judged_on_problems_not_seen():
+    rng = np.random.default_rng(0)
+    problem = np.repeat(np.arange(50), 4)
+    right = rng.random(200) < 0.5
+    leaky = [f"unique{p} {'good' if r else 'bad'}" for p, r in zip(problem, right, strict=True)]
+    told = bag_of_words(leaky, right, problem, 0)
+    assert assoc.areas_within(told[:, None], right, problem)[0].interval.value == 1.0
+    solved = rng.random(50) < 0.5
+    by_problem = bag_of_words([f"word{p}" for p in problem], solved[problem], problem, 0)
+    assert abs(assoc.area_under_curve(assoc.average_ranks(by_problem[:, None]), solved[problem])[0] - 0.5) < 0.2
+    assert bag_of_words(["a b"] * 8, right[:8], problem[:8], 0) is None
+
+
+# --- first-order ----------------------------------------------------------------------------------------
+
+
+def solutions_of(texts, first, problem=None, right=None):
+    n = len(texts)
+    problem = np.arange(n) if problem is None else np.asarray(problem)
+    right = np.ones(n, dtype=bool) if right is None else np.asarray(right)
+    return Solutions(tuple(map(tuple, texts)), tuple(first), problem, right, {})
+
+
+def random_directions(model, blocks, k=3, seed=0, scale=None):
+    rng = np.random.default_rng(seed)
+    d = len(blocks) * model.hidden_size
+    rows = np.linalg.qr(rng.standard_normal((d, k)))[0].T.astype(np.float32)
+    scale = np.ones(len(blocks), np.float32) if scale is None else np.asarray(scale, np.float32)
+    zeros = np.zeros(d, np.float32)
+    basis = Basis(rows, zeros, np.ones(k, np.float32), scale, 1.0, 10, np.zeros(k))
+    return Directions(basis, blocks)
+
+
+def double(folder):
+    model = load_model(folder, dtype="float32", device="cpu")
+    model.module.double()
+    return model
+
+
+def central_difference(model, directions, solutions, direction, step, block=None):
+    """Of actual steering, by the hooks that steer."""
+    found = []
+    for sign in (1, -1):
+        blocks = None if block is None else (block,)
+        with steered(model, directions, Steering(((direction, sign * step),), blocks=blocks)):
+            found.append(losses(model, solutions))
+    return (found[0] - found[1]) / (2 * step)
+
+
+def test_the_derivative_is_that_of_actual_steering_in_float64(tmp_path):
+    """Of a model that computes in float64 throughout; a Llama's norms are in float32 whatever it is loaded as."""
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+    model = double(save_tiny(config, tmp_path))
+    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 90, n).tolist() for n in (9, 30, 17, 9)]
+    solutions = solutions_of(texts, (3, 11, 1, 8))
+    gradients = loss_gradients(model, solutions, directions.blocks)
+    np.testing.assert_allclose(gradients.losses, losses(model, solutions), rtol=1e-12)
+    slopes = derivatives(directions, gradients.sums)
+    for j in (1, 2, 3):
+        # what is added is rounded to float32, 6e-8 of it; the step's own error is of its square
+        whole = central_difference(model, directions, solutions, j, 2**-9)
+        np.testing.assert_allclose(slopes[:, j - 1].sum(axis=1), whole, rtol=2e-5, atol=1e-7)
+        for place, block in enumerate(directions.blocks):
+            part = central_difference(model, directions, solutions, j, 2**-9, block)
+            np.testing.assert_allclose(slopes[:, j - 1, place], part, rtol=2e-5, atol=1e-7)
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_random_directions_are_derived_the_same_way(llama_folder):
+    model = double(llama_folder)
+    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
+    sums = np.random.default_rng(1).standard_normal((4, 2, model.hidden_size))
+    (units,) = random_units(3, 2 * model.hidden_size, 5)
+    same = Directions(replace(directions.basis, directions=units), directions.blocks)
+    np.testing.assert_allclose(
+        random_derivatives(directions, sums, 3, 5), derivatives(same, sums).sum(axis=2), rtol=1e-6
+    )
+
+
+def test_the_derivative_on_the_real_small_model(gsm8k_run, stories, data_folder):
+    """Float32 against float64 differences of the same model, on real text."""
+    text = (data_folder / "text" / "tinystories_sample.txt").read_text().split("<|endoftext|>")[:6]
+    run = gsm8k_run
+    model = load_run_model(run, "cpu")
+    ids = [model.tokenizer(story.strip())["input_ids"][:120] for story in text]
+    solutions = solutions_of(ids, [len(one) // 2 for one in ids])
+    directions = Directions.of(run)
+    slopes = derivatives(directions, loss_gradients(model, solutions, directions.blocks).sums).sum(axis=2)
+    wide = double(stories)
+    for j in (1, 2, 3):
+        plain = central_difference(wide, directions, solutions, j, 2**-6)
+        np.testing.assert_allclose(slopes[:, j - 1], plain, rtol=2e-3, atol=2e-5)
+
+
+def test_problems_and_contrasts_are_means_of_means():
+    values = np.array([1.0, 3.0, 10.0, 20.0, 7.0])
+    solutions = solutions_of([[1]] * 5, [0] * 5, [0, 0, 1, 1, 2], [True, False, True, True, False])
+    np.testing.assert_allclose(by_problem(values, solutions), [2.0, 15.0, 7.0])
+    np.testing.assert_allclose(contrasts(values, solutions), [3.0 - 1.0])
+
+
+def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
+    model = load_run_model(gsm8k_run, "cpu")
+    development = read_problems(gsm8k, "question", "answer", limit=12)
+    rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:12]]
+    written = {i: row["answer"] for i, row in enumerate(rows)}
+    solutions = written_solutions(model, development.problems, written, "bare")
+    kept = next(
+        i for i in range(12) if len(model.tokenizer(rows[i]["question"])["input_ids"]) == solutions.first[0] - 1
+    )
+    text = model.tokenizer.decode(solutions.ids[0])
+    assert rows[kept]["answer"][:40] in text
+    notes = overlap_notes(gsm8k_run, [problem.prompt for problem in development.problems])
+    assert notes and notes[0].startswith("12 of the 12 development problems")
+    assert overlap_notes(gsm8k_run, ["Who sells seven zebras to the moon on a Monday in June then?", ""]) == []
+    found = first_order(gsm8k_run, model, solutions, {"x": 1}, notes)
+    assert found.primary == "gain" and len(found.by("gain")) == 3 and notes[0] in found.notes
+    for effect in found.by("gain"):
+        assert effect.effect.value == pytest.approx(sum(effect.blocks), rel=1e-6)
+        assert effect.effect.low < effect.effect.value < effect.effect.high
+    assert Evidence.from_dict(json.loads(json.dumps(found.as_dict()))).by("gain") == found.by("gain")
+
+
+# --- recommendation -------------------------------------------------------------------------------------
+
+
+def evidence_of(proxy, effects, k):
+    measure = Measure(
+        "m", "a measure", "Pass@1" if proxy == "steering" else "AUC", 0.0 if proxy == "steering" else 0.5
+    )
+    return Evidence(proxy, "run", "m", (measure,), tuple(effects), (), {"k": k}, Cost(1.0, 1))
+
+
+def test_the_recommendation_names_what_beats_its_controls():
+    effects = [
+        Effect(1, "+", "m", Interval(0.062, 0.021, 0.104, 40), 0.001, 0.01, 0.02),
+        Effect(1, "-", "m", Interval(-0.01, -0.05, 0.03, 40), 0.6, 0.9, -0.02),
+        Effect(4, "-", "m", Interval(-0.08, -0.12, -0.04, 40), 0.001, 0.01, 0.03),
+        Effect(2, "+", "m", Interval(0.07, 0.03, 0.11, 40), 0.001, 0.01, -0.01),
+    ]
+    found = recommend("run", 4, {"a": evidence_of("steering", effects, 4)})
+    assert found.sentences == (
+        "4- is a failure mode (-8.0 points of Pass@1, 95% interval -12.0 to -4.0); 1+ helps (+6.2 points of "
+        "Pass@1, 95% interval 2.1 to 10.4); the others (2, 3) cannot be told from a random direction.",
+    )
+    assert found.helpful == ("1+",)
+    both = [Effect(3, "±", "m", Interval(0.3, 0.25, 0.35, 40), 0.001, 0.03, 0.1)]
+    alone = recommend("run", 4, {"a": evidence_of("utility", both, 4)})
+    assert alone.helpful == ("3-",) and "3- goes with right answers (AUC +0.2 from chance" in alone.sentences[0]
+    two = recommend("run", 4, {"a": evidence_of("utility", both, 4), "b": evidence_of("steering", [], 4)})
+    assert not two.findings, "0.03 does not hold for two proxies"
+    assert two.sentences[0].startswith("No direction can be recommended: none of 4 beats the controls")
+    with pytest.raises(BasiscopeError, match="no evidence yet"):
+        recommend("run", 4, {})
+
+
+def test_random_directions_are_hardly_ever_recommended(tmp_path):
+    """200 directions that are random, verdicts that follow difficulty and length: at most 5% recommended."""
+    false = 0
+    for seed in range(4):
+        workspace = Workspace(tmp_path / str(seed))
+        rng = np.random.default_rng(seed)
+        problem = np.repeat(np.arange(100), 4)
+        right = rng.standard_normal(100)[problem] + rng.logistic(size=400) > 0
+        columns = {"problem": problem.tolist(), "verdict": right.tolist()}
+        run = with_activations(synthetic_run(workspace, n=400, k=50, columns=columns, seed=seed), seed)
+        found = utility(run, UtilityRequest("verdict", problem="problem", seed=seed))
+        false += len(recommend(run.id, run.k, {"a": found}).findings)
+    assert false <= 10
