@@ -218,7 +218,7 @@ def test_an_evaluation_by_a_server_continues_where_it_failed(server, sums, tmp_p
     before = len(server.asked)
     finished = evaluate_server(request, space, Server.at(server.url, retries=0))
     assert finished.id == begun.id and finished.is_complete and len(server.asked) - before == 40 - kept
-    assert len(finished.rollouts()) == 40
+    assert len(finished.rollouts()) == 40 and list(finished.problems().values()) == PROBLEMS
     assert finished.manifest["result"]["variants"][0]["pass_at"]["4"]["value"] == 1.0
     assert evaluate_server(request, space, Server.at(server.url)).id == begun.id, "a finished one is only read"
     assert len(server.asked) - before == 40 - kept
@@ -260,6 +260,9 @@ def test_a_stopped_evaluation_continues_to_the_same_rollouts(gsm8k_copy, stories
     assert [(one["variant"], one["k"]) for one in manifest["result"]["differences"]] == [
         (name, k) for name in variants for k in (1, 2, 4)
     ]
+    (finished.folder / "rollouts" / "00000.jsonl").write_text("{")
+    with pytest.raises(BasiscopeError, match="is damaged"):
+        finished.rollouts()
     gsm8k_copy.delete_evaluation(finished.id[:8])
     assert gsm8k_copy.evaluations() == []
     with pytest.raises(BasiscopeError, match="no single one"):

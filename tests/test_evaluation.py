@@ -30,6 +30,7 @@ from core.model import load_model
 from core.steering.assessment import assess
 from core.steering.generation import Generation, Row, Sampling
 from core.steering.intervention import Directions, Steering
+from core.workspace import KeptEvaluation
 
 # --- verifiers ------------------------------------------------------------------------------------------
 
@@ -299,6 +300,15 @@ def test_p_values_of_no_difference_are_uniform():
     rng = np.random.default_rng(3)
     found = [sign_flip_p((rng.binomial(8, 0.4, 30) - rng.binomial(8, 0.4, 30)) / 8, i) for i in range(400)]
     assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.08
+
+
+def test_rollouts_are_kept_as_they_are(tmp_path):
+    kept = KeptEvaluation(tmp_path)
+    first = [Rollout(UNSTEERED, 1, 0, "a\u2028b\r\n\u0085c", True, False, 5, -1.0)]
+    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note=GARBAGE), *first]
+    kept.append(first)
+    kept.append(second)
+    assert kept.rollouts() == [second[0], first[0]]
 
 
 def test_what_is_counted_apart():
