@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
+    from core.evaluation.problems import Problem
     from core.evaluation.rollouts import Rollout
     from core.reading import Label, TokenScores
     from core.selection.screening import Screening
@@ -665,7 +666,8 @@ class KeptSelection:
 
 @dataclass(frozen=True)
 class KeptEvaluation:
-    """An evaluation's folder: manifest.json, and rollouts/*.jsonl, one part a batch, written as they come."""
+    """An evaluation's folder: manifest.json, problems.jsonl, and rollouts/*.jsonl, one part a batch, written as
+    they come."""
 
     folder: Path
 
@@ -695,22 +697,43 @@ class KeptEvaluation:
 
         found: dict[tuple[str, int, int], Rollout] = {}
         for path in sorted((self.folder / "rollouts").glob("[0-9]*.jsonl")):
-            try:
-                stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            except (OSError, ValueError) as error:
-                raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
-            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, stored)}
+            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, _read_lines(path))}
         return sorted(found.values(), key=lambda one: (one.problem_id, one.rollout, one.variant))
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
         """Write a part. Only the holder of the evaluation's lock does."""
         taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
         path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
-        lines = "".join(json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in rollouts)
-        write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        _write_lines(path, (one.as_dict() for one in rollouts))
+
+    def problems(self) -> dict[int, Problem]:
+        """The problems that were asked, by id."""
+        from core.evaluation.problems import Problem
+
+        try:
+            found = [Problem(**stored) for stored in _read_lines(self.folder / "problems.jsonl")]
+        except TypeError as error:
+            raise BasiscopeError(f"Evaluation {self.id}: its problems are damaged ({error}).") from error
+        return {problem.problem_id: problem for problem in found}
+
+    def save_problems(self, problems: Iterable[Problem]) -> None:
+        _write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file, one a line. Raises BasiscopeError where it is damaged or not there."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
+
+
+def _write_lines(path: Path, values: Iterable[Any]) -> None:
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
 class Workspace:
