@@ -55,7 +55,7 @@ def _p(value: float) -> str:
 
 
 def _beats(effect: Effect) -> str:
-    return effect.note or ("yes" if effect.is_evidence else "no")
+    return ("yes" if effect.is_evidence else "no") + (f"; {effect.note}" if effect.note else "")
 
 
 def control_table(evidence: Evidence) -> pd.DataFrame:
