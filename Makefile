@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APP_ARGS ?=
-# Other people's steering, to test against. Without dependencies: they ask for transformers 4 and numpy 1.
-ORACLES := steering-vectors==0.12.2 repeng==0.4.0
+# Other people's steering and trainers, to test against. Without dependencies: they ask for transformers 4, numpy 1
+# and GPUs.
+ORACLES := steering-vectors==0.12.2 repeng==0.4.0 llamafactory==0.9.5 axolotl==0.19.0 sentence-transformers==6.2.0
 
 .PHONY: app install test lint bench demo-report chromium clean
 

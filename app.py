@@ -1,8 +1,10 @@
 """Basiscope's web app: page configuration and navigation, nothing else."""
 
+from pathlib import Path
+
 import streamlit as st
 
-st.set_page_config(page_title="Basiscope", page_icon="docs/icon.svg", layout="wide")
+st.set_page_config(page_title="Basiscope", page_icon=Path(__file__).with_name("docs") / "icon.svg", layout="wide")
 st.navigation(
     [
         st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),
@@ -14,5 +16,6 @@ st.navigation(
         ),
         st.Page("pages/select_data/page.py", title="Select", icon=":material/checklist:", url_path="select"),
         st.Page("pages/steer/page.py", title="Steer", icon=":material/tune:", url_path="steer"),
+        st.Page("pages/usefulness/page.py", title="Usefulness", icon=":material/trophy:", url_path="usefulness"),
     ]
 ).run()

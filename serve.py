@@ -1,6 +1,8 @@
 """What `basiscope app` serves: app.py under headers that keep the page from fetching anything elsewhere."""
 
+import os
 from importlib import import_module
+from pathlib import Path
 from threading import Thread
 
 import streamlit as st
@@ -12,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.pages_manager import PagesManager
 
+STARTED_IN = "BASISCOPE_STARTED_IN"
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
@@ -53,4 +56,8 @@ manifest_scanner.scan_component_manifests = lambda max_workers=None: []
 
 Thread(target=import_early, daemon=True).start()
 
-app = st.App("app.py", routes=[Route("/basis", to_start)], middleware=[Middleware(OnlyLocal)])
+os.chdir(os.environ.get(STARTED_IN, "."))  # a path typed into a page means what it means in the terminal
+
+app = st.App(
+    Path(__file__).with_name("app.py"), routes=[Route("/basis", to_start)], middleware=[Middleware(OnlyLocal)]
+)

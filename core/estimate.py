@@ -7,14 +7,21 @@ import random
 import time
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.activations import TOKEN_BUDGET
 from core.examples import Example, ReadReport, read_examples, resolve_template, tokenize
-from core.model import choose_device, choose_dtype, load_tokenizer, locate_model, resolve_blocks, weight_bytes
+from core.model import (
+    choose_device,
+    choose_dtype,
+    load_tokenizer,
+    locate_model,
+    resolve_blocks,
+    stored_bytes,
+    weight_bytes,
+)
 from core.recovery import MAP_EXAMPLES, SHADED_PER_END, Request, model_name
 from core.workspace import SHARD_BYTES, Workspace
 
@@ -55,7 +62,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     """
     from transformers import AutoConfig
 
-    folder = locate_model(request.model, request.revision)
+    folder = locate_model(request.model, request.revision, weights=False)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     tokenizer = load_tokenizer(request.model, request.revision)
     template = resolve_template(request.recipe.template, request.columns, tokenizer)
@@ -69,7 +76,8 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     texts = tokenize(sample, tokenizer, min(request.recipe.max_tokens, context), spans=False)
     lengths = np.array([len(text.ids) for text in texts])
     tokens = int(lengths.mean() * count)
-    shape = _Shape.of(config, folder, blocks[-1] + 1)
+    stored = stored_bytes(request.model, request.revision)
+    shape = _Shape.of(config, stored, blocks[-1] + 1)
     rate, rate_from = _tokens_per_second(request, dtype, device, shape, float(lengths.mean()), workspace)
     shaded = round(count * (1 - math.exp(-2 * request.k * SHADED_PER_END / count)))  # the ends overlap
     d = len(blocks) * shape.hidden
@@ -83,7 +91,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
         + (tokens + 2 * shaded * lengths.mean()) / rate
         + (MAP_SECONDS + MAP_EXAMPLE_SECONDS * min(count, MAP_EXAMPLES) if request.with_map else 0),
         rate_from=rate_from,
-        memory_bytes=weight_bytes(folder, config, dtype) + _working_memory(request, shape, dtype, device, d),
+        memory_bytes=weight_bytes(stored, config, dtype) + _working_memory(request, shape, dtype, device, d),
         disk_bytes=_disk(request, sample, count, tokens, shaded, d),
         free_bytes=workspace.free_bytes(),
         device=device,
@@ -103,10 +111,9 @@ class _Shape:
     parameters: float
 
     @classmethod
-    def of(cls, config: Any, folder: Path, blocks: int) -> _Shape:
+    def of(cls, config: Any, stored: int, blocks: int) -> _Shape:
         hidden = config.hidden_size
         width = 2 if "16" in str(getattr(config, "dtype", None)) else 4
-        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return cls(
             hidden,
             getattr(config, "intermediate_size", None) or 4 * hidden,

@@ -12,7 +12,9 @@ import pandas as pd
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from core.evaluation import Interval
     from core.steering.sweep import Sweep
+    from core.usefulness.evidence import Evidence
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#9aa0a6"
 DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "#b3541e")
@@ -139,16 +141,23 @@ def covering(
     title: str,
 ) -> go.Figure:
     """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget."""
+    from html import escape
+
     import plotly.graph_objects as go
 
     traces = []
-    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, "#3d9970"), strict=False):
+    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, *CATEGORIES[2:]), strict=False):
         place = _few(len(own))
         around = np.concatenate([own[place], own[place][::-1]])
         edge = np.concatenate([high[place], low[place][::-1]])
         traces.append(
             go.Scatter(
-                x=around, y=edge, fill="toself", name=name, line={"color": colour, "width": 1}, hoverinfo="skip"
+                x=around,
+                y=edge,
+                fill="toself",
+                name=escape(name)[:NAME_CHARACTERS],
+                line={"color": colour, "width": 1},
+                hoverinfo="skip",
             )
         )
     place = _few(len(budgets))
@@ -176,6 +185,25 @@ def covering(
     )
 
 
+def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> go.Figure:
+    """Covering curves (budgets, values) of several selections. Names are escaped: Plotly reads HTML."""
+    from html import escape
+
+    import plotly.graph_objects as go
+
+    traces = [
+        go.Scatter(
+            x=budgets[_few(len(budgets))],
+            y=values[_few(len(budgets))],
+            name=escape(name)[:NAME_CHARACTERS],
+            line={"color": colour, "width": 2.5},
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+        )
+        for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False)
+    ]
+    return _figure(traces, {"title": "examples"}, {"title": title, "rangemode": "tozero"}, **TALL)
+
+
 TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
 """Of figures whose legend has two lines."""
 
@@ -192,7 +220,7 @@ def shares(table: pd.DataFrame) -> go.Figure:
 
     names = [escape(str(value))[:NAME_CHARACTERS] for value in table.index]
     bars = [
-        go.Bar(x=names, y=table[name], name=escape(str(name)), marker_color=colour)
+        go.Bar(x=names, y=table[name], name=escape(str(name))[:NAME_CHARACTERS], marker_color=colour)
         for name, colour in zip(table, (GREY, BLUE, ORANGE, *CATEGORIES[2:]), strict=False)
     ]
     return _figure(bars, {"type": "category"}, PERCENT, **TALL)
@@ -278,6 +306,20 @@ def colour_bins(values: pd.Series) -> ColourBins:
     if (numbers == len(names)).any():
         names, colours = (*names, "other or missing"), (*colours, OTHER)
     return ColourBins(numbers, names, colours)
+
+
+def member_bins(n: int, selections: Mapping[str, np.ndarray]) -> tuple[ColourBins, np.ndarray]:
+    """(colours by which of the selections' rows each of n examples is in, (n,) whether it is in any)."""
+    member = np.zeros((n, len(selections)), dtype=bool)
+    for j, rows in enumerate(selections.values()):
+        member[rows, j] = True
+    several, nowhere = len(selections), len(selections) + 1
+    codes = np.where(member.sum(axis=1) > 1, several, np.argmax(member, axis=1))
+    chosen = np.asarray(member.any(axis=1))
+    codes[~chosen] = nowhere
+    names = tuple(f"only {name}"[:NAME_CHARACTERS] for name in selections)
+    colours = (*CATEGORIES[: len(selections)], CATEGORIES[4], OTHER)
+    return ColourBins(codes, (*names, "several", "none"), colours), chosen
 
 
 def _short(value: float) -> str:
@@ -480,6 +522,86 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
+# --- usefulness -----------------------------------------------------------------------------------------
+
+
+def forest(evidence: Evidence, measure: str) -> go.Figure:
+    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach.
+    Filled: beyond every control."""
+    told = evidence.measure(measure)
+    known = [effect for effect in evidence.by(measure) if np.isfinite(effect.effect.value)]
+    shown = sorted(known, key=lambda effect: effect.effect.value)
+    levels = [control for control in evidence.controls if control.measure == measure]
+    levels = [control for control in levels if np.isfinite(control.level.value)]
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [effect.effect.value for effect in group],
+            "y": [effect.name for effect in group],
+            "customdata": [effect.name for effect in group],
+            "error_x": _interval_bars([effect.effect for effect in group]),
+            "marker": {"size": 10, "color": colour, "symbol": symbol},
+            "name": name,
+            "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
+        }
+        for name, colour, symbol, group in (
+            ("beyond every control", ORANGE, "circle", [effect for effect in shown if effect.is_evidence]),
+            ("not", BLUE, "circle-open", [effect for effect in shown if not effect.is_evidence]),
+        )
+        if group
+    ]
+    ends = {"type": "scatter", "mode": "lines", "y": [shown[0].name, shown[-1].name]} if shown else {}
+    traces += [
+        ends
+        | {
+            "x": [control.level.value] * 2,
+            "line": {"dash": "dash", "width": 1.5, "color": CATEGORIES[(i + 2) % len(CATEGORIES)]},
+            "name": control.name,
+            "hovertemplate": f"%{{x:.3g}}<extra>{control.name}</extra>",
+        }
+        for i, control in enumerate(levels)
+        if shown
+    ]
+    axis = {"title": f"{told.title} ({told.unit})"}
+    order = {"type": "category", "categoryarray": [effect.name for effect in shown], "title": "direction"}
+    line = {"type": "line", "x0": told.null, "x1": told.null, "y0": 0, "y1": 1, "yref": "paper"}
+    line |= {"line": {"width": 1, "color": OTHER}}
+    return _figure(traces, axis, order, shapes=[line], height=110 + 24 * len(shown))
+
+
+def proxy_scatter(
+    name: str, ends: Mapping[str, Interval], other: str, others: Mapping[str, Interval]
+) -> go.Figure:
+    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals."""
+    shared = [end for end in ends if end in others]
+    x, y = [ends[end] for end in shared], [others[end] for end in shared]
+    trace = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": [one.value for one in x],
+        "y": [one.value for one in y],
+        "text": shared,
+        "textposition": "top right",
+        "error_x": _interval_bars(x),
+        "error_y": _interval_bars(y),
+        "marker": {"color": BLUE, "size": 8},
+        "hovertemplate": "%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
+    }
+    axes = ({"title": f"{title}, towards help", "zeroline": True} for title in (name, other))
+    return _figure([trace], *axes, showlegend=False, height=420)
+
+
+def _interval_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [one.high - one.value for one in intervals],
+        "arrayminus": [one.value - one.low for one in intervals],
+        "thickness": 1.2,
+    }
+
+
 # --- a sweep --------------------------------------------------------------------------------------------
 
 
@@ -519,13 +641,7 @@ def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str
         "type": "scatter",
         "x": [strength for strength, _ in points],
         "y": values,
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [interval.high - interval.value for _, interval in points],
-            "arrayminus": [interval.value - interval.low for _, interval in points],
-            "thickness": 1.2,
-        },
+        "error_y": _interval_bars([interval for _, interval in points]),
         "name": label,
         "mode": "lines+markers",
         "line": {"color": colour},

@@ -122,20 +122,20 @@ class Job:
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
-    """Run `basiscope ARGUMENTS` in a process of its own, on this workspace."""
+    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace."""
     import psutil
 
     job = Job(workspace.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
     job.folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "core.cli", *arguments, "--workspace", str(workspace.root.resolve())]
+    command = [sys.executable, "-P", "-m", "core.cli", *arguments, "--workspace", str(workspace.root.resolve())]
+    root = Path(__file__).resolve().parent.parent
     with (job.folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            cwd=Path(__file__).resolve().parent.parent,
-            env=os.environ | {JOB_VARIABLE: str(job.folder.resolve())},
+            env=os.environ | {JOB_VARIABLE: str(job.folder.resolve()), "PYTHONPATH": str(root)},
             start_new_session=True,
         )
     try:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from core.errors import BasiscopeError
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+WEIGHTS = "*.safetensors"
+MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
 NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
 
 
@@ -58,8 +59,9 @@ def is_folder(name: str) -> bool:
     return path.exists() or name.startswith(("/", ".", "~"))
 
 
-def locate_model(name: str, revision: str | None = None) -> Path:
-    """The folder with the model's files. A hub model is downloaded only where the local cache lacks it.
+def locate_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder with the model's files, of a hub model without its `weights` only the small ones. What the local
+    cache has is not downloaded again.
 
     Raises BasiscopeError where there is no such folder or hub model, or it holds no safetensors weights.
     """
@@ -68,30 +70,34 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         if not folder.is_dir():
             raise BasiscopeError(f"Model: there is no folder {folder}.")
     else:
-        folder = _snapshot(name, revision)
+        folder = _snapshot(name, revision, weights)
     if not (folder / "config.json").is_file():
         raise BasiscopeError(f"Model {name}: {folder} has no config.json, so it is not a transformers model.")
-    if not any(folder.glob("*.safetensors")):
-        raise BasiscopeError(
-            f"Model {name}: {folder} has no *.safetensors weights. Pickled weights (.bin, .pt) are never "
-            "loaded; convert them with `save_pretrained(..., safe_serialization=True)`."
-        )
+    if not _has_weights(folder) and (weights or is_folder(name)):
+        raise _no_weights(name, str(folder))
     return folder
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
+def _no_weights(name: str, place: str) -> BasiscopeError:
+    return BasiscopeError(
+        f"Model {name}: {place} has no *.safetensors weights. Pickled weights (.bin, .pt) are never "
+        "loaded; convert them with `save_pretrained(..., safe_serialization=True)`."
+    )
+
+
+def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     options: dict[str, Any] = {
         "revision": revision,
-        "allow_patterns": list(MODEL_FILES),
+        "allow_patterns": [pattern for pattern in MODEL_FILES if weights or pattern != WEIGHTS],
         "ignore_patterns": list(NOT_MODEL_FILES),
     }
     at = f" at revision {revision}" if revision else ""
     try:
         folder = Path(snapshot_download(name, local_files_only=True, **options))
-        if any(folder.glob("*.safetensors")) and _has_all_shards(folder):
+        if not weights or (_has_weights(folder) and _has_all_shards(folder)):
             return folder
     except HFValidationError as error:
         raise BasiscopeError(
@@ -109,6 +115,31 @@ def _snapshot(name: str, revision: str | None) -> Path:
             f"Model {name}{at} is not in the local cache and the hub cannot be reached. Give a local "
             "folder, or download the model where there is a network."
         ) from error
+
+
+def stored_bytes(name: str, revision: str | None = None) -> int:
+    """The size of the model's weight files; the hub is asked where they are not here. Raises as `locate_model`."""
+    folder = locate_model(name, revision, weights=False)
+    if is_folder(name) or (_has_weights(folder) and _has_all_shards(folder)):
+        return sum(path.stat().st_size for path in folder.glob(WEIGHTS))
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Model {name}: the hub does not tell its size ({reason}).") from error
+    sizes = [
+        file.size or 0
+        for file in files
+        if PurePath(file.rfilename).parent == PurePath()
+        and PurePath(file.rfilename).match(WEIGHTS)
+        and not file.rfilename.startswith("consolidated")
+    ]
+    if not sizes:
+        raise _no_weights(name, "the hub")
+    return sum(sizes)
 
 
 def _has_all_shards(folder: Path) -> bool:
@@ -177,7 +208,7 @@ def _cpu_bf16() -> bool:
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without the weights. Raises as `locate_model` does."""
-    return _tokenizer(locate_model(name, revision), name)
+    return _tokenizer(locate_model(name, revision, weights=False), name)
 
 
 def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
@@ -210,7 +241,7 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if device == "cuda":
-            spread = weight_bytes(folder, config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
+            spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -271,11 +302,10 @@ def _moved(module: PreTrainedModel, device: str, name: str) -> PreTrainedModel:
         ) from error
 
 
-def weight_bytes(folder: Path, config: PreTrainedConfig, dtype: str) -> int:
-    """The weights' size in memory once they are loaded as `dtype`."""
+def weight_bytes(stored: int, config: PreTrainedConfig, dtype: str) -> int:
+    """The size in memory of weights that take `stored` bytes of files, once they are loaded as `dtype`."""
     import torch
 
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     width = config.dtype.itemsize if isinstance(config.dtype, torch.dtype) else torch.float32.itemsize
     return stored * getattr(torch, dtype).itemsize // width
 
@@ -381,4 +411,4 @@ def find_local_models(folders: list[Path]) -> list[str]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+    return any(folder.glob(WEIGHTS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from math import inf
 
 import numpy as np
@@ -136,8 +137,7 @@ def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
     """
     column = _values(pool, origins.source, "--source")[rows]
     codes, names = pd.factorize(pd.Series(column), sort=True)
-    near = nearest_by_group(pool.whitened, rows, codes, len(names))
-    alone, value, lost = _values_of(near, similarity_scale(pool.whitened))
+    alone, value, lost = _values_of(pool.whitened, pool.whitened[rows], codes, len(names))
     total = value.sum()
     tokens = np.bincount(codes, weights=pool.lengths[rows], minlength=len(names)).astype(int)
     counts = np.bincount(codes, minlength=len(names))
@@ -164,14 +164,15 @@ def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
     return found.sort_values(["shapley", "source"], ascending=[False, True]).reset_index(drop=True)
 
 
-def _values_of(near: np.ndarray, scale: float) -> np.ndarray:
-    """(3, sources): each source's coverage alone, Shapley and leave-one-out value, the means over the pool, from
-    its squared distances near (n, sources); summed in float64, a part of the pool at a time."""
-    n, sources = near.shape
+def _values_of(points: np.ndarray, centres: np.ndarray, codes: np.ndarray, sources: int) -> np.ndarray:
+    """(3, sources): each source's coverage alone, Shapley and leave-one-out value by its centres (b, k), codes
+    (b,) saying whose: the means over points (n, k), in float64, LEDGER_CELLS distances at a time."""
+    n, scale = len(points), similarity_scale(points)
     step = max(1, LEDGER_CELLS // sources)
     sums = np.zeros((3, sources))
     for start in range(0, n, step):
-        best = 1.0 / (1.0 + near[start : start + step].astype(np.float64) / scale)
+        near = nearest_by_group(points[start : start + step], centres, codes, sources)
+        best = 1.0 / (1.0 + near.astype(np.float64) / scale)
         sums += [part.sum(axis=0) for part in (best, shapley(best), leave_one_out(best))]
     return sums / n
 
@@ -194,6 +195,32 @@ def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
         problems.append(f"forbids {use} use")
     shown = ", ".join(sorted(joined.names)) or "unspecified"
     return shown if joined.known or not joined.names else f"{shown}; in part unspecified", "; ".join(problems)
+
+
+def licence_conflicts(pool: Pool, rows: np.ndarray, origins: Origins) -> tuple[str, ...]:
+    """A sentence for each two licences among the chosen rows (b,) that no one licence of the whole can satisfy:
+    two that ask for sharing alike, or one that does, and one that forbids commercial use where it does not."""
+    named = pd.Series(_values(pool, origins.licence, "--licence")[rows])
+    sources = pd.Series(_values(pool, origins.source, "--source")[rows])
+    firsts = sources.groupby(named).first()
+    terms = {str(licence): terms_of(str(licence)).names for licence in firsts.index if licence != MISSING}
+    alike = [licence for licence, names in terms.items() if "share-alike" in names]
+
+    def shown(licence: str) -> str:
+        return f"{licence!r} ({firsts[licence]})" if origins.source else repr(licence)
+
+    found = [
+        f"{shown(a)} and {shown(b)} both ask for sharing alike, each under its own terms."
+        for a, b in combinations(alike, 2)
+    ]
+    found += [
+        f"{shown(a)} asks for sharing alike, {shown(b)} forbids commercial use: no one licence satisfies both."
+        for a in alike
+        if NOT_COMMERCIAL not in terms[a]
+        for b, names in terms.items()
+        if NOT_COMMERCIAL in names and b not in alike
+    ]
+    return tuple(found)
 
 
 def licence_sentence(found: pd.DataFrame, use: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 MOST_VALUES = 200
+FEW_VALUES = 20
 
 
 def basis_summary(manifest: Mapping[str, Any]) -> str:
@@ -105,6 +106,20 @@ def colour_columns(run: Run) -> list[str]:
 def filter_values(column: pd.Series) -> list[Any]:
     """The most frequent values of a column, for a filter."""
     return column.dropna().astype(str).value_counts().index[:MOST_VALUES].tolist()
+
+
+def value_range(column: pd.Series) -> tuple[float, float] | None:
+    """The least and the greatest value of a column of more numbers than a list can offer; None for others."""
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if not is_number or column.nunique() <= FEW_VALUES:
+        return None
+    finite = column[np.isfinite(column.astype(float))]
+    return float(finite.min()), float(finite.max())
+
+
+def within(column: pd.Series, low: float, high: float) -> np.ndarray:
+    """(n,) whether the column's value lies from `low` to `high`; a missing one does not."""
+    return column.between(low, high).to_numpy(dtype=bool, na_value=False)
 
 
 def matching(column: pd.Series, values: list[str]) -> np.ndarray:
@@ -206,6 +221,10 @@ STEPS = {
     "map": ("Drawing the map", ""),
     "labels": ("Labelling the directions", "directions"),
     "tokens": ("Scoring the tokens at the ends", "examples"),
+    "kernels": ("Compiling, once on a machine", ""),
+    "vectors": ("Turning the texts into vectors", "texts"),
+    "duplicates": ("Looking for duplicates", "examples"),
+    "overlaps": ("Looking for overlaps", "examples"),
     "generate": ("Generating", "tokens a text"),
     "sweep": ("Generating and reading texts", "texts"),
     "export": ("Writing, loading it again, comparing", ""),

@@ -5,6 +5,7 @@
     sets/<run>/          named sets of examples
     selections/<name>/   kept selections; they outlive their run
     screenings/<run>/    duplicates and overlaps with held-out files
+    vectors/<run>/       the run's texts as vectors
     comparisons/<run>/   kept comparisons of steered texts
     sweeps/<run>/        sweeps over strengths
     usefulness/<run>/    what utility and proxies found, and the recommendation
@@ -27,14 +28,14 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.selection import FORMATS, SCREENING_VERSION
+from core.selection import FORMATS, SCREENING_VERSION, VECTORS_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
+    from core.evaluation.problems import Problem
     from core.evaluation.rollouts import Rollout
     from core.reading import Label, TokenScores
     from core.selection.screening import Screening
@@ -53,12 +55,14 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
-RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "usefulness")
+RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "vectors", "usefulness")
 """What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
+PARTS_HELD = 16
+"""Of a run's texts: a thousand examples each."""
 LOCK_SECONDS = 1.0
 """How long to wait for a run's lock: longer than a look at whether it is held."""
 
@@ -157,17 +161,27 @@ class Run:
         """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
         return self._table("examples.parquet", columns)
 
-    def records(self, example_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of `examples` by example id, in the order asked for, each value of its stored type. Raises
-        BasiscopeError for an id that is not there."""
+    def records(self, example_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Rows of `examples` by example id, in the order asked for, each value of its stored type; of the file no
+        more than one part is held beside them. Raises BasiscopeError for an id that is not there."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(example_ids, type=pa.int64())
         with self._examples_file() as file:
-            found = file.read(use_threads=False)
+            groups = (file.read_row_group(i, use_threads=False) for i in range(file.num_row_groups))
+            parts = [group.filter(pc.is_in(group["example_id"], wanted)) for group in groups]
+        found = pa.concat_tables(parts)
         row_of = {example: row for row, example in enumerate(found["example_id"].to_pylist())}
         missing = [example for example in example_ids if example not in row_of]
         if missing:
             raise BasiscopeError(f"Run {self.id} has no example {missing[0]} any more.")
-        records: list[dict[str, Any]] = found.take([row_of[example] for example in example_ids]).to_pylist()
-        return records
+        rows = [row_of[example] for example in example_ids]
+        for start in range(0, len(rows), 1_000):
+            yield from found.take(rows[start : start + 1_000]).to_pylist()
+
+    def all_texts(self) -> RunTexts:
+        return RunTexts(self)
 
     def columns(self) -> list[str]:
         """The names of the columns of `examples`."""
@@ -319,6 +333,38 @@ class Run:
 
     def save_suggested_range(self, direction: int, found: SuggestedRange) -> None:
         write_json(self.folder / "steering" / f"d{direction}.json", vars(found))
+
+
+class RunTexts(Sequence[str]):
+    """The texts of a run's examples by row, of which a few parts of the file are in memory at a time."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        with run._examples_file() as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self._ends = np.cumsum(sizes)
+        self._part = lru_cache(maxsize=PARTS_HELD)(self._read)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        first = int(self._ends[part - 1]) if part else 0
+        return self._part(part)[row - first]
+
+    def _read(self, part: int) -> list[str]:
+        with self._run._examples_file() as file:
+            texts: list[str] = file.read_row_group(part, columns=["text"], use_threads=False)["text"].to_pylist()
+        return texts
 
 
 def _direction_names(k: int) -> list[str]:
@@ -620,7 +666,8 @@ class KeptSelection:
 
 @dataclass(frozen=True)
 class KeptEvaluation:
-    """An evaluation's folder: manifest.json, and rollouts/*.jsonl, one part a batch, written as they come."""
+    """An evaluation's folder: manifest.json, problems.jsonl, and rollouts/*.jsonl, one part a batch, written as
+    they come."""
 
     folder: Path
 
@@ -650,22 +697,43 @@ class KeptEvaluation:
 
         found: dict[tuple[str, int, int], Rollout] = {}
         for path in sorted((self.folder / "rollouts").glob("[0-9]*.jsonl")):
-            try:
-                stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            except (OSError, ValueError) as error:
-                raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
-            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, stored)}
+            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, _read_lines(path))}
         return sorted(found.values(), key=lambda one: (one.problem_id, one.rollout, one.variant))
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
         """Write a part. Only the holder of the evaluation's lock does."""
         taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
         path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
-        lines = "".join(json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in rollouts)
-        write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        _write_lines(path, (one.as_dict() for one in rollouts))
+
+    def problems(self) -> dict[int, Problem]:
+        """The problems that were asked, by id."""
+        from core.evaluation.problems import Problem
+
+        try:
+            found = [Problem(**stored) for stored in _read_lines(self.folder / "problems.jsonl")]
+        except TypeError as error:
+            raise BasiscopeError(f"Evaluation {self.id}: its problems are damaged ({error}).") from error
+        return {problem.problem_id: problem for problem in found}
+
+    def save_problems(self, problems: Iterable[Problem]) -> None:
+        _write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file, one a line. Raises BasiscopeError where it is damaged or not there."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
+
+
+def _write_lines(path: Path, values: Iterable[Any]) -> None:
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
 class Workspace:
@@ -824,13 +892,19 @@ class Workspace:
     def delete(self, run_id: str) -> None:
         """Remove a finished or partial run with everything in it. Raises BasiscopeError while a process is
         at work on it, and where there is none."""
+        from filelock import FileLock, Timeout
+
         folders = [self.root / part / run_id for part in ("runs", "partial")]
         if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
-        if self.is_locked(run_id):
-            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.")
-        for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
-            shutil.rmtree(folder, ignore_errors=True)
+        lock = self.root / "partial" / f"{run_id}.lock"
+        lock.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(lock, timeout=LOCK_SECONDS):
+                for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.") from None
 
     def free_bytes(self) -> int:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
@@ -1048,6 +1122,24 @@ class Workspace:
         key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
         path = self.root / "screenings" / run_id / f"{key}.json"
         return Screening.from_dict(read_json(path)) if path.exists() else None
+
+    def save_text_vectors(self, run_id: str, model: str | None, vectors: np.ndarray) -> None:
+        from safetensors.numpy import save_file
+
+        path = self._vectors_path(run_id, model)
+        write_atomic(path, lambda temporary: save_file({"vectors": vectors}, temporary))
+
+    def text_vectors(self, run_id: str, model: str | None) -> np.ndarray | None:
+        """(n, m) vectors of a run's texts by a sentence model, or by TF-IDF; None before they are made."""
+        path = self._vectors_path(run_id, model)
+        return _load_tensors(path)["vectors"] if path.exists() else None
+
+    def has_text_vectors(self, run_id: str, model: str | None) -> bool:
+        return self._vectors_path(run_id, model).exists()
+
+    def _vectors_path(self, run_id: str, model: str | None) -> Path:
+        key = content_hash({"version": VECTORS_VERSION, "model": model})
+        return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:
         """Keep an uploaded data file under its own name in a folder named by its content."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.activations import Recipe
+from core.cli import main
 from core.examples import Columns, DataSource
 from core.recovery import Request, recover
 from core.workspace import Workspace
@@ -69,6 +70,27 @@ def write_rows(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """run_cli(*arguments) -> (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def workspace(template, tmp_path, monkeypatch):
+    """A copy of the workspace that the test file's `template` is, which the app then opens."""
+    shutil.copytree(template, tmp_path / "workspace")
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,9 @@ import pytest
 from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
-from core.cli import cli, main
+from core.cli import cli
 from core.model import load_tokenizer
 from core.workspace import DEFAULT_ROOT, Workspace
-
-
-@pytest.fixture
-def run_cli(capsys):
-    """run_cli(*arguments) -> (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

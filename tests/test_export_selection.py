@@ -1,6 +1,9 @@
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -11,8 +14,8 @@ from synthetic import synthetic_run
 from core.cli import main
 from core.errors import BasiscopeError
 from core.selection import FORMATS
-from core.selection.card import _code
-from core.selection.export import EPOCHS, LEARNING_RATE, export
+from core.selection.card import PLOTS, _code
+from core.selection.export import EPOCHS, LEARNING_RATE, export, formatted
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select
 from core.workspace import Workspace
@@ -28,17 +31,6 @@ def kept(gsm8k_copy):
 @pytest.fixture
 def run(gsm8k_copy):
     return gsm8k_copy.run()
-
-
-@pytest.fixture
-def run_cli(capsys):
-    def run(*arguments):
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def source_rows():
@@ -105,43 +97,88 @@ def test_the_lora_config_is_one_that_trl_reads(kept, run, tmp_path):
     assert parser.parse_args_and_config(arguments)[2].use_peft
 
 
-ALPACA_KEYS = {"prompt", "query", "response", "history", "system", "messages", "tools", "images"}
-TAG_KEYS = {
-    "role_tag",
-    "content_tag",
-    "user_tag",
-    "assistant_tag",
-    "observation_tag",
-    "function_tag",
-    "system_tag",
-}
+@pytest.fixture(scope="module")
+def factory():
+    """LLaMA-Factory's own code that reads dataset_info.json and its rows: (parser, converter). Its package is
+    imported without its `data/__init__`, which asks for audio and video libraries."""
+    package = pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed: make test installs it")
+    data = ModuleType("llamafactory.data")
+    data.__path__ = [str(Path(package.__file__).parent / "data")]
+    sys.modules["llamafactory.data"] = data
+    return tuple(importlib.import_module(f"llamafactory.data.{name}") for name in ("parser", "converter"))
+
+
+def as_llama_factory_reads(factory, folder):
+    """(prompt, response, system) of every row, by its own parser and converter."""
+    import yaml
+
+    parser, converter = factory
+    config = yaml.safe_load((folder / "llamafactory.yaml").read_text())
+    (attributes,) = parser.get_dataset_list([config["dataset"]], str(folder))
+    read = converter.get_dataset_converter(attributes.formatting, attributes, None)
+    rows = [json.loads(line) for line in (folder / attributes.dataset_name).read_text().splitlines()]
+    told = [read(row) for row in rows]
+    return [
+        ([m["content"] for m in one["_prompt"]], [m["content"] for m in one["_response"]], one["_system"])
+        for one in told
+    ]
 
 
 @pytest.mark.parametrize("form", ["alpaca", "sharegpt", "messages"])
-def test_dataset_info_keeps_to_the_documented_schema(kept, run, tmp_path, form):
+def test_llama_factory_reads_every_row(kept, run, factory, tmp_path, form):
+    export(kept, run, tmp_path / "out", form)
+    rows = source_rows()
+    for example_id, (prompt, response, system) in zip(
+        kept.example_ids, as_llama_factory_reads(factory, tmp_path / "out"), strict=True
+    ):
+        assert prompt == [rows[example_id]["question"]] and response == [rows[example_id]["answer"]]
+        assert not system
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("form", ["alpaca", "sharegpt", "messages"])
+def test_every_key_of_the_config_is_one_of_llama_factory(kept, run, tmp_path, form, tuning):
+    import ast
+
     import yaml
 
-    folder = tmp_path / "out"
-    export(kept, run, folder, form)
-    info = json.loads((folder / "dataset_info.json").read_text())
-    config = yaml.safe_load((folder / "llamafactory.yaml").read_text())
-    entry = info[config["dataset"]]
-    assert entry["formatting"] in ("alpaca", "sharegpt") and (folder / entry["file_name"]).is_file()
-    assert set(entry["columns"]) <= ALPACA_KEYS and set(entry.get("tags", ())) <= TAG_KEYS
-    rows = [json.loads(line) for line in (folder / entry["file_name"]).read_text().splitlines()]
-    assert all(
-        set(entry["columns"].values()) <= set(row) for row in rows
-    )  # LLaMA-Factory reads each it is told of
-    row = rows[0]
-    if tags := entry.get("tags"):
-        messages = row[entry["columns"]["messages"]]
-        assert [m[tags["role_tag"]] for m in messages] == [tags["user_tag"], tags["assistant_tag"]]
-        assert all(m[tags["content_tag"]] for m in messages)
+    spec = importlib.util.find_spec("llamafactory")
+    if spec is None:
+        pytest.skip("LLaMA-Factory is not installed: make test installs it")
+    from transformers import TrainingArguments
+
+    export(kept, run, tmp_path / "out", form, tuning)
+    config = yaml.safe_load((tmp_path / "out" / "llamafactory.yaml").read_text())
+    known = set(TrainingArguments.__dataclass_fields__)
+    for path in (Path(spec.origin).parent / "hparams").glob("*_args.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        fields = (node.target for node in nodes if isinstance(node, ast.AnnAssign))
+        known |= {field.id for field in fields if isinstance(field, ast.Name)}
+    assert {"cutoff_len", "lora_target", "finetuning_type"} <= known and set(config) <= known
     assert config["learning_rate"] == LEARNING_RATE and config["lr_scheduler_type"] == "cosine"
     assert config["max_samples"] == 20
 
 
-def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path):
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_axolotl_takes_its_config(kept, run, tmp_path, tuning):
+    import yaml
+
+    schema = pytest.importorskip("axolotl.utils.schemas.config", reason="Axolotl is not installed")
+    from axolotl.utils.schemas.datasets import SFTDataset
+
+    export(kept, run, tmp_path / "out", "axolotl", tuning)
+    config = yaml.safe_load((tmp_path / "out" / "axolotl.yaml").read_text())
+    assert set(config) <= set(schema.AxolotlInputConfig.model_fields)
+    taken = schema.AxolotlInputConfig(**config)
+    assert taken.learning_rate == LEARNING_RATE and taken.num_epochs == EPOCHS and taken.lr_scheduler == "cosine"
+    assert (taken.adapter == "lora") == (tuning == "lora")
+    (data,) = taken.datasets
+    assert isinstance(data, SFTDataset) and data.field_messages == "messages"
+    row = json.loads((tmp_path / "out" / data.path).read_text().splitlines()[0])
+    assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
+
+
+def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, factory, tmp_path):
     from core.activations import Recipe
     from core.examples import Columns, DataSource
     from core.recovery import Request as Recovery
@@ -152,6 +189,8 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path
             {"role": "system", "content": "Be short."},
             {"role": "user", "content": f"What is {i} and one? <b>"},
             {"role": "assistant", "content": f"{i + 1}"},
+            {"role": "tool", "content": "right"},
+            {"role": "assistant", "content": "So it is."},
         ]
         for i in range(12)
     ]
@@ -172,11 +211,23 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "r" / "selection.jsonl").read_text().splitlines()]
     assert rows == [{"messages": messages} for messages in told]
     export(kept, run, tmp_path / "s", "sharegpt")
-    export(kept, run, tmp_path / "a", "alpaca")
-    first = json.loads((tmp_path / "a" / "selection.jsonl").read_text().splitlines()[0])
-    assert first["system"] == "Be short." and first["history"] == [] and first["output"] == "1"
+    with pytest.raises(BasiscopeError, match="take turns"):
+        export(kept, run, tmp_path / "a", "alpaca")
+    for name in "ms":
+        for read, messages in zip(as_llama_factory_reads(factory, tmp_path / name), told, strict=True):
+            system, *turns, last = [m["content"] for m in messages]
+            assert read == (turns, [last], system)
     first = json.loads((tmp_path / "s" / "selection.jsonl").read_text().splitlines()[0])
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
+
+
+def test_alpaca_keeps_the_turns_before_the_last():
+    texts = ("Be short.", "One?", "1", "Two?", "2")
+    roles = ("system", *("user", "assistant") * 2)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    row = formatted({"example_id": 0}, {"chat": messages}, {"messages": "chat"}, "alpaca")
+    assert (row["system"], row["history"]) == ("Be short.", [["One?", "1"]])
+    assert (row["instruction"], row["output"]) == ("Two?", "2")
 
 
 def test_whole_numbers_stay_whole_beside_missing_ones(tmp_path):
@@ -231,6 +282,51 @@ def test_a_manifest_of_other_data_is_refused(kept, gsm8k_copy):
     changed["example_ids"].reverse()
     with pytest.raises(BasiscopeError, match="Another selection came out"):
         reproduce(changed, gsm8k_copy, "again")
+
+
+def test_a_manifest_and_other_options_contradict_each_other(kept, gsm8k_copy, run_cli):
+    again = ("select", "--from-manifest", kept.folder / "manifest.json", "--workspace", gsm8k_copy.root)
+    status, _, err = run_cli(*again, "--name", "x", "--budget", 5, "--along", "1+", "--seed", 0)
+    assert status == 2 and "leave out --along, --budget, --seed" in err
+    assert [one.name for one in gsm8k_copy.selections()] == ["twenty"]
+    assert run_cli(*again, "--name", "x")[0] == 0
+
+
+def test_the_manifest_has_scores_and_duplicates_in_full(gsm8k_copy, run, write_rows):
+    repeated = [json.loads(row) for row in Path(run.manifest["data"]["path"]).read_text().splitlines()[:12]]
+    held = write_rows([{"question": repeated[4]["question"]}])
+    constraints = Constraints(budget=20, dedup="exact", against=(held,))
+    manifest = select(Request(run.id, Rule("random"), constraints), gsm8k_copy, "all").manifest
+    scores = run.scores().set_index("example_id").loc[manifest["example_ids"]]
+    for name in ("d1", "d2", "d3"):
+        assert manifest["scores"][name] == pytest.approx(scores[name].tolist(), rel=1e-5)
+    assert manifest["duplicates"] == []
+    assert 4 in [one["example_id"] for one in manifest["contamination"]]
+    texts = [f"this is text {i % 7} of them" for i in range(20)]
+    space = Workspace(gsm8k_copy.root.parent / "repeats")
+    other = synthetic_run(space, n=20, texts=texts)
+    manifest = select(
+        Request(other.id, Rule("order"), Constraints(budget=5, dedup="exact")), space, "five"
+    ).manifest
+    found = {one["example_id"]: one["of"] for one in manifest["duplicates"]}
+    assert found == {i: i % 7 for i in range(7, 20)}
+    assert not any(one["chosen"] for one in manifest["duplicates"])
+    assert manifest["dropped"] == {"exact duplicate of example N": 13}
+
+
+def test_the_card_has_every_plot_and_all_that_was_found(gsm8k_copy, tmp_path):
+    space = Workspace(tmp_path / "ws")
+    kinds = ["<b>$x$</b>", "a | b", "plain"] * 20
+    run = synthetic_run(space, columns={"kind": kinds})
+    request = Request(run.id, Rule("coverage", trim=0.1), Constraints(budget=20, dedup="near"))
+    out = tmp_path / "out"
+    export(select(request, space, "mine"), run, out, "rows")
+    card = (out / "README.md").read_text()
+    for name in PLOTS:
+        assert f"]({name})" in card and (out / name).read_text().count("<svg") == 1
+    assert "&lt;b&gt;$x$&lt;/b&gt;" in (out / "composition.svg").read_text()
+    assert "`outlier: among the 10.0% farthest from the mean` | 6" in card
+    assert "0 examples of the pool repeat an earlier one" in card
 
 
 def test_the_first_rows_are_the_smaller_budget(kept, gsm8k_copy, run, tmp_path):

@@ -50,6 +50,17 @@ def test_a_job_that_finishes(tmp_path):
     assert read_by_another_process(job) == ["done", {"runs": [], "state": "done"}, "starting"]
 
 
+def test_a_relative_path_means_what_it_means_where_the_job_was_started(tmp_path, monkeypatch, stories):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("rows.jsonl").write_text('{"text": "Once upon a time"}\n{"text": "there was a cat"}\n')
+    Path("core").mkdir()  # a folder of that name there does not stand in for the program
+    (Path("core") / "__init__.py").write_text("raise SystemExit('the wrong core')")
+    asked = ["recover", "--model", stories, "--data", "rows.jsonl", "--text", "text", "--k", "1", "--estimate"]
+    job = start_job(Workspace(tmp_path / "w"), asked)
+    assert wait(job) == "done", job.log()
+
+
 def test_the_default_workspace_needs_no_option(monkeypatch):
     monkeypatch.setattr(Job, "facts", {"arguments": ["runs", "--text", "a b"]})
     assert Job(DEFAULT_ROOT / "jobs" / "x").command == "basiscope runs --text 'a b'"

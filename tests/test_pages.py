@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ def template(tmp_path_factory):
     for seed in (1, 2):
         synthetic_run(Workspace(folder), seed=seed)
     return folder
-
-
-@pytest.fixture
-def workspace(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "workspace")
-    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
-    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -245,6 +237,15 @@ def test_search_and_filter_narrow_the_examples(workspace):
     assert set(shown_ids(at)) <= found
     at.text_input(key="search").input("no such text").run()
     assert "No example matches" in texts(at) and not shown_ids(at) and not at.exception
+
+
+def test_a_column_of_many_numbers_is_filtered_by_a_range(empty):
+    run = synthetic_run(empty, n=60, columns={"grade": [i / 2 for i in range(60)]})
+    at = show(DIRECTIONS, direction="1")
+    at.selectbox(key=f"by_{run.id}").select("grade").run()
+    at.slider(key=f"values_{run.id}_grade").set_range(20.0, 22.5).run()
+    assert not at.exception
+    assert set(shown_ids(at)) == {40, 41, 42, 43, 44, 45}
 
 
 def test_ranking_by_cosine_and_without_shading(workspace):

@@ -1,6 +1,5 @@
 import json
 import shlex
-import shutil
 import time
 from dataclasses import replace
 
@@ -10,9 +9,10 @@ from test_pages import show, texts
 
 from core.cli.selecting import parse_selection
 from core.jobs import find_job
-from core.selection.pool import Constraints, Rule
+from core.provenance import Origins
+from core.selection.pool import Constraints, Rule, parse_quotas
 from core.selection.step import Request, select
-from core.workspace import Workspace
+from core.workspace import NamedSet, Workspace
 
 SELECT = "select"
 
@@ -22,13 +22,6 @@ def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("select")
     synthetic_run(Workspace(folder), n=120)
     return folder
-
-
-@pytest.fixture
-def workspace(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "workspace")
-    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path / "workspace"))
-    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -56,7 +49,7 @@ def command(at):
 
 def test_the_page_shows_what_the_command_would_choose(workspace, run):
     at = show(SELECT)
-    at.slider(key=f"budget_{run.id}_120").set_value(15).run()
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(15).run()
     assert "--coverage --budget 15" in command(at)
     kept = select(Request(run.id, Rule("coverage"), Constraints(budget=15)), workspace, "same")
     assert listed(at)["example"].tolist() == kept.example_ids
@@ -65,7 +58,7 @@ def test_the_page_shows_what_the_command_would_choose(workspace, run):
 def test_a_rule_and_a_quota_are_in_the_command_and_hold(run):
     at = show(SELECT)
     at.selectbox(key="rule").select("along").run()
-    at.slider(key=f"budget_{run.id}_120").set_value(20)
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(20)
     at.text_input(key="quota").set_value("kind=addition:0.5").run()
     assert not at.exception
     assert "--along 1+ --budget 20 --quota kind=addition:0.5" in command(at)
@@ -78,7 +71,7 @@ def test_a_rule_and_a_quota_are_in_the_command_and_hold(run):
 def test_every_rule_can_be_shown(run, rule):
     at = show(SELECT)
     at.selectbox(key="rule").select(rule)
-    at.slider(key=f"budget_{run.id}_120").set_value(10)
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(10)
     at.run()
     assert not at.exception
     if rule == "quality":
@@ -105,13 +98,63 @@ def test_weights_by_utility_hold_on_the_page_as_in_the_command(workspace, run):
     at = show(SELECT)
     at.selectbox(key="rule").select("along").run()
     at.multiselect(key=f"ends_{run.id}").set_value(["1+", "2+", "3-"]).run()
-    at.slider(key=f"budget_{run.id}_120").set_value(30)
-    at.text_input(key="weights").set_value("utility:is_hard").run()
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(30)
+    at.selectbox(key="split").select("by utility").run()
+    at.selectbox(key=f"utility_{run.id}").select("is_hard").run()
+    assert "goes with is_hard at r = " in texts(at)
     request = parse_selection(workspace, shlex.split(command(at))[1:])
     kept = select(request, workspace, "same")
     assert kept.manifest["rule"]["weights"] != [] and request.weights_by == "is_hard"
     equally = select(replace(request, weights_by=None), workspace, "equally")
     assert listed(at)["example"].tolist() == kept.example_ids != equally.example_ids
+
+
+def test_a_budget_in_tokens_holds_on_the_page_as_in_the_command(workspace, run):
+    at = show(SELECT)
+    at.segmented_control(key="budget_in").set_value("tokens").run()
+    (slider,) = (one for one in at.slider if one.label == "Budget in tokens")
+    slider.set_value(500).run()
+    assert not at.exception and "--budget-tokens 500" in command(at)
+    kept = select(parse_selection(workspace, shlex.split(command(at))[1:]), workspace, "same")
+    assert 480 < kept.manifest["tokens"] <= 500
+    assert listed(at)["example"].tolist() == kept.example_ids
+    slider = next(one for one in at.slider if one.label == "Budget in tokens")
+    slider.set_value(1).run()
+    assert not at.exception and "the first example alone has" in texts(at)
+
+
+REQUESTS = {
+    "along": (Rule("along", (1, -3), (2.0, 1.0), floor=0.0), Constraints(budget=11)),
+    "utility": (Rule("along", (2, -1)), Constraints(budget_tokens=700, dedup="near")),
+    "both": (Rule("both", (4,), useful_end=0.35, trim=0.3), Constraints(budget=9, within_length_strata=True)),
+    "label": (
+        Rule("label", column="kind", seed=7),
+        Constraints(budget=20, caps=(("kind", 0.4), ("is_hard", 0.8))),
+    ),
+    "quality": (Rule("quality", column="is_hard"), Constraints(budget=4, required=("grade",), min_tokens=2)),
+    "medoids": (Rule("medoids", seed=3), Constraints(budget=6, only=(1, 2, 3, 5, 8, 13, 21), max_tokens=99)),
+    "random": (
+        Rule("random"),
+        Constraints(
+            budget=10, quotas=parse_quotas("kind=addition:0.5"), must=((4, "good; 'x'"),), never=((5, "no"),)
+        ),
+    ),
+    "order": (Rule("order"), Constraints(budget=120)),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_kept_selection_is_reopened_with_all_its_choices(workspace, run, name):
+    rule, constraints = REQUESTS[name]
+    workspace.save_set(NamedSet("odd", run.id, (1, 3, 5, 13, 21)))
+    workspace.save_set(NamedSet("even", run.id, (2, 8)))
+    origins = Origins("kind", "is_hard", total=12.5, use="commercial")
+    request = Request(run.id, rule, constraints, origins, "is_hard" if name == "utility" else None)
+    select(request, workspace, "mine")
+    at = look(show(SELECT), "Kept")
+    at.button(key="open_selection").click().run()
+    assert not at.exception
+    assert parse_selection(workspace, shlex.split(command(at))[1:]) == request
 
 
 def test_both_without_a_direction_is_not_plain_coverage(run):
@@ -140,6 +183,7 @@ def test_marks_are_forgotten_when_other_examples_are_listed(run):
 
 def test_pinned_and_dropped_examples_are_in_the_command(run):
     at = show(SELECT)
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(50).run()
     at.session_state["select_pinned"] = {run.id: {7: "good"}}
     at.session_state["select_dropped"] = {run.id: {9: "bad; rm -rf"}}
     assert "--must 7:good --never '9:bad; rm -rf'" in command(at)
@@ -180,6 +224,8 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at = look(show(SELECT), "Kept")
     overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
     assert overlap.loc["longest", "longest"] == 1
+    assert len(at.get("plotly_chart")) == 3
+    assert "only longest" in "".join(html.proto.body for html in at.get("html"))
     at.text_input(key="copy_name").set_value("again").run()
     at.button(key="copy_selection").click().run()
     assert [one.name for one in workspace.selections()] == ["again", "longest", "random"]

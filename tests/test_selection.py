@@ -32,7 +32,9 @@ from core.selection.pool import (
     rule_from,
 )
 from core.selection.quotas import length_strata
+from core.selection.rules import utilities
 from core.selection.screening import GRAM, NEAR, Screening, jaccard, screen, shingles, split_tokens, split_words
+from core.selection.vectors import text_vectors
 from core.workspace import Workspace
 
 
@@ -53,7 +55,8 @@ def pool(math):
 
 @pytest.fixture(scope="module")
 def texts(math, pool):
-    return lambda: math.texts(range(pool.n))
+    vectors = text_vectors(math.all_texts())
+    return lambda: vectors
 
 
 def plain_farthest(points, budget, allowed=None):
@@ -135,7 +138,7 @@ def test_the_curve_does_not_depend_on_chunks(pool, monkeypatch):
 
 def test_nearest_by_group(pool):
     rows, group = np.arange(30), np.arange(30) % 3
-    found = nearest_by_group(pool.whitened, rows, group, 4)
+    found = nearest_by_group(pool.whitened, pool.whitened[rows], group, 4)
     exact = distances(pool.whitened, rows) ** 2
     for g in range(3):
         np.testing.assert_allclose(found[:, g], exact[:, group == g].min(axis=1), rtol=1e-4, atol=1e-6)
@@ -225,6 +228,23 @@ def test_representative_rules_stay_nearer_than_coverage(pool, texts):
         for name in ("coverage", "facility", "medoids")
     }
     assert mean["facility"] < mean["coverage"] and mean["medoids"] < mean["coverage"]
+
+
+def test_sentence_embeddings_are_those_of_the_model_itself(math, stories):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    pytest.importorskip("sentence_transformers", reason="the extra `sentences` is not installed")
+    own = math.texts(range(30))
+    found = text_vectors(own, stories)
+    tokenizer, model = AutoTokenizer.from_pretrained(stories), AutoModel.from_pretrained(stories)
+    for row in (0, 29):
+        with torch.no_grad():
+            ids = tokenizer(own[row], return_tensors="pt", truncation=True).input_ids
+            plain = model(ids).last_hidden_state[0].mean(dim=0).double().numpy()
+        np.testing.assert_allclose(found[row], plain / np.linalg.norm(plain), atol=1e-5)
+    with pytest.raises(BasiscopeError, match="cannot load it"):
+        text_vectors(own, str(Path(stories).parent / "nothing"))
 
 
 def test_the_trim_leaves_out_the_outliers(pool, texts):
@@ -325,6 +345,48 @@ def test_a_budget_in_tokens(pool, texts):
     spent = np.cumsum(pool.lengths[chosen])
     more = choose(pool, Rule("coverage"), Constraints(budget=len(chosen) + 1), texts).rows
     assert spent[-1] <= 3_000 < pool.lengths[more].sum()
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("shares", [{}, {"caps": (("subject", 0.4),)}, {"within_length_strata": True}])
+def test_a_token_budget_is_spent_and_not_exceeded(pool, texts, name, shares):
+    tokens = 8_000
+    constraints = Constraints(budget_tokens=tokens, **shares)
+    rows = choose(pool, some(name), constraints, texts).rows
+    assert tokens - pool.lengths.max() < pool.lengths[rows].sum() <= tokens or shares or name == "medoids"
+    assert 0.7 * tokens < pool.lengths[rows].sum() <= tokens
+    if "caps" in shares:
+        assert pool.facts["subject"].iloc[rows].value_counts().max() <= int(0.4 * len(rows))
+    if not shares and name in NESTED:
+        wider = choose(pool, some(name), Constraints(budget_tokens=3 * tokens), texts).rows
+        assert wider[: len(rows)].tolist() == rows.tolist()
+
+
+def test_what_the_rule_itself_leaves_out_is_named(pool, texts):
+    rule = Rule("both", (2,), useful_end=0.3, trim=0.05)
+    chosen = choose(pool, rule, Constraints(budget=20), texts)
+    far = pool.norms > np.quantile(pool.norms, 0.95)
+    outside = pool.scores[:, 1] < np.quantile(pool.scores[:, 1], 0.7)
+    why = dict(zip(chosen.dropped["example_id"], chosen.dropped["reason"], strict=True))
+    outliers = {e for e, reason in why.items() if reason.startswith("outlier: among the 5.0%")}
+    assert outliers == set(pool.example_id[far].tolist())
+    ends = {e for e, reason in why.items() if reason == "outside the useful end"}
+    assert ends == set(pool.example_id[outside & ~far].tolist())
+    chosen = choose(pool, Rule("along", (1, -3), floor=1.0), Constraints(budget=20), texts)
+    low = (pool.whitened[:, 0] < 1) & (pool.whitened[:, 2] > -1)
+    assert set(chosen.dropped["example_id"]) == set(pool.example_id[low].tolist())
+    assert set(chosen.dropped["reason"]) == {"below the floor of 1 SD"}
+
+
+def test_utilities_are_correlations_with_their_interval(pool):
+    from scipy.stats import pearsonr
+
+    verdict = (pool.scores[:, 0] + pool.scores[:, 2] > 0).astype(float)
+    judged = Pool(pool.run, pool.example_id, pool.scores, pool.facts.assign(right=verdict))
+    for one, sign, column in zip(utilities(judged, (1, -3), "right"), (1, -1), (0, 2), strict=True):
+        exact = pearsonr(sign * pool.scores[:, column], verdict)
+        assert one.value == pytest.approx(exact.statistic, abs=1e-6)
+        assert (one.low, one.high) == pytest.approx(tuple(exact.confidence_interval(0.95)), abs=1e-4)
 
 
 def test_must_and_never_and_sets_and_what_was_dropped(pool, texts):
@@ -465,12 +527,33 @@ def test_overlaps_are_those_of_a_plain_search(math, pool, tmp_path):
     assert found[4].row == 0 and found[4].words == middle and found[9].share == 1.0
 
 
-def test_gsm8k_test_is_hardly_in_its_train(gsm8k, data_folder):
+def test_what_leaked_into_gsm8k_is_found_and_hardly_anything_else(gsm8k, data_folder, tmp_path):
     rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:800]]
     own = [f"{row['question']}\n{row['answer']}" for row in rows]
-    found = screen(np.arange(len(own)), own, [str(data_folder / "gsm8k" / "test.jsonl")], near=False)
-    assert len(found.overlaps) < 0.05 * len(own)
-    assert all(len(o.words.split()) >= GRAM for o in found.overlaps)
+    test = (data_folder / "gsm8k" / "test.jsonl").read_text().splitlines()
+    leaked = {j: len(test) + i for i, j in enumerate((3, 401, 799))}
+    held = tmp_path / "test_with_leaks.jsonl"
+    held.write_text("\n".join([*test, *(json.dumps({"question": rows[j]["question"]}) for j in leaked)]) + "\n")
+    found = {o.example_id: o for o in screen(np.arange(len(own)), own, [str(held)], near=False).overlaps}
+    for j, row in leaked.items():
+        assert found[j].row == row and found[j].words == " ".join(split_words(rows[j]["question"]))
+    joined = " | ".join(" ".join(split_words(value)) for line in test for value in json.loads(line).values())
+    for j in found.keys() - leaked.keys():  # each true: its words are in the held-out texts
+        assert len(found[j].words.split()) >= GRAM and found[j].words in joined
+    assert len(found) < 0.05 * len(own)
+
+
+def test_texts_are_read_a_part_at_a_time(tmp_path):
+    run = synthetic_run(Workspace(tmp_path), n=2_300, words=3)
+    texts = run.all_texts()
+    assert len(texts) == 2_300 and list(texts) == run.texts(range(2_300))
+    assert texts[2_299] == run.texts([2_299])[0] and texts[998:1_002] == run.texts(range(998, 1_002))
+    wanted = [2_299, 3, 1_001, 3]
+    assert [record["text"] for record in run.records(wanted)] == run.texts(wanted)
+    exact = screen(np.arange(2_300), texts, near=False).exact
+    first: dict[str, int] = {}
+    plain = {i: first[t] for i, t in enumerate(texts) if first.setdefault(t, i) != i}
+    assert exact == plain
 
 
 # --- measures -------------------------------------------------------------------------------------------
@@ -495,19 +578,26 @@ def test_the_whole_pool_covers_everything(pool):
 def test_what_a_page_shows_of_a_large_budget_is_that_of_all_its_picks():
     scores = np.random.default_rng(0).standard_normal((2_600, 3)).astype(np.float32)
     pool = Pool("run", np.arange(2_600), scores, pd.DataFrame({"n_tokens": np.full(2_600, 9)}))
-    found = live.prospect(pool, Rule("random"), Constraints(budget=2_400), 2_500, list)
+    wanted = Constraints(budget=2_400)
+    widest = live.widest(pool, Rule("random"), wanted, 2_500, None)
+    found = live.within(live.prospect(pool, Rule("random"), widest, list), pool, wanted)
     exact = distances(pool.whitened, found.rows).min(axis=1)
     shown = measures.summary(pool, found.rows, found.curve)
     assert shown["covering radius"] == pytest.approx(exact.max(), rel=1e-5)
     assert shown["mean distance"] == pytest.approx(exact.mean(), rel=1e-4)
-    chance = live.baseline(pool, "random", 2_500)
-    assert len(chance.orders[0].rows) == 2_500 and chance.low.budgets[-1] == 2_500
+    chance = live.baseline(pool, Rule("random"), live.budget_alone(widest), list)
+    assert len(chance.orders[0]) == 2_500 and chance.band("radius")[0][-1] == 2_500
 
 
 def test_a_page_does_not_wait_for_a_large_budget():
     n = 50_000
     pool = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), pd.DataFrame({"n_tokens": np.full(n, 9)}))
-    assert live.is_quick(pool, Rule("coverage"), 1_000) and not live.is_quick(pool, Rule("coverage"), 5_000)
+    assert live.is_quick(pool, Rule("coverage"), Constraints(budget=1_000))
+    assert live.is_quick(pool, Rule("coverage"), Constraints(budget_tokens=9_000))
+    for wanted in (Constraints(budget=5_000), Constraints(budget_tokens=45_000)):
+        assert not live.is_quick(pool, Rule("coverage"), wanted)
+    assert not live.is_quick(pool, Rule("text"), Constraints(budget=10))
+    assert live.is_quick(pool, Rule("text"), Constraints(budget=10), has_vectors=True)
 
 
 def test_overlap_is_jaccard():

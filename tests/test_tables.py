@@ -32,6 +32,8 @@ from core.tables import (
     slider_bounds,
     suggested_range_sentence,
     table_of_directions,
+    value_range,
+    within,
 )
 from core.workspace import Workspace
 
@@ -62,6 +64,15 @@ def examples():
 )
 def test_matching_finds_values(examples, column, values, rows):
     assert np.flatnonzero(matching(examples[column], values)).tolist() == rows
+
+
+def test_a_column_of_many_numbers_has_a_range():
+    numbers = pd.Series([*range(30), None, np.inf], dtype=float)
+    assert value_range(numbers) == (0, 29)
+    assert np.flatnonzero(within(numbers, 3, 4.5)).tolist() == [3, 4]
+    assert value_range(pd.Series([1, 2] * 40)) is None
+    assert value_range(pd.Series([True, False] * 40)) is None
+    assert value_range(pd.Series([str(i) for i in range(40)])) is None
 
 
 def test_filter_values_come_most_frequent_first_without_missing_ones(examples):

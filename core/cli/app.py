@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
@@ -20,9 +21,11 @@ from core.workspace import Workspace
 def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
     """Recover the embedded demo: a small model, trained on generated word problems. Needs no network."""
     from core.demo.default import recover_demo
+    from core.selection.farthest import compile_ahead
 
     with Reporter(as_json) as progress:
         run = recover_demo(Workspace(workspace), progress)
+        compile_ahead(progress)
     return {"run": run.id, "lines": [run.id]}
 
 
@@ -41,7 +44,8 @@ def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
 @click.option("--port", type=int, default=8501, show_default=True, help="Port on localhost.")
 @click.option("--headless", is_flag=True, help="Do not open a browser.")
 @workspace_option
-def app(port: int, headless: bool, workspace: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the address and the workspace as JSON first.")
+def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
     """Open the web app on this workspace, on localhost only.
 
     An empty workspace begins with the embedded demo, recovered in the background.
@@ -52,7 +56,11 @@ def app(port: int, headless: bool, workspace: Path) -> None:
     space = Workspace(workspace)
     if not space.runs() and not any(job.state == "running" for job in list_jobs(space)):
         start_job(space, ["demo"])
+    if as_json:
+        place = {"url": f"http://localhost:{port}", "workspace": str(workspace.resolve())}
+        click.echo(json.dumps(place))
     os.environ["BASISCOPE_WORKSPACE"] = str(workspace.resolve())
+    os.environ["BASISCOPE_STARTED_IN"] = str(Path.cwd())
     flags = ["--server.port", str(port), "--server.headless", "true" if headless else "false"]
     os.chdir(root)
     sys.path[0] = str(root)

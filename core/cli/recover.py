@@ -115,9 +115,11 @@ def recover(estimate: bool, workspace: Path, as_json: bool, **options: Any) -> d
         sentences = estimate_sentences(facts)
         return facts | {"sentences": sentences, "lines": sentences}
     from core.recovery import recover as recover_run
+    from core.selection.farthest import compile_ahead
 
     with Reporter(as_json) as progress:
         run = recover_run(request, Workspace(workspace), progress)
+        compile_ahead(progress)
     manifest = run.manifest
     lines = [f"warning: {warning}" for warning in manifest["warnings"]]
     lines.append(f"{manifest['n']:,} examples, {manifest['d']:,} dimensions, {run.k} directions: {run.folder}")

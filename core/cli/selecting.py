@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from core.cli.group import Reporter, cli, json_option, table, workspace_option
 from core.errors import BasiscopeError
@@ -34,6 +35,9 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--representative", type=click.Choice(["facility", "medoids"]), help="Near to all, not far from all."
         ),
         click.option("--baseline", help=BASELINE_HELP),
+        click.option(
+            "--text-model", help="With --baseline text: a sentence-transformers model, instead of TF-IDF."
+        ),
         click.option("--trim", type=float, default=0.0, help="Leave out this share of the farthest outliers."),
         click.option("--budget", type=int, help="Examples."),
         click.option("--budget-tokens", type=int, help="Tokens."),
@@ -112,6 +116,8 @@ def select(
     space = Workspace(workspace)
     if (run is None) == (from_manifest is None):
         raise click.UsageError("Give one of RUN and --from-manifest.")
+    if from_manifest and (given := given_options(options)):
+        raise click.UsageError(f"--from-manifest says everything; leave out {', '.join(given)}.")
     if form is None and out:
         form = "rows"
     with Reporter(as_json) as progress:
@@ -137,6 +143,13 @@ def select(
         **_facts(kept),
         "lines": [*_sentences(kept), *([f"exported as {form}: {out}"] if form else []), kept.name],
     }
+
+
+def given_options(options: dict[str, Any]) -> list[str]:
+    """Those of the options that were typed."""
+    context = click.get_current_context()
+    ours = [p for p in context.command.params if p.name in options]
+    return [p.opts[0] for p in ours if context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE]
 
 
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:
@@ -207,6 +220,8 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
         raise BasiscopeError(
             "--useful-end goes with --along and --coverage together; name at least one direction."
         )
+    if name != "text" and options["text_model"]:
+        raise BasiscopeError("--text-model goes with --baseline text.")
     weights: tuple[float, ...] = ()
     weights_by = None
     if options["weights"] and options["weights"].startswith("utility:"):
@@ -222,6 +237,7 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
         column or None,
         options["trim"],
         options["seed"],
+        options["text_model"],
     )
     return rule, weights_by
 
@@ -257,8 +273,9 @@ def _sets(space: Workspace, run_id: str, names: tuple[str, ...]) -> tuple[int, .
 
 
 def _facts(kept: KeptSelection) -> dict[str, Any]:
-    keys = ("title", "budget", "tokens", "pool", "measures", "dropped", "duplicates", "ledger", "notes")
+    keys = ("title", "budget", "tokens", "pool", "measures", "dropped", "ledger", "notes")
     facts = {key: kept.manifest[key] for key in keys}
+    facts |= {key: kept.manifest.get(key) for key in ("duplicates", "licence_conflicts")}
     return {"run": kept.run, **facts, "contamination": len(kept.manifest["contamination"])}
 
 
@@ -277,6 +294,7 @@ def _sentences(kept: KeptSelection) -> list[str]:
         f"median length {found['median length']:.0f} tokens, longer than an example of the pool with probability "
         f"{found['longer than pool']:.2f}",
         *dropped,
+        *(f"licences: {sentence}" for sentence in manifest.get("licence_conflicts", ())),
         *manifest["notes"],
     ]
 
@@ -303,6 +321,22 @@ def screen(run: str, against: tuple[str, ...], workspace: Path, as_json: bool) -
     ]
     lines += [f"  example {o.example_id}, {o.file} row {o.row}, {o.share:.0%}: {o.words}" for o in found.overlaps]
     return found.as_dict() | {"lines": lines}
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--text-model", help="A sentence-transformers model, instead of TF-IDF.")
+@workspace_option
+@json_option
+def vectors(run: str, text_model: str | None, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Turn RUN's texts into vectors, which text diversity needs; kept for the next time."""
+    from core.selection.step import vectors_of
+
+    space = Workspace(workspace)
+    opened = space.run(run)
+    with Reporter(as_json) as progress:
+        n, dimensions = vectors_of(opened, space, text_model, progress).shape
+    return {"run": opened.id, "n": n, "dimensions": dimensions, "lines": [f"{n:,} texts, {dimensions} dimensions"]}
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from core.recovery import Request, recover
 from core.workspace import Run, Workspace, write_atomic
 
 MODEL = Path(__file__).parent / "model"
-EXAMPLES = 1_500
+EXAMPLES = 4_000
 SEED = 2_026
+SELECTION, BUDGET = "demo-coverage", 400
+COMPARISON, STRENGTH, NEW_TOKENS = "style, both ways", 1.5, 300
+"""The saved comparison: so many standard deviations along the direction that best tells style, and against it."""
 
 
 @cache
@@ -42,7 +46,56 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
         columns=Columns(prompt="prompt", response="response"),
         recipe=Recipe(pooling="mean-response"),
     )
-    return recover(request, workspace, progress)
+    run = recover(request, workspace, progress)
+    if SELECTION not in {kept.name for kept in workspace.selections(run.id)}:
+        progress("selection", 0, 1)
+        select_demo(run, workspace)
+    if COMPARISON not in {kept.name for kept in workspace.comparisons(run.id).values()}:
+        steer_demo(run, workspace, progress)
+    return run
+
+
+def select_demo(run: Run, workspace: Workspace) -> None:
+    """Keep one selection: BUDGET examples that cover the basis, with its ledger by contributor."""
+    from core.provenance import Origins
+    from core.selection.pool import Constraints, Rule
+    from core.selection.step import Request as Asked
+    from core.selection.step import select
+
+    asked = Asked(
+        run.id, Rule("coverage"), Constraints(budget=BUDGET), Origins(source="source", licence="license")
+    )
+    select(asked, workspace, SELECTION, replace_old=True)
+
+
+def steer_demo(run: Run, workspace: Workspace, progress: Progress) -> None:
+    """Keep one comparison: a problem that the model has not seen, steered to either style."""
+    from core.demo.world import generate
+    from core.recovery import load_run_model
+    from core.steering.comparison import compare, make_variants
+    from core.steering.generation import Sampling
+    from core.steering.intervention import Directions
+
+    direction = style_direction(run)
+    variants = make_variants(Directions.of(run), direction, (-STRENGTH, STRENGTH), "sd")
+    model, prompt = load_run_model(run, "auto"), generate(1, "comparison")[0].prompt
+
+    def watch(done: int | None, _snapshot: object) -> bool:
+        progress("comparison", NEW_TOKENS if done is None else done, NEW_TOKENS)
+        return True
+
+    (found,) = compare(run, model, [prompt], variants, Sampling(NEW_TOKENS), direction, "sd", watch)
+    workspace.save_comparison(replace(found, name=COMPARISON))
+
+
+def style_direction(run: Run) -> int:
+    """The direction (from 1) whose scores best tell symbolic from verbal solutions."""
+    from sklearn.metrics import roc_auc_score
+
+    symbolic = run.examples(["style"])["style"] == "symbolic"
+    scores = run.scores()
+    areas = {j: roc_auc_score(symbolic, scores[f"d{j}"]) for j in range(1, run.k + 1)}
+    return max(areas, key=lambda j: abs(areas[j] - 0.5))
 
 
 def is_demo(run: Run) -> bool:

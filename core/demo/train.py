@@ -168,7 +168,7 @@ def train(
         tokens, positions = batch(tokenizer, settings, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        loss = _update(model, optimizer, tokens.to(device), positions.to(device), settings.clip)
+        loss = update(model, optimizer, tokens.to(device), positions.to(device), settings.clip)
         seconds = time.monotonic() - start
         if (step + 1) % 20 == 0:
             speed = settings.rows * settings.length * (step + 1) / seconds
@@ -179,13 +179,14 @@ def train(
     return seconds
 
 
-def _update(
+def update(
     model: LlamaForCausalLM,
     optimizer: torch.optim.Optimizer,
     tokens: torch.Tensor,
     positions: torch.Tensor,
     clip: float,
 ) -> float:
+    """One step on tokens (rows, length) that start anew where `positions` do; returns the loss."""
     bf16 = tokens.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
         loss = model(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False).loss

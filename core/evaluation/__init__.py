@@ -6,7 +6,16 @@ step: all of it to a kept evaluation
 """
 
 from core.evaluation.answers import final_answer, verify
-from core.evaluation.intervals import Interval, mean_interval, share_interval
+from core.evaluation.intervals import Interval, correlation_interval, mean_interval, share_interval
 from core.evaluation.verifiers import Verify, verifier
 
-__all__ = ["Interval", "Verify", "final_answer", "mean_interval", "share_interval", "verifier", "verify"]
+__all__ = [
+    "Interval",
+    "Verify",
+    "correlation_interval",
+    "final_answer",
+    "mean_interval",
+    "share_interval",
+    "verifier",
+    "verify",
+]

@@ -156,7 +156,7 @@ class Server:
             chosen |= {"logprobs": True} if logprobs else {}
             return await client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **chosen)
         except APIStatusError as error:
-            if logprobs and error.status_code in (400, 422) and "logprobs" in str(error):
+            if logprobs and error.status_code in (400, 422):
                 return await self._reply(client, prompt, sampling, seed, logprobs=False)
             raise self._refusal(error) from None
         except OpenAIError as error:
@@ -170,16 +170,17 @@ class Server:
 
     def _refusal(self, error: Exception) -> BasiscopeError:
         """In a sentence, without the key."""
-        from openai import APIConnectionError, APIStatusError
+        from openai import APIStatusError
 
         key = os.environ.get(KEY_VARIABLE)
         reason = " ".join(str(error).split())[:300]
         reason = reason.replace(key, "***") if key else reason
         if isinstance(error, APIStatusError) and error.status_code in (401, 403):
             return BasiscopeError(f"The server {self.url} wants a key: set {KEY_VARIABLE} ({reason}).")
-        tried = f" after {self.retries + 1} tries" if isinstance(error, APIConnectionError) else ""
+        if isinstance(error, APIStatusError) and error.status_code < 500:
+            return BasiscopeError(f"The server {self.url} refused what it was asked ({reason}).")
         return BasiscopeError(
-            f"The server {self.url} did not answer{tried} ({reason}). "
+            f"The server {self.url} did not answer after {self.retries + 1} tries ({reason}). "
             "What has come is kept; the same command continues."
         )
 

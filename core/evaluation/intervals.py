@@ -33,6 +33,14 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half, len(kept))
 
 
+def correlation_interval(r: float, n: int) -> Interval:
+    """Pearson's correlation of n pairs and its interval by Fisher's transformation."""
+    if n < 4:
+        return Interval(r, float("nan"), float("nan"), n)
+    z, half = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), 1.96 / np.sqrt(n - 3)
+    return Interval(r, float(np.tanh(z - half)), float(np.tanh(z + half)), n)
+
+
 def share_interval(hits: Sequence[bool]) -> Interval:
     """A share and its Wilson score interval."""
     from scipy.stats import binomtest

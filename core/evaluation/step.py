@@ -150,6 +150,7 @@ def _kept(
         if manifest["status"] == "complete":
             return kept
         begun = kept.rollouts()
+        kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
         start = time.monotonic()
         try:

@@ -1,23 +1,24 @@
-"""The data set card of an export: what it is, how it was made, its figures and its plot."""
+"""The data set card of an export: what it is, how it was made, its figures and its plots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from core.selection.measures import Curve
 from core.workspace import KeptSelection, Run
 
-COLOURS = ("#3b6fb6", "#9aa0a6", "#d9822b", "#3d9970")
-WIDTH, HEIGHT, MARGIN = 360, 240, 44
+MOST_LISTED = 20
+PLOTS = {
+    "covering.svg": "Covering radius and mean distance against the budget, with a random selection",
+    "directions.svg": "The chosen on every direction, and their lengths, against the pool",
+    "composition.svg": "What the selection, the pool and a random selection are made of",
+    "map.svg": "The chosen on the map of the pool",
+}
 
 
-def card(kept: KeptSelection, run: Run, file: str) -> str:
-    """Markdown with the front matter that `datasets` reads. Names from the data are code, so that none is read as
-    markup."""
+def card(kept: KeptSelection, run: Run, file: str, plots: Sequence[str]) -> str:
+    """Markdown with the front matter that `datasets` reads, and the plots of these names. Names from the data
+    are code, so that none is read as markup."""
     manifest = kept.manifest
     data, model = run.manifest["data"]["path"], run.manifest["model"]["name"]
     facts = "\n".join(f"| {name} | {_number(value)} |" for name, value in manifest["measures"].items())
@@ -32,14 +33,17 @@ def card(kept: KeptSelection, run: Run, file: str) -> str:
         f"{manifest['versions']['basiscope']}. The file is in selection order"
         + (": its first N rows are the selection for budget N." if manifest["nested"] else "."),
         "",
-        "![Covering radius and mean distance against the budget, with a random selection](covering.svg)",
-        "",
+        *(f"![{PLOTS[name]}]({name})\n" for name in plots),
         f"| measure | value |\n|---|---|\n{facts}",
         "",
         "Read radius, mean distance and norm percentile together: coverage picks the outer shell.",
         "",
         _dropped(manifest),
+        _screened(manifest),
         _sources(manifest["ledger"]),
+        *(f"- {_code(sentence)}" for sentence in manifest.get("licence_conflicts", ())),
+        *(f"- {_code(note)}" for note in manifest["notes"]),
+        "",
         "`manifest.json` says everything that determined this selection; `basiscope select --from-manifest "
         "manifest.json` makes it again.",
     ]
@@ -62,6 +66,23 @@ def _dropped(manifest: Mapping[str, Any]) -> str:
     return f"| dropped because | examples |\n|---|---|\n{rows}\n"
 
 
+def _screened(manifest: Mapping[str, Any]) -> str:
+    """What was found of duplicates and of overlaps with held-out files, where they were looked for."""
+    if manifest["duplicates"] is None:
+        return "Duplicates and overlaps with held-out files were not looked for.\n"
+    found, overlaps = manifest["duplicates"], manifest["contamination"]
+    inside = [overlap for overlap in overlaps if overlap["chosen"]]
+    listed = "".join(
+        f"- example {o['example_id']}, {_code(o['file'])} row {o['row']}, {o['share']:.0%}: {_code(o['words'])}\n"
+        for o in inside[:MOST_LISTED]
+    )
+    return (
+        f"{len(found):,} examples of the pool repeat an earlier one, {sum(one['chosen'] for one in found):,} of "
+        f"them are chosen. {len(overlaps):,} share 13 words in a row with a held-out file, {len(inside):,} of "
+        f"them are chosen{':' if inside else '.'}\n\n{listed}"
+    )
+
+
 def _sources(ledger: list[dict[str, Any]]) -> str:
     names = ("source", "examples", "share", "Shapley share", "leave one out", "terms", "problem")
     head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
@@ -71,45 +92,3 @@ def _sources(ledger: list[dict[str, Any]]) -> str:
         for row in ledger[:30]
     )
     return f"{head}{rows}\nShapley shares are of coverage, not of training value.\n"
-
-
-def covering_plot(curves: Mapping[str, Curve]) -> str:
-    """SVG: radius (left) and mean distance (right) of each curve against the budget."""
-    panels = [
-        _panel("covering radius", {name: (c.budgets, c.radius) for name, c in curves.items()}, 0),
-        _panel("mean distance", {name: (c.budgets, c.mean) for name, c in curves.items()}, WIDTH),
-    ]
-    names = "".join(
-        f'<text x="{MARGIN + 130 * i}" y="16" fill="{COLOURS[i % len(COLOURS)]}">{escape(name)}</text>'
-        for i, name in enumerate(curves)
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{names}{"".join(panels)}</svg>\n'
-    )
-
-
-def _panel(title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], left: int) -> str:
-    most = max(float(values.max()) for _, values in lines.values()) or 1.0
-    last = max(int(budgets[-1]) for budgets, _ in lines.values())
-    right, bottom = left + WIDTH - 16, HEIGHT - 34
-
-    def point(budget: float, value: float) -> str:
-        x = left + MARGIN + (right - left - MARGIN) * budget / last
-        return f"{x:.1f},{bottom - (bottom - 40) * value / most:.1f}"
-
-    paths = []
-    for i, (budgets, values) in enumerate(lines.values()):
-        places = np.unique(np.linspace(0, len(budgets) - 1, 200).astype(int))
-        points = " ".join(point(float(budgets[p]), float(values[p])) for p in places)
-        colour = COLOURS[i % len(COLOURS)]
-        paths.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    axes = (
-        f'<path d="M{left + MARGIN},40V{bottom}H{right}" fill="none" stroke="#888"/>'
-        f'<text x="{left + MARGIN - 4}" y="46" text-anchor="end">{most:.1f}</text>'
-        f'<text x="{left + MARGIN - 4}" y="{bottom}" text-anchor="end">0</text>'
-        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{last:,}</text>'
-        f'<text x="{(left + MARGIN + right) / 2:.0f}" y="{bottom + 28}" text-anchor="middle">'
-        f"{title} against examples</text>"
-    )
-    return axes + "".join(paths)

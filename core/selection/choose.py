@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 import numpy as np
 import pandas as pd
@@ -12,50 +12,52 @@ from core.errors import BasiscopeError
 from core.selection.farthest import Order
 from core.selection.pool import NESTED, RULES, Constraints, Pool, Rule, Selection
 from core.selection.quotas import Turns, plan_turns
-from core.selection.rules import Texts, check_rule, order_by, polar_scores, trimmed
+from core.selection.rules import check_rule, left_out, order_by, trimmed
 from core.selection.screening import Screening
+from core.selection.vectors import Vectors
 
 
 def choose(
     pool: Pool,
     rule: Rule,
     constraints: Constraints,
-    texts: Texts,
+    vectors: Vectors,
     screening: Screening | None = None,
     progress: Progress = silent,
 ) -> Selection:
     """The selection that a rule makes of a pool within its constraints; the same inputs give the same.
 
-    screening: duplicates and overlaps with held-out files, where the constraints ask for them. Raises
-    BasiscopeError where the budget is above what can be chosen, or quotas cannot be met.
+    vectors: of the texts, called by the rule `text` alone; screening: duplicates and overlaps with held-out files,
+    where the constraints ask for them. Raises BasiscopeError where the budget is above what can be chosen, or
+    quotas cannot be met.
     """
     check_rule(pool, rule)
     dropped, allowed, able, must = _allowed(pool, rule, constraints, screening)
-    budget = _budget(pool, rule, constraints, able, dropped)
-    must = must[:budget]
-    order = _order(pool, rule, constraints, allowed, must, budget, texts, progress)
-    if not len(order.rows):
-        raise BasiscopeError(_too_few(rule, 0, budget, dropped))
-    if constraints.budget_tokens is not None:
-        spent = np.cumsum(pool.lengths[order.rows])
-        order_rows = order.rows[spent <= constraints.budget_tokens]
-        if not len(order_rows):
-            raise BasiscopeError(
-                f"Token budget {constraints.budget_tokens:,}: the first example alone has {spent[0]:,} tokens."
-            )
-    elif len(order.rows) < budget:
-        raise BasiscopeError(_too_few(rule, len(order.rows), budget, dropped))
+
+    def order_of(budget: int) -> Order:
+        return _order(pool, rule, constraints, allowed, must[:budget], budget, vectors, progress)
+
+    notes: tuple[str, ...] = ()
+    if constraints.budget is not None:
+        if int(able.sum()) < constraints.budget:
+            raise BasiscopeError(_too_few(rule, int(able.sum()), constraints.budget, dropped))
+        order = order_of(constraints.budget)
+        if len(order.rows) < constraints.budget:
+            raise BasiscopeError(_too_few(rule, len(order.rows), constraints.budget, dropped))
+    elif not able.any():
+        raise BasiscopeError(_too_few(rule, 0, 1, dropped))
     else:
-        order_rows = order.rows
+        planned = bool(constraints.shapes) or rule.name not in NESTED
+        order, notes = _fill_tokens(order_of, pool, constraints.budget_tokens or 0, able, len(must), planned)
     reasons = dict(constraints.must)
-    ids = pool.example_id[order_rows]
+    ids = pool.example_id[order.rows]
     return Selection(
         pool.run,
         rule,
         constraints,
         ids,
-        order_rows,
-        order.reach[: len(order_rows)],
+        order.rows,
+        order.reach,
         tuple(f"must-have: {reasons[i]}" if i in reasons else "" for i in ids.tolist()),
         pd.DataFrame(
             {
@@ -63,17 +65,61 @@ def choose(
                 "reason": pd.Series(list(dropped.values()), dtype="str"),
             }
         ),
-        _notes(rule, constraints, len(order_rows)) + (screening.problems if screening else ()),
+        _notes(rule, constraints, len(order.rows)) + notes + (screening.problems if screening else ()),
     )
 
 
-def possible(pool: Pool, rule: Rule, constraints: Constraints, screening: Screening | None = None) -> int:
-    """How many examples can be chosen at all."""
+def _fill_tokens(
+    order_of: Callable[[int], Order], pool: Pool, tokens: int, able: np.ndarray, least: int, planned: bool
+) -> tuple[Order, tuple[str, ...]]:
+    """The first of an order that fit into `tokens`, and what is to be said of them. Orders grow until they do not
+    fit; one that is planned for its budget is then planned again for as many as fit.
+
+    Raises BasiscopeError where the first example does not fit, or no plan can be made of half as many, or of the
+    `least` that must be had."""
+    lengths = pool.lengths[able]
+    most = max(1, int(np.searchsorted(np.cumsum(np.sort(lengths)), tokens, side="right")))
+    budget = min(most, max(1, round(1.1 * tokens / float(lengths.mean()))))
+    first, best, grows = budget, None, True
+    unmet: BasiscopeError | None = None
+    while True:
+        try:
+            order = order_of(budget)
+        except BasiscopeError as error:
+            if best is None and budget <= max(least, first // 2):
+                raise
+            unmet, grows = error, False
+            if best is not None:
+                break
+            budget = budget * 9 // 10
+            continue
+        fits = fitting(pool, order.rows, tokens)
+        if not fits and len(order.rows):
+            alone = pool.lengths[order.rows[0]]
+            raise BasiscopeError(f"Token budget {tokens:,}: the first example alone has {alone:,} tokens.")
+        if fits == len(order.rows):
+            best = order
+            if not grows or fits < budget or budget == most:
+                break
+            budget = min(most, budget * 3 // 2 + 1)
+        elif not planned:
+            return Order(order.rows[:fits], order.reach[:fits]), ()
+        elif best is not None and fits <= len(best.rows):
+            break
+        else:
+            unmet, grows, budget = None, False, fits
+    return best, (f"These shares cannot be kept beyond {len(best.rows):,} examples. {unmet}",) if unmet else ()
+
+
+def fitting(pool: Pool, rows: np.ndarray, tokens: int) -> int:
+    """How many of the rows, from the first, have together at most `tokens`."""
+    return int(np.searchsorted(np.cumsum(pool.lengths[rows]), tokens, side="right"))
+
+
+def possible(pool: Pool, rule: Rule, constraints: Constraints, screening: Screening | None = None) -> np.ndarray:
+    """(n,) which examples can be chosen at all."""
     check_rule(pool, rule)
-    able = _allowed(pool, rule, constraints, screening)[2]
-    if rule.name == "along" and rule.floor is not None:
-        able = able & np.any([polar_scores(pool, j) >= rule.floor for j in rule.directions], axis=0)
-    return int(able.sum())
+    return _allowed(pool, rule, constraints, screening)[2]
 
 
 def _allowed(
@@ -85,8 +131,11 @@ def _allowed(
     allowed[pool.rows(tuple(dropped), "Dropped")] = False
     must = pool.rows(tuple(dict(constraints.must)), "--must")
     allowed[must] = True
-    able = trimmed(pool, rule, allowed).copy()
-    able[must] = True
+    able = allowed.copy()
+    for mask, reason in left_out(pool, rule):
+        mask[must] = False
+        dropped |= dict.fromkeys(pool.example_id[able & mask].tolist(), reason)
+        able &= ~mask
     return dropped, allowed, able, must
 
 
@@ -139,19 +188,8 @@ def _repeats(duplicates: Mapping[int, int], must: Set[int], gone: Set[int]) -> d
     return found
 
 
-def _budget(pool: Pool, rule: Rule, constraints: Constraints, able: np.ndarray, dropped: Mapping[int, str]) -> int:
-    there = int(able.sum())
-    if constraints.budget is not None:
-        if constraints.budget > there:
-            raise BasiscopeError(_too_few(rule, there, constraints.budget, dropped))
-        return constraints.budget
-    assert constraints.budget_tokens is not None
-    fewest = np.cumsum(np.sort(pool.lengths[able]))
-    return max(1, int(np.searchsorted(fewest, constraints.budget_tokens, side="right")))
-
-
 def _too_few(rule: Rule, there: int, budget: int, dropped: Mapping[int, str]) -> str:
-    lost = f", {len(dropped):,} are dropped by the constraints" if dropped else ""
+    lost = f", {len(dropped):,} are dropped by rule and constraints" if dropped else ""
     return (
         f"Budget {budget:,}: only {there:,} examples can be chosen {RULES[rule.name]}{lost}. "
         "Lower --budget or loosen the constraints."
@@ -165,16 +203,16 @@ def _order(
     allowed: np.ndarray,
     must: np.ndarray,
     budget: int,
-    texts: Texts,
+    vectors: Vectors,
     progress: Progress,
 ) -> Order:
     turns: Turns | None = None
     if constraints.shapes:
-        wanted = order_by(pool, rule, budget, allowed, texts, must).rows
-        left = trimmed(pool, rule, allowed).copy()
+        wanted = order_by(pool, rule, budget, allowed, vectors, must).rows
+        left = trimmed(pool, rule, allowed)
         left[must] = False
         turns = plan_turns(pool, constraints, left, wanted, must, budget)
-    return order_by(pool, rule, budget, allowed, texts, must, turns, progress)
+    return order_by(pool, rule, budget, allowed, vectors, must, turns, progress)
 
 
 def _notes(rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ import pandas as pd
 
 from core.errors import BasiscopeError
 from core.examples import RESERVED, as_messages, field_value
-from core.selection import FORMATS, TUNINGS
-from core.selection.card import card, covering_plot
-from core.selection.measures import MOST_MEASURED, curve
-from core.selection.pool import Rule, pool_of
-from core.selection.rules import order_by
+from core.selection import FORMATS, TUNINGS, plots
+from core.selection.card import PLOTS, card
+from core.selection.choose import choose
+from core.selection.measures import MOST_MEASURED, composition, curve
+from core.selection.pool import Constraints, Pool, Rule, pool_of
+from core.selection.step import Request
 from core.workspace import KeptSelection, Run, read_json, write_json
 
 LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
 """As published for the selected sets (method.md section 7)."""
 MAX_LENGTH, BATCH = 8_192, 16
 LORA_RANK = 16
+MOST_VALUES = 200
 FILE, PARQUET = "selection.jsonl", "selection.parquet"
 CONFIGS = frozenset(("llamafactory.yaml", "trl.yaml", "axolotl.yaml"))
 WRITTEN = CONFIGS | {
@@ -32,8 +34,8 @@ WRITTEN = CONFIGS | {
     "manifest.json",
     "ledger.csv",
     "dataset_info.json",
-    "covering.svg",
     "README.md",
+    *PLOTS,
 }
 """Every name that an export may hold; a folder with any other is never replaced."""
 SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
@@ -64,10 +66,10 @@ def export(
     temporary.mkdir(parents=True)
     try:
         if form == "parquet":
-            pq.write_table(pa.Table.from_pylist(rows), temporary / PARQUET)
+            pq.write_table(pa.Table.from_pylist(list(rows)), temporary / PARQUET)
         else:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (temporary / FILE).write_text(text, encoding="utf-8")
+            with (temporary / FILE).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_json(temporary / "manifest.json", kept.manifest)
         shutil.copyfile(kept.folder / "ledger.csv", temporary / "ledger.csv")
         if form in ("alpaca", "sharegpt", "messages"):
@@ -115,18 +117,16 @@ def _is_export(out: Path, inside: set[str]) -> bool:
     return isinstance(manifest, dict) and "selection_version" in manifest
 
 
-def rows_of(kept: KeptSelection, run: Run, form: str) -> list[dict[str, Any]]:
+def rows_of(kept: KeptSelection, run: Run, form: str) -> Iterator[dict[str, Any]]:
     """The chosen examples, in order, in a format. Raises BasiscopeError where one cannot be written in it."""
     data = run.manifest["data"]
     nested = set(data.get("json_columns", ()))
-    rows = []
     for record in run.records(kept.example_ids):
-        original = original_row(record, nested)
-        if form in ("rows", "parquet"):
-            rows.append(record_for_parquet(record) if form == "parquet" else original)
+        if form == "parquet":
+            yield record_for_parquet(record)
         else:
-            rows.append(formatted(record, original, data["columns"], form))
-    return rows
+            original = original_row(record, nested)
+            yield original if form == "rows" else formatted(record, original, data["columns"], form)
 
 
 def original_row(record: Mapping[str, Any], nested: set[str]) -> dict[str, Any]:
@@ -170,10 +170,11 @@ def formatted(
         return {"messages": messages}
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     turns = messages[1:] if system else messages
+    _check_turns(int(record["example_id"]), turns, form)
     if form == "sharegpt":
         told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
         return {"conversations": told, "system": system}
-    return _alpaca(int(record["example_id"]), turns, system)
+    return _alpaca(turns, system)
 
 
 def conversation(
@@ -188,15 +189,17 @@ def conversation(
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-def _alpaca(example_id: int, turns: list[dict[str, str]], system: str) -> dict[str, Any]:
-    if (
-        len(turns) < 2
-        or len(turns) % 2
-        or any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(turns))
-    ):
+def _check_turns(example_id: int, turns: list[dict[str, str]], form: str) -> None:
+    """LLaMA-Factory passes over a conversation that does not take turns, with no more than a warning."""
+    asking = ("user", "tool") if form == "sharegpt" else ("user",)
+    fine = all(m["role"] in (asking if i % 2 == 0 else ("assistant",)) for i, m in enumerate(turns))
+    if len(turns) < 2 or len(turns) % 2 or not fine:
         raise BasiscopeError(
-            f"Format alpaca: example {example_id} does not take turns between user and assistant; use messages."
+            f"Format {form}: example {example_id} does not take turns between user and assistant; use messages."
         )
+
+
+def _alpaca(turns: list[dict[str, str]], system: str) -> dict[str, Any]:
     history = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
     row = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
     return row | {"system": system, "history": history}
@@ -222,10 +225,11 @@ def dataset_info(form: str) -> dict[str, Any]:
         return {"file_name": FILE, "formatting": "alpaca", "columns": columns}
     if form == "sharegpt":
         tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+        tags["observation_tag"] = "observation"
         columns = {"messages": "conversations", "system": "system"}
         return {"file_name": FILE, "formatting": "sharegpt", "columns": columns, "tags": tags}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    tags["system_tag"] = "system"
+    tags |= {"observation_tag": "tool", "system_tag": "system"}
     return {"file_name": FILE, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
 
 
@@ -242,6 +246,19 @@ def configs(kept: KeptSelection, run: Run, form: str, tuning: str, model: str | 
     return made
 
 
+def training(kept: KeptSelection) -> dict[str, Any]:
+    """What LLaMA-Factory and TRL, which both take transformers' arguments, are told alike."""
+    return {
+        "output_dir": trained(kept),
+        "learning_rate": LEARNING_RATE,
+        "num_train_epochs": EPOCHS,
+        "lr_scheduler_type": SCHEDULER,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": BATCH,
+        "seed": kept.manifest["seed"],
+    }
+
+
 def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
     """For `llamafactory-cli train llamafactory.yaml` in the export's folder."""
     lora = {"lora_rank": LORA_RANK, "lora_target": "all"} if tuning == "lora" else {}
@@ -256,14 +273,8 @@ def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[st
         "max_samples": len(kept.example_ids),
         "template": "default",
         "cutoff_len": MAX_LENGTH,
-        "output_dir": trained(kept),
-        "learning_rate": LEARNING_RATE,
-        "num_train_epochs": EPOCHS,
-        "lr_scheduler_type": SCHEDULER,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": BATCH,
+        **training(kept),
         "bf16": True,
-        "seed": kept.manifest["seed"],
     }
 
 
@@ -274,12 +285,7 @@ def trl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
         "model_name_or_path": model,
         **lora,
         "datasets": [{"path": "json", "data_files": FILE, "split": "train"}],
-        "output_dir": trained(kept),
-        "learning_rate": LEARNING_RATE,
-        "num_train_epochs": EPOCHS,
-        "lr_scheduler_type": SCHEDULER,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": BATCH,
+        **training(kept),
         "max_length": MAX_LENGTH,
     }
 
@@ -317,9 +323,32 @@ def _yaml_value(value: Any) -> str:
 
 def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
     pool = pool_of(run)
-    rows = pool.rows(tuple(kept.example_ids), "Selection")[:MOST_MEASURED]
-    chance = order_by(pool, Rule("random"), len(rows), pool.lengths >= 0, list).rows
-    plot = covering_plot({"this selection": curve(pool, rows), "random": curve(pool, chance)})
-    (folder / "covering.svg").write_text(plot, encoding="utf-8")
+    rows = pool.rows(tuple(kept.example_ids), "Selection")
+    chance = choose(pool, Rule("random"), Constraints(budget=len(rows)), list).rows
+    curves = {name: curve(pool, own[:MOST_MEASURED]) for name, own in (("selection", rows), ("random", chance))}
+    plots.write_plot(folder / "covering.svg", lambda axes: plots.draw_covering(axes, curves), 2)
+    plots.write_plot(folder / "directions.svg", lambda axes: plots.draw_directions(axes, pool, rows), 2)
+    column = telling_column(kept, pool)
+    if column is not None:
+        shares = composition(pool.facts[column], {"selection": rows, "random": chance})
+        plots.write_plot(
+            folder / "composition.svg", lambda axes: plots.draw_composition(axes, shares, str(column))
+        )
+    if (plane := run.map()) is not None and len(plane) == pool.n:
+        points = plane[["x", "y"]].to_numpy()
+        plots.write_plot(folder / "map.svg", lambda axes: plots.draw_map(axes, points, rows))
     file = PARQUET if form == "parquet" else FILE
-    (folder / "README.md").write_text(card(kept, run, file), encoding="utf-8")
+    drawn = [name for name in PLOTS if (folder / name).exists()]
+    (folder / "README.md").write_text(card(kept, run, file, drawn), encoding="utf-8")
+
+
+def telling_column(kept: KeptSelection, pool: Pool) -> str | None:
+    """The column whose composition a card shows: that of the rule or a quota, the source, or else the first text
+    column of two to two hundred values; None where there is none."""
+    request = Request.from_dict(kept.manifest["request"])
+    asked = [request.rule.column, *(quota.column for quota in request.constraints.quotas), request.origins.source]
+    texts = [name for name in pool.facts if not pd.api.types.is_numeric_dtype(pool.facts[name])]
+    for name in [*(name for name in asked if name), *texts]:
+        if name in pool.facts and 2 <= pool.facts[name].nunique() <= MOST_VALUES:
+            return str(name)
+    return None

@@ -86,6 +86,19 @@ def farthest_points(
     return Order(order[chosen[:done]], np.sqrt(reach[:done]))
 
 
+def compile_ahead(progress: Progress = silent) -> None:
+    """Have numba compile, once on a machine, what a page would otherwise wait for some ten seconds."""
+    from core.selection.kernels import gains
+
+    progress("kernels", 0, 1)
+    points = np.arange(12, dtype=np.float32).reshape(6, 2)
+    farthest_points(points, 3)
+    covering_curve(points, np.arange(2))
+    nearest_by_group(points, points[:2], np.zeros(2), 1)
+    gains(_columns(points), points[:2], np.zeros(6, dtype=np.float32), np.float32(4))
+    progress("kernels", 1, 1)
+
+
 def _blocks(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """First rows of blocks of at most `size` rows of one group each, with the end; and each one's group."""
     edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
@@ -104,12 +117,12 @@ def covering_curve(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np
     return np.max(largest, axis=0), np.sum(sums, axis=0) / len(points)
 
 
-def nearest_by_group(points: np.ndarray, rows: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
-    """(n, groups) squared distance of points (n, k) to the nearest of the chosen rows (b,) of each group (b,),
+def nearest_by_group(points: np.ndarray, centres: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """(n, groups) squared distance of points (n, k) to the nearest of the centres (b, k) of each group (b,),
     infinite where a group has none."""
     from core.selection import kernels
 
-    columns, centres = _columns(points), np.ascontiguousarray(points[rows], dtype=np.float32)
+    columns, centres = _columns(points), np.ascontiguousarray(centres, dtype=np.float32)
     found = np.full((len(points), groups), np.inf, dtype=np.float32)
     codes = np.asarray(group, dtype=np.int64)
     _in_threads(len(points), lambda a, b: kernels.nearest_by_group(columns, a, b, centres, codes, found))

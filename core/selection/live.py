@@ -3,25 +3,31 @@ budget below is a prefix, with its covering curve."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
-from core.selection.choose import choose
-from core.selection.farthest import Order
-from core.selection.measures import Curve, curve
+from core.errors import BasiscopeError
+from core.selection.choose import choose, fitting, possible
+from core.selection.measures import Curve, curve, summary
 from core.selection.pool import NESTED, Constraints, Pool, Rule, Selection
-from core.selection.rules import Texts, order_by
 from core.selection.screening import Screening
+from core.selection.vectors import Vectors
 
 RANDOM_SEEDS = 5
+FIRST_LARGEST, FIRST_BUDGET = 1_000, 200
 QUICK_DISTANCES = 60_000_000
 """Distances that take about a fifth of a second; what needs more is a job."""
+QUICK_TEXTS = 2_000
+MOST_ORDERS = 4
+"""What a token budget with shares may need: each order is planned anew."""
 
 
 @dataclass(frozen=True)
 class Prospect:
-    """A selection and the curve of its prefixes; `budget` of it are asked for."""
+    """A selection and the curve of its prefixes; the first `budget` of it are asked for."""
 
     selection: Selection
     curve: Curve
@@ -34,51 +40,143 @@ class Prospect:
 
 def is_prefix_stable(rule: Rule, constraints: Constraints) -> bool:
     """Whether a budget's selection is a prefix of any larger one, so that it need not be chosen again."""
-    return rule.name in NESTED and not constraints.shapes and constraints.budget is not None
+    return rule.name in NESTED and not constraints.shapes
 
 
-def is_quick(pool: Pool, rule: Rule, budget: int) -> bool:
+def is_quick(pool: Pool, rule: Rule, constraints: Constraints, has_vectors: bool = False) -> bool:
     """Whether a page may wait for the rule."""
-    if rule.name in ("text", "medoids"):
-        return pool.n <= 2_000
-    distances = pool.n * (pool.n if rule.name == "facility" else budget)
-    return distances <= QUICK_DISTANCES
+    if rule.name == "medoids" or (rule.name == "text" and not has_vectors):
+        return pool.n <= QUICK_TEXTS
+    orders = MOST_ORDERS if constraints.budget_tokens is not None and constraints.shapes else 1
+    picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints)
+    return pool.n * picks <= QUICK_DISTANCES
+
+
+def examples_within(pool: Pool, constraints: Constraints) -> int:
+    """About how many examples the budget is."""
+    if constraints.budget is not None:
+        return min(constraints.budget, pool.n)
+    return min(pool.n, 1 + round((constraints.budget_tokens or 0) / float(pool.lengths.mean())))
+
+
+def first_budgets(pool: Pool, unit: str) -> tuple[int, int, int]:
+    """(the whole pool, how far a slider reaches at first, where it stands) in `examples` or `tokens`."""
+    reach = min(pool.n, FIRST_LARGEST if pool.n <= 20_000 else FIRST_LARGEST // 2)
+    budget = min(pool.n, FIRST_BUDGET)
+    if unit == "examples":
+        return pool.n, reach, budget
+    mean = float(pool.lengths.mean())
+    return int(pool.lengths.sum()), round(reach * mean), round(budget * mean)
+
+
+def budget_alone(constraints: Constraints) -> Constraints:
+    return Constraints(budget=constraints.budget, budget_tokens=constraints.budget_tokens)
+
+
+def widest(
+    pool: Pool, rule: Rule, constraints: Constraints, largest: int, screening: Screening | None
+) -> Constraints:
+    """The constraints with the budget `largest`, in examples or tokens as theirs is, where a smaller one is then a
+    prefix; else as they are."""
+    if not is_prefix_stable(rule, constraints):
+        return constraints
+    if constraints.budget is None:
+        return replace(constraints, budget_tokens=max(largest, constraints.budget_tokens or 0))
+    most = int(possible(pool, rule, constraints, screening).sum())
+    return replace(constraints, budget=max(constraints.budget, min(largest, most)))
+
+
+def affordable(pool: Pool, rows: np.ndarray, constraints: Constraints) -> np.ndarray:
+    """The first of the rows that the budget allows."""
+    if constraints.budget_tokens is not None:
+        return rows[: fitting(pool, rows, constraints.budget_tokens)]
+    return rows[: constraints.budget]
 
 
 def prospect(
-    pool: Pool,
-    rule: Rule,
-    constraints: Constraints,
-    largest: int,
-    texts: Texts,
-    screening: Screening | None = None,
+    pool: Pool, rule: Rule, constraints: Constraints, vectors: Vectors, screening: Screening | None = None
 ) -> Prospect:
-    """The selection up to `largest` where the rule is nested, else for its budget alone."""
-    wider = constraints
-    if is_prefix_stable(rule, constraints) and constraints.budget:
-        wider = replace(constraints, budget=max(largest, constraints.budget))
-    found = choose(pool, rule, wider, texts, screening)
-    return Prospect(found, curve(pool, found.rows), constraints.budget or found.budget)
+    """The selection that `choose` makes, with its curve."""
+    found = choose(pool, rule, constraints, vectors, screening)
+    return Prospect(found, curve(pool, found.rows), found.budget)
+
+
+def within(found: Prospect, pool: Pool, constraints: Constraints) -> Prospect:
+    """The prospect at the budget of the constraints. Raises BasiscopeError where not even one example fits."""
+    rows = affordable(pool, found.selection.rows, constraints)
+    if not len(rows):
+        first = pool.lengths[found.selection.rows[0]]
+        raise BasiscopeError(
+            f"Token budget {constraints.budget_tokens:,}: the first example alone has {first:,} tokens."
+        )
+    return replace(found, budget=len(rows))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Orders of one baseline, several where chance decides, and the least and largest of their curves."""
+    """Orders of one baseline, several where chance decides, each with its curve."""
 
     name: str
-    orders: tuple[Order, ...]
-    low: Curve
-    high: Curve
+    orders: tuple[np.ndarray, ...]
+    curves: tuple[Curve, ...]
+
+    def band(self, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(budgets, least, largest) of a curve's measure, `radius` or `mean`, over the orders."""
+        shortest = min(len(one.budgets) for one in self.curves)
+        values = np.array([getattr(one, measure)[:shortest] for one in self.curves])
+        return self.curves[0].budgets[:shortest], values.min(axis=0), values.max(axis=0)
 
 
-def baseline(pool: Pool, name: str, largest: int) -> Baseline:
-    seeds = range(RANDOM_SEEDS if name == "random" else 1)
-    everyone = np.ones(pool.n, dtype=bool)
-    most = min(largest, pool.n)
-    orders = tuple(order_by(pool, Rule(name, seed=seed), most, everyone, list) for seed in seeds)
-    curves = [curve(pool, order.rows) for order in orders]
-    low, high = (
-        Curve(curves[0].budgets, fold([c.radius for c in curves], axis=0), fold([c.mean for c in curves], axis=0))
-        for fold in (np.min, np.max)
-    )
-    return Baseline(name, orders, low, high)
+def baseline(pool: Pool, rule: Rule, budget: Constraints, vectors: Vectors) -> Baseline:
+    """What a baseline's rule chooses of the whole pool within a budget."""
+    seeds = range(RANDOM_SEEDS if rule.name == "random" else 1)
+    orders = tuple(choose(pool, replace(rule, seed=seed), budget, vectors).rows for seed in seeds)
+    names = {"random": f"random ({RANDOM_SEEDS} seeds)", "label": f"label: {rule.column}"}
+    return Baseline(names.get(rule.name, rule.name), orders, tuple(curve(pool, rows) for rows in orders))
+
+
+def all_rows(pool: Pool, one: Baseline, constraints: Constraints) -> np.ndarray:
+    """The rows of all the baseline's orders at the budget, whose shares are then the means over the orders."""
+    return np.concatenate([affordable(pool, order, constraints) for order in one.orders])
+
+
+MEASURES = {
+    "covering radius": "{:.2f}",
+    "mean distance": "{:.2f}",
+    "norm percentile": "{:.0%}",
+    "bins covered": "{:.0%}",
+    "examples": "{:,}",
+    "tokens": "{:,}",
+    "median length": "{:,.0f}",
+    "longer than pool": "{:.2f}",
+}
+"""What a table of selections shows, and how."""
+
+
+def measures_table(
+    pool: Pool, found: Prospect, baselines: Sequence[Baseline], constraints: Constraints
+) -> pd.DataFrame:
+    """A row each for the selection and the baselines at its budget, from the least to the largest of their
+    orders."""
+    rows = {"selection": [summary(pool, found.rows, found.curve)]}
+    for one in baselines:
+        rows[one.name] = [
+            summary(pool, affordable(pool, order, constraints), covered)
+            for order, covered in zip(one.orders, one.curves, strict=True)
+        ]
+    return pd.DataFrame(
+        {
+            name: {m: _spread([one[m] for one in several], form) for m, form in MEASURES.items()}
+            for name, several in rows.items()
+        }
+    ).T
+
+
+def _spread(values: list[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def can_compare(pool: Pool, selections: Mapping[str, np.ndarray]) -> bool:
+    """Whether a page may wait for the curves of these selections' rows."""
+    return pool.n * sum(len(rows) for rows in selections.values()) <= 2 * QUICK_DISTANCES

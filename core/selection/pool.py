@@ -25,7 +25,7 @@ RULES = {
     "random": "random",
     "longest": "longest first",
     "shortest": "shortest first",
-    "text": "text diversity (TF-IDF)",
+    "text": "text diversity",
     "label": "stratified by a column",
     "order": "the order given",
 }
@@ -129,7 +129,8 @@ class Rule:
 
     directions: signed, from 1, such as (1, -3) for "1+,3-"; weights: how they share the budget (equally, where
     empty); floor: least polarity * score in standard deviations; useful_end: the share of the pool within which
-    `both` covers; column: of `label`, `quality`; trim: share of the pool with the largest norm left out
+    `both` covers; column: of `label`, `quality`; trim: share of the pool with the largest norm left out;
+    text_model: a sentence-transformers model whose embeddings `text` uses instead of TF-IDF
     """
 
     name: str
@@ -140,6 +141,7 @@ class Rule:
     column: str | None = None
     trim: float = 0.0
     seed: int = 0
+    text_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in RULES:
@@ -165,6 +167,8 @@ class Rule:
             return f"along {show_directions(self.directions)}"
         if self.name == "both":
             return f"coverage within the end of {show_directions(self.directions)}"
+        if self.name == "text":
+            return f"{RULES['text']} ({self.text_model or 'TF-IDF'})"
         return f"{RULES[self.name]}: {self.column}" if self.column else RULES[self.name]
 
 
@@ -220,6 +224,14 @@ def parse_quotas(text: str) -> tuple[Quota, ...]:
         share = float(match[3]) / (100 if match[4] else 1)
         shares.setdefault(match[1], {})[match[2]] = share
     return tuple(Quota(column, tuple(found.items())) for column, found in shares.items())
+
+
+def show_quotas(quotas: tuple[Quota, ...]) -> str:
+    """
+    >>> show_quotas(parse_quotas("subject=Algebra:0.5,level=5:20%"))
+    'subject=Algebra:0.5,level=5:0.2'
+    """
+    return ",".join(f"{quota.column}={value}:{share}" for quota in quotas for value, share in quota.shares)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,19 @@ prefix of a larger one."""
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.evaluation import Interval, correlation_interval
 from core.reading import rank_examples
 from core.selection.farthest import Order, farthest_points
 from core.selection.pool import Pool, Rule
 from core.selection.quotas import Turns
-
-TEXT_DIMENSIONS = 50
-Texts = Callable[[], Sequence[str]]
+from core.selection.vectors import Vectors
 
 
 def order_by(
@@ -25,7 +24,7 @@ def order_by(
     rule: Rule,
     budget: int,
     allowed: np.ndarray,
-    texts: Texts,
+    vectors: Vectors,
     first: np.ndarray | None = None,
     turns: Turns | None = None,
     progress: Progress = silent,
@@ -38,8 +37,7 @@ def order_by(
         return Order(seeds[:budget], np.full(budget, np.nan))
     open_ = trimmed(pool, rule, allowed)
     if rule.name in ("coverage", "both", "quality", "text"):
-        return _farthest(pool, rule, budget, open_, texts, seeds, turns, progress)
-    open_ = open_.copy()
+        return _farthest(pool, rule, budget, open_, vectors, seeds, turns, progress)
     open_[seeds] = False
     rank = partial(_ranked, pool, rule, covered=seeds, progress=progress)
     order = rank(budget - len(seeds), open_) if turns is None else _by_turns(rank, turns, len(seeds), open_)
@@ -59,15 +57,27 @@ def check_rule(pool: Pool, rule: Rule) -> None:
         quality(pool, rule.column or "")
 
 
-def trimmed(pool: Pool, rule: Rule, allowed: np.ndarray) -> np.ndarray:
-    """(n,) those allowed without the rule's share of outliers, and within its useful end."""
-    open_ = allowed
+def left_out(pool: Pool, rule: Rule) -> list[tuple[np.ndarray, str]]:
+    """(mask (n,), reason) for each of the rule's own limits: its share of outliers, its useful end, its floor."""
+    found = []
     if rule.trim:
-        open_ = open_ & (pool.norms <= np.quantile(pool.norms, 1 - rule.trim))
+        limit = np.quantile(pool.norms, 1 - rule.trim)
+        found.append((pool.norms > limit, f"outlier: among the {rule.trim:.1%} farthest from the mean"))
+    polar = [polar_scores(pool, j) for j in rule.directions]
     if rule.name == "both":
-        polar = [polar_scores(pool, j) for j in rule.directions]
         ends = [values >= np.quantile(values, 1 - rule.useful_end) for values in polar]
-        open_ = open_ & np.any(ends, axis=0)
+        found.append((~np.any(ends, axis=0), "outside the useful end"))
+    if rule.floor is not None:
+        low = np.all([values < rule.floor for values in polar], axis=0)
+        found.append((low, f"below the floor of {rule.floor:g} SD"))
+    return found
+
+
+def trimmed(pool: Pool, rule: Rule, allowed: np.ndarray) -> np.ndarray:
+    """(n,) those allowed that the rule's own limits leave."""
+    open_ = allowed.copy()
+    for mask, _ in left_out(pool, rule):
+        open_ &= ~mask
     return open_
 
 
@@ -94,12 +104,12 @@ def _farthest(
     rule: Rule,
     budget: int,
     allowed: np.ndarray,
-    texts: Texts,
+    vectors: Vectors,
     seeds: np.ndarray,
     turns: Turns | None,
     progress: Progress,
 ) -> Order:
-    points = text_vectors(texts(), rule.seed) if rule.name == "text" else pool.whitened
+    points = vectors() if rule.name == "text" else pool.whitened
     weight = quality(pool, rule.column or "") if rule.name == "quality" else None
     cells = None if turns is None else turns.cells
     plan = None if turns is None else np.concatenate([np.full(len(seeds), -1), turns.turns])
@@ -206,7 +216,7 @@ def facility(
     columns, scale = np.ascontiguousarray(points.T), np.float32(similarity_scale(points))
     best = np.zeros(len(points), dtype=np.float32)
     if len(covered):
-        near = nearest_by_group(points, covered, np.zeros(len(covered)), 1)[:, 0]
+        near = nearest_by_group(points, points[covered], np.zeros(len(covered)), 1)[:, 0]
         best = (1 / (1 + near / scale)).astype(np.float32)
     raised = np.empty(len(rows))
     for start in range(0, len(rows), 512):
@@ -251,26 +261,9 @@ def medoids(points: np.ndarray, budget: int, rows: np.ndarray, seed: int) -> Ord
     return Order(chosen, sizes[by_size].astype(float))
 
 
-def text_vectors(texts: Sequence[str], seed: int) -> np.ndarray:
-    """(n, TEXT_DIMENSIONS) float32: TF-IDF of the words, reduced by a truncated SVD, each row of length 1."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.preprocessing import normalize
-
-    try:
-        counts = TfidfVectorizer(max_features=20_000, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
-    except ValueError as error:
-        raise BasiscopeError("Rule text: the texts hold no words to compare.") from error
-    dimensions = min(TEXT_DIMENSIONS, counts.shape[1] - 1, counts.shape[0] - 1)
-    if dimensions < 1:
-        raise BasiscopeError("Rule text: the texts hold too few words to compare.")
-    reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(counts)
-    return np.ascontiguousarray(normalize(reduced), dtype=np.float32)
-
-
-def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[float, ...]:
-    """The correlation of each polar score with a numeric or true/false column, such as verified correctness, none
-    below zero. Raises BasiscopeError where none is above it."""
+def utilities(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[Interval, ...]:
+    """The correlation of each polar score with a numeric or true/false column, such as verified correctness, with
+    its interval by Fisher's transformation. Raises BasiscopeError for a column without numbers."""
     import pandas as pd
 
     if not directions:
@@ -281,6 +274,12 @@ def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tup
     if known.sum() < 3:
         raise BasiscopeError(f"Weights by utility: column {column!r} holds no numbers.")
     found = [float(np.corrcoef(polar_scores(pool, j)[known], values[known])[0, 1]) for j in directions]
-    if max(found) <= 0:
+    return tuple(correlation_interval(value, int(known.sum())) for value in found)
+
+
+def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[float, ...]:
+    """The utility of each signed direction, none below zero. Raises BasiscopeError where none is above it."""
+    found = [one.value for one in utilities(pool, directions, column)]
+    if not max(found) > 0:
         raise BasiscopeError(f"Weights by utility: none of these ends goes with a higher {column!r}.")
     return tuple(max(value, 1e-9) for value in found)

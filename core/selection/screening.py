@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,14 +74,13 @@ def screen(
     from core.examples import ReadReport
 
     files = {path: file_digest(path) for path in against}
-    words = [split_words(text) for text in texts]
     exact = _by_id(example_id, exact_duplicates(texts))
-    close = _by_id(example_id, near_duplicates([split_tokens(text) for text in texts], progress)) if near else {}
+    close = _by_id(example_id, near_duplicates(texts, progress)) if near else {}
     overlaps: list[Overlap] = []
     problems: list[str] = []
     for path in against:
         report = ReadReport()
-        overlaps += find_overlaps(example_id, words, path, report, progress)
+        overlaps += find_overlaps(example_id, texts, path, report, progress)
         problems += [f"Held-out file {Path(path).name}: {sentence}" for sentence in report.sentences()]
     return Screening(exact, close, tuple(overlaps), files, tuple(problems))
 
@@ -115,11 +115,12 @@ def split_tokens(text: str) -> list[str]:
 
 
 def exact_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Row -> the first row with the same text, case and spaces aside."""
-    first: dict[str, int] = {}
+    """Row -> the first row with the same text, case and spaces aside; by a digest of 16 bytes each."""
+    first: dict[bytes, int] = {}
     found = {}
     for row, text in enumerate(texts):
-        earlier = first.setdefault(" ".join(text.casefold().split()), row)
+        plain = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+        earlier = first.setdefault(hashlib.blake2b(plain, digest_size=16).digest(), row)
         if earlier != row:
             found[row] = earlier
     return found
@@ -132,26 +133,27 @@ def shingles(words: list[str]) -> set[str]:
     return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
 
 
-def near_duplicates(words: Sequence[list[str]], progress: Progress = silent) -> dict[int, int]:
+def near_duplicates(texts: Sequence[str], progress: Progress = silent) -> dict[int, int]:
     """Row -> an earlier row that is kept and of which it is a near duplicate: MinHash with banding proposes
-    (Broder 1997), the exact Jaccard similarity of the trigrams decides."""
+    (Broder 1997), the exact Jaccard similarity of the trigrams decides. Of a text no more than its hashes is kept;
+    what is proposed is read again."""
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(NEAR, PERMUTATIONS, BANDS)
-    kept: dict[int, set[str]] = {}
+    again = lru_cache(maxsize=EVERY)(lambda row: shingles(split_tokens(texts[row])))
     found = {}
-    for row, own in enumerate(words):
+    for row, text in enumerate(texts):
         if row % EVERY == 0:
-            progress("duplicates", row, len(words))
-        mine = shingles(own)
+            progress("duplicates", row, len(texts))
+        mine = shingles(split_tokens(text))
         hashed = RMinHash(PERMUTATIONS, SEED)
         hashed.update(sorted(mine))
-        alike = [other for other in sorted(index.query(hashed)) if jaccard(mine, kept[other]) >= NEAR]
-        if alike:
-            found[row] = alike[0]
-        else:
+        alike = (other for other in sorted(index.query(hashed)) if jaccard(mine, again(other)) >= NEAR)
+        first = next(alike, None)
+        if first is None:
             index.insert(row, hashed)
-            kept[row] = mine
+        else:
+            found[row] = first
     return found
 
 
@@ -161,7 +163,7 @@ def jaccard(a: set[str], b: set[str]) -> float:
 
 def find_overlaps(
     example_id: np.ndarray,
-    words: Sequence[list[str]],
+    texts: Sequence[str],
     path: str,
     report: ReadReport,
     progress: Progress = silent,
@@ -169,19 +171,20 @@ def find_overlaps(
     """The examples that share GRAM words in a row with a text of the held-out file. Shorter texts cannot be
     flagged. Raises BasiscopeError for a file without a text: nothing could overlap it."""
     grams: dict[tuple[str, ...], int] = {}
-    texts = 0
+    held_out = 0
     for row, text in held_out_texts(path, report):
-        texts += 1
+        held_out += 1
         for gram in _grams(split_words(text)):
             grams.setdefault(gram, row)
-    if not texts:
+    if not held_out:
         problems = "; ".join(report.sentences()) or "it holds none"
         raise BasiscopeError(f"Held-out file {path}: no text can be read in it ({problems}).")
     found = []
     name = Path(path).name
-    for i, own in enumerate(words):
+    for i, text in enumerate(texts):
         if i % EVERY == 0:
-            progress("overlaps", i, len(words))
+            progress("overlaps", i, len(texts))
+        own = split_words(text)
         hits = [gram in grams for gram in _grams(own)]
         if any(hits):
             start, length = _longest(hits)

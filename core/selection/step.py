@@ -8,12 +8,13 @@ from importlib.metadata import version
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
-from core.provenance import Origins, ledger
+from core.provenance import Origins, ledger, licence_conflicts
 from core.selection.choose import choose
 from core.selection.measures import MOST_MEASURED, curve, summary
 from core.selection.pool import (
@@ -26,12 +27,16 @@ from core.selection.pool import (
     constraints_from,
     pool_of,
     rule_from,
+    show_directions,
 )
-from core.selection.rules import utility_weights
+from core.selection.rules import utilities, utility_weights
 from core.selection.screening import Screening, file_digest, screen
+from core.selection.vectors import text_vectors
 from core.workspace import KeptSelection, Run, Workspace, content_hash
 
-SELECTION_VERSION = 1
+SELECTION_VERSION = 2
+NUMBERED = r"\b(example|row) \d+"
+"""What is left out of the reasons for dropping when they are counted."""
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "numba", "rensa")
 
 
@@ -95,6 +100,21 @@ def rule_of(request: Request, pool: Pool) -> Rule:
     return replace(request.rule, weights=weights)
 
 
+def utility_sentences(request: Request, pool: Pool) -> tuple[str, ...]:
+    """Where a column of verdicts weighs the directions: how each goes with it, and what share it gets."""
+    if not request.weights_by:
+        return ()
+    directions = request.rule.directions
+    weights = np.array(rule_of(request, pool).weights)
+    return tuple(
+        f"{show_directions((j,))} goes with {request.weights_by} at r = {one.value:+.3f} ({one.low:+.3f} to "
+        f"{one.high:+.3f}, {one.n:,} examples): {share:.0%} of the budget."
+        for j, one, share in zip(
+            directions, utilities(pool, directions, request.weights_by), weights / weights.sum(), strict=True
+        )
+    )
+
+
 def find_selection(
     request: Request, run: Run, pool: Pool, workspace: Workspace, progress: Progress = silent
 ) -> Selection:
@@ -102,7 +122,20 @@ def find_selection(
     if needs_screening(constraints) and screening_of(constraints, run, workspace) is None:
         screen_run(run, workspace, constraints.against, progress)
     screening = screening_of(constraints, run, workspace)
-    return choose(pool, rule, constraints, lambda: run.texts(range(pool.n)), screening, progress)
+    return choose(
+        pool, rule, constraints, lambda: vectors_of(run, workspace, rule.text_model, progress), screening, progress
+    )
+
+
+def vectors_of(
+    run: Run, workspace: Workspace, model: str | None = None, progress: Progress = silent
+) -> np.ndarray:
+    """The vectors (n, m) of a run's texts, kept in the workspace once they are made."""
+    found = workspace.text_vectors(run.id, model)
+    if found is None:
+        found = text_vectors(run.all_texts(), model, progress)
+        workspace.save_text_vectors(run.id, model, found)
+    return found
 
 
 def needs_screening(constraints: Constraints) -> bool:
@@ -119,7 +152,7 @@ def screening_of(constraints: Constraints, run: Run, workspace: Workspace) -> Sc
 def screen_run(run: Run, workspace: Workspace, against: tuple[str, ...], progress: Progress = silent) -> Screening:
     """Look for duplicates in a run's texts and for overlaps with held-out files, and keep what is found."""
     ids = run.examples(["example_id"])["example_id"].to_numpy()
-    found = screen(ids, run.texts(range(len(ids))), against, progress=progress)
+    found = screen(ids, run.all_texts(), against, progress=progress)
     workspace.save_screening(run.id, found)
     return found
 
@@ -155,14 +188,34 @@ def describe(
             "against": screening.against if screening else {},
         },
         "measures": {name: round(float(value), 6) for name, value in _measures(pool, found).items()},
-        "dropped": found.dropped["reason"].str.replace(r"\d+", "N", regex=True).value_counts().to_dict(),
-        "duplicates": len(screening.duplicates("near")) if screening else None,
+        "scores": _scores(pool, found.rows),
+        "dropped": found.dropped["reason"].str.replace(NUMBERED, r"\1 N", regex=True).value_counts().to_dict(),
+        "duplicates": _duplicates(screening, chosen) if screening else None,
         "contamination": [overlap | {"chosen": overlap["example_id"] in chosen} for overlap in overlaps],
         "ledger": owners.to_dict("records"),
-        "notes": list(found.notes),
+        "licence_conflicts": list(licence_conflicts(pool, found.rows, request.origins)),
+        "notes": [*utility_sentences(request, pool), *found.notes],
         "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
     }
     return manifest, owners
+
+
+def _scores(pool: Pool, rows: np.ndarray) -> dict[str, list[float]]:
+    """The chosen's scores on every direction, in order, to six digits."""
+    return {f"d{j + 1}": [float(f"{value:.6g}") for value in pool.scores[rows, j]] for j in range(pool.k)}
+
+
+def _duplicates(screening: Screening, chosen: set[int]) -> list[dict[str, Any]]:
+    """Every example that repeats an earlier one, exactly or nearly."""
+    return [
+        {
+            "example_id": example,
+            "of": other,
+            "kind": "exact" if example in screening.exact else "near",
+            "chosen": example in chosen,
+        }
+        for example, other in sorted(screening.duplicates("near").items())
+    ]
 
 
 def _measures(pool: Pool, found: Selection) -> dict[str, float]:

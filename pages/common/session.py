@@ -16,8 +16,10 @@ from streamlit.delta_generator import DeltaGenerator
 from core.demo.default import is_demo
 from core.errors import BasiscopeError
 from core.figures import ColourBins, colour_bins
+from core.jobs import Job, find_job
 from core.reading import TokenScores
 from core.steering.live import LiveModel
+from core.tables import progress_sentence
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 from pages.common.demo import show_banner, show_empty
 
@@ -185,6 +187,17 @@ def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
             stop_with(error)
 
     return shown
+
+
+def follow(job_id: str, key: str) -> Job | None:
+    """The job once it has ended; one that runs is shown with its progress and a button to cancel it."""
+    job = find_job(workspace(), job_id)
+    if job.state != "running":
+        return job
+    st.progress(job.progress.share, text=progress_sentence(job.progress))
+    if st.button("Cancel", key=f"cancel_{key}"):
+        job.cancel()
+    return None
 
 
 def is_dark() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import streamlit as st
 
 from core import figures
 from core.jobs import find_job, start_job
 from core.reading import RANKS
-from core.tables import Extreme, colour_columns, extremes, filter_values, matching
+from core.tables import Extreme, colour_columns, extremes, filter_values, matching, value_range, within
 from core.workspace import Run
 from pages.common.session import search, table, token_scores, with_sentences, workspace
 
@@ -23,8 +25,8 @@ def show_ends(run: Run, direction: int) -> None:
     text = first.text_input("Search the texts", key="search")
     names: list[str | None] = [None, *colour_columns(run)]
     column = second.selectbox("Filter by column", names, key=f"by_{run.id}")
-    options: list[str] = filter_values(examples[column]) if column else []
-    values = third.multiselect("Values", options, key=f"values_{run.id}_{column}", disabled=not column)
+    with third:
+        allowed = choose_allowed(run, examples[column]) if column else None
     rank = fourth.selectbox(
         "Rank by",
         RANKS,
@@ -38,10 +40,10 @@ def show_ends(run: Run, direction: int) -> None:
         key="shade",
         help="Orange raises the score, blue lowers it. Faint is not pooled.",
     )
-    allowed = matching(examples[column or "example_id"], values)
     if text:
-        allowed = allowed & search(run, text)
-    if not allowed.any():
+        found = search(run, text)
+        allowed = found if allowed is None else allowed & found
+    if allowed is not None and not allowed.any():
         st.info("No example matches. Clear the search or the filter.", icon=":material/filter_alt_off:")
         return
     ranked = table(run, "scores" if rank == "score" else "cosines")[f"d{direction}"].to_numpy()
@@ -52,6 +54,17 @@ def show_ends(run: Run, direction: int) -> None:
         with box:
             st.subheader("+ end" if sign == 1 else "− end")
             st.html(figures.example_cards([describe_example(run, direction, example, shade) for example in end]))
+
+
+def choose_allowed(run: Run, column: pd.Series) -> np.ndarray | None:
+    """(n,) whether an example's value of the column is among those chosen; None where all are."""
+    key = f"values_{run.id}_{column.name}"
+    if bounds := value_range(column):
+        low, high = st.slider("From and to", *bounds, value=bounds, key=key)
+        return None if (low, high) == bounds else within(column, low, high)
+    options: list[str] = filter_values(column)
+    values = st.multiselect("Values", options, key=key)
+    return matching(column, values) if values else None
 
 
 def describe_example(run: Run, direction: int, example: Extreme, shade: bool) -> tuple[str, str]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
+from core import figures
 from core.errors import BasiscopeError
-from core.jobs import command_line, find_job, start_job
+from core.jobs import command_line, start_job
 from core.selection import FORMATS, measures
-from core.tables import progress_sentence
-from core.workspace import Run
-from pages.common.session import show_sentence, with_sentences, workspace
+from core.selection.live import can_compare
+from core.selection.measures import Curve, curve
+from core.selection.pool import Pool
+from core.workspace import KeptSelection, Run
+from pages.common.session import PLAIN, follow, is_dark, show_sentence, with_sentences, workspace
+from pages.select_data.choices import text_columns_first
+from pages.select_data.results import map_points
 
-SAVE_JOB = "select_job"
+SAVE_JOB, REOPEN = "select_job", "select_reopen"
 MOST_COMPARED = 4
 
 
@@ -37,9 +43,8 @@ def show_save(arguments: list[str]) -> None:
 @st.fragment(run_every=0.5)
 @with_sentences
 def watch(job_id: str) -> None:
-    job = find_job(workspace(), job_id)
-    if job.state == "running":
-        st.progress(job.progress.share, text=progress_sentence(job.progress))
+    job = follow(job_id, "selection")
+    if job is None:
         return
     if job.state == "done":
         st.text(f"Kept in {job.result['out'] or job.result['folder']}" if "folder" in job.result else "Done.")
@@ -51,7 +56,7 @@ def watch(job_id: str) -> None:
 
 
 @with_sentences
-def show_kept(run: Run) -> None:
+def show_kept(run: Run, pool: Pool) -> None:
     kept = workspace().selections(run.id)
     if not kept:
         st.caption("No selection of this run is kept yet.")
@@ -59,28 +64,59 @@ def show_kept(run: Run) -> None:
     rows = [{"name": one.name, "rule": one.manifest["title"], **one.manifest["measures"]} for one in kept]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
     names = [one.name for one in kept]
-    which, new, copy, delete = st.columns([3, 3, 1.5, 1.2], vertical_alignment="bottom")
+    which, reopen, delete = st.columns([4, 1.2, 1.2], vertical_alignment="bottom")
     chosen = which.selectbox("Selection", names, key=f"kept_{run.id}")
-    other = new.text_input("New name", key="copy_name").strip()
-    if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):
-        workspace().copy_selection(chosen, other)
-        st.rerun()
+    if reopen.button("Open", key="open_selection", help="Its choices come back to the controls.", width="stretch"):
+        st.session_state[REOPEN] = chosen
+        st.rerun(scope="app")
     with delete.popover("Delete", key="delete_selection", width="stretch"):
         st.text(f"{chosen}, with its exports in the workspace, is removed for good.")
         if st.button("Delete the selection", key=f"really_delete_{chosen}"):
             workspace().delete_selection(chosen)
             st.rerun()
+    new, copy = st.columns([4, 2.4], vertical_alignment="bottom")
+    other = new.text_input("New name", key="copy_name").strip()
+    if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):
+        workspace().copy_selection(chosen, other)
+        st.rerun()
     one = next(one for one in kept if one.name == chosen)
     with st.expander("Its examples, and what was dropped"):
         st.dataframe(one.chosen(), hide_index=True, height=240)
         st.dataframe(one.dropped(), hide_index=True, height=160)
+    show_comparison(run, pool, kept)
+
+
+def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
+    names = [one.name for one in kept]
     compared = st.multiselect(
         "Compare two to four", names, names[:2], max_selections=MOST_COMPARED, key=f"compare_{run.id}"
     )
-    chosen_ones = [one for one in kept if one.name in compared]
-    if len(chosen_ones) > 1:
-        left, right = st.columns([3, 2])
-        facts = pd.DataFrame({one.name: one.manifest["measures"] for one in chosen_ones})
-        left.dataframe(facts)
-        right.dataframe(measures.overlap({one.name: one.example_ids for one in chosen_ones}).round(2))
-        right.caption("Overlap: shared examples over all of both (Jaccard).")
+    chosen = [one for one in kept if one.name in compared]
+    if len(chosen) < 2:
+        return
+    left, right = st.columns([3, 2])
+    left.dataframe(pd.DataFrame({one.name: one.manifest["measures"] for one in chosen}))
+    right.dataframe(measures.overlap({one.name: one.example_ids for one in chosen}).round(2))
+    right.caption("Overlap: shared examples over all of both (Jaccard).")
+    rows = {one.name: pool.rows(tuple(one.example_ids), one.name) for one in chosen}
+    if can_compare(pool, rows):
+        curves = {name: curve_for(pool, own, run.id, tuple(own.tolist())) for name, own in rows.items()}
+        for place, title, measure in zip(
+            st.columns(2), ("covering radius", "mean distance"), ("radius", "mean"), strict=True
+        ):
+            lines = {name: (one.budgets, getattr(one, measure)) for name, one in curves.items()}
+            place.plotly_chart(figures.covering_of(lines, title), key=f"compared_{measure}", config=PLAIN)
+    else:
+        st.caption("These selections are too long for their curves to be drawn at once.")
+    column = st.selectbox("Composition by", text_columns_first(run), key=f"compared_column_{run.id}")
+    shares = measures.composition(pool.facts[column], rows)
+    st.plotly_chart(figures.shares(shares), key="compared_composition", config=PLAIN)
+    bins, chosen_rows = figures.member_bins(pool.n, rows)
+    st.html(figures.legend(bins))
+    spec = figures.scatter(map_points(run, pool), bins, chosen_rows, "map, across", "map, up", is_dark())
+    st.echarts_chart(spec, key=f"compared_map_{run.id}", height=420)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def curve_for(_pool: Pool, _rows: np.ndarray, run_id: str, rows: tuple[int, ...]) -> Curve:
+    return curve(_pool, _rows)

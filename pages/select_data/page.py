@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
+import numpy as np
 import streamlit as st
 
 from core.cli.selecting import parse_selection
-from core.selection.choose import possible
-from core.selection.live import Baseline, Prospect, baseline, is_prefix_stable, is_quick, prospect
-from core.selection.pool import Constraints, Pool, Rule, pool_of
-from core.selection.step import needs_screening, rule_of, screening_of
+from core.selection.live import Baseline, Prospect, baseline, budget_alone, is_quick, prospect, widest, within
+from core.selection.pool import BASELINES, Constraints, Pool, Rule, pool_of
+from core.selection.step import (
+    Request,
+    needs_screening,
+    rule_of,
+    screening_of,
+    utility_sentences,
+    vectors_of,
+)
 from core.workspace import Run
 from pages.common.session import pick_run, table, with_sentences, workspace
-from pages.select_data.choices import choose_budget, choose_constraints, choose_origins, choose_rule
-from pages.select_data.kept import SAVE_JOB, show_kept, show_save, start_job, watch
+from pages.select_data.choices import (
+    choose_budget,
+    choose_constraints,
+    choose_origins,
+    choose_rule,
+    state_of,
+    text_columns_first,
+)
+from pages.select_data.kept import REOPEN, SAVE_JOB, show_kept, show_save, start_job, watch
 from pages.select_data.results import (
     show_chosen,
     show_curves,
@@ -28,7 +42,6 @@ from pages.select_data.results import (
 
 VIEWS = ("What it means", "Map", "Examples", "Provenance", "Kept")
 VIEW = "select_view"
-SHOWN_BASELINES = ("longest", "shortest")
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -36,66 +49,73 @@ def pool_for(_run: Run, folder: str) -> Pool:
     return pool_of(_run, table(_run, "scores"), table(_run, "examples"))
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def baseline_for(_pool: Pool, folder: str, name: str, largest: int) -> Baseline:
-    return baseline(_pool, name, largest)
+@st.cache_resource(max_entries=64, show_spinner=False)
+def baseline_for(_pool: Pool, _run: Run, folder: str, rule: Rule, budget: Constraints) -> Baseline:
+    return baseline(_pool, rule, budget, vectors(_run, rule.text_model))
 
 
 @st.cache_resource(max_entries=32, show_spinner="Choosing (once on a machine, this compiles for some seconds)")
-def prospect_for(
-    _pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints, largest: int
-) -> Prospect:
+def prospect_for(_pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints) -> Prospect:
     screening = screening_of(constraints, _run, workspace())
-    return prospect(_pool, rule, constraints, largest, lambda: _run.texts(range(_pool.n)), screening)
+    return prospect(_pool, rule, constraints, vectors(_run, rule.text_model), screening)
+
+
+def vectors(run: Run, model: str | None) -> Callable[[], np.ndarray]:
+    return lambda: vectors_of(run, workspace(), model)
 
 
 @with_sentences
 def show(run: Run) -> None:
     st.title("Select")
     st.caption("Choose examples along directions, or so that they cover the basis, and see what the choice means.")
-    folder = str(run.folder)
-    pool = pool_for(run, folder)
+    pool = pool_for(run, str(run.folder))
+    if name := st.session_state.pop(REOPEN, None):
+        request = Request.from_dict(workspace().selection(name).manifest["request"])
+        st.session_state.update(state_of(run, pool, request) | {VIEW: VIEWS[0]})
     left, right = st.columns([1, 2.6], gap="medium")
     with left:
         rule = choose_rule(run)
-        budget, largest = choose_budget(run)
+        budget, largest = choose_budget(run, pool)
         constraints = choose_constraints(run)
         origins = choose_origins(run)
-    arguments = ["select", run.id, *rule, "--budget", str(budget), *constraints, *origins]
     with right:
-        show_results(run, pool, arguments, largest)
+        show_results(run, pool, ["select", run.id, *rule, *budget, *constraints, *origins], largest)
 
 
 @with_sentences
 def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> None:
-    request = parse_selection(workspace(), arguments)
-    wanted = request.constraints
     view: str = st.segmented_control(
         "View", VIEWS, default=VIEWS[0], key=VIEW, required=True, label_visibility="collapsed"
     )
     if view == "Kept":
         show_save(arguments)
-        show_kept(run)
+        show_kept(run, pool)
         return
+    request = parse_selection(workspace(), arguments)
+    wanted = request.constraints
     screening = screening_of(wanted, run, workspace())
     if needs_screening(wanted) and screening is None:
-        offer_screening(run, wanted)
+        files = [word for path in wanted.against for word in ("--against", path)]
+        offer("Duplicates and overlaps are looked for once, in a job.", "Look for them", "screen", run, files)
         return
     rule = rule_of(request, pool)
-    largest = min(largest, possible(pool, rule, wanted, screening))
-    if not is_quick(pool, rule, max(largest, wanted.budget or 0)):
-        st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
+    keyed = widest(pool, rule, wanted, largest, screening)
+    has_vectors = workspace().has_text_vectors(run.id, rule.text_model)
+    if not is_quick(pool, rule, keyed, has_vectors):
+        model = ["--text-model", rule.text_model] if rule.text_model else []
+        if rule.name == "text" and not has_vectors:
+            offer("The texts are turned into vectors once, in a job.", "Do it", "vectors", run, model)
+        else:
+            st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
-    keyed = replace(wanted, budget=largest) if is_prefix_stable(rule, wanted) and largest else wanted
-    key = str(run.folder)
-    found = prospect_for(pool, run, key, rule, keyed, largest)
-    found = replace(found, budget=min(wanted.budget or found.budget, found.selection.budget))
+    found = within(prospect_for(pool, run, str(run.folder), rule, keyed), pool, wanted)
     if view == "What it means":
-        chance = baseline_for(pool, key, "random", largest)
-        bands = [chance, *(baseline_for(pool, key, name, largest) for name in SHOWN_BASELINES)]
-        show_measures(pool, found, chance)
+        for sentence in utility_sentences(request, pool):
+            st.text(sentence)
+        column, bands = choose_baselines(run, pool, budget_alone(keyed))
+        show_measures(pool, found, bands, wanted)
         show_curves(found, bands)
-        show_make_up(run, pool, found, bands)
+        show_make_up(pool, found, bands, wanted, column)
         show_dropped(found)
         show_overlaps(found, screening)
     elif view == "Map":
@@ -106,11 +126,26 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         show_ledger(pool, found, request)
 
 
-def offer_screening(run: Run, constraints: Constraints) -> None:
-    st.text("Duplicates and overlaps are looked for once, in a job.")
-    files = [word for path in constraints.against for word in ("--against", path)]
-    if st.button("Look for them", key="screen"):
-        st.session_state[SAVE_JOB] = start_job(workspace(), ["screen", run.id, *files]).id
+def choose_baselines(run: Run, pool: Pool, budget: Constraints) -> tuple[str, list[Baseline]]:
+    """(column of the composition and of the baseline `label`, the baselines)."""
+    left, right = st.columns([2.4, 1])
+    column = right.selectbox("Column", text_columns_first(run), key=f"composition_{run.id}")
+    chosen = left.multiselect("Compare with", BASELINES, BASELINES, key="baselines")
+    rules = [Rule(name, column=column if name == "label" else None) for name in chosen]
+    if pool.facts[column].nunique(dropna=False) < 2:
+        rules = [rule for rule in rules if rule.name != "label"]
+    ready = workspace().has_text_vectors(run.id, None)
+    quick = [rule for rule in rules if is_quick(pool, rule, budget, ready)]
+    if len(quick) < len(rules) and not ready:
+        offer("For text diversity, the texts are turned into vectors once, in a job.", "Do it", "vectors", run, [])
+    return column, [baseline_for(pool, run, str(run.folder), rule, budget) for rule in quick]
+
+
+def offer(sentence: str, label: str, command: str, run: Run, options: list[str]) -> None:
+    """A step that a job has to do first."""
+    st.text(sentence)
+    if st.button(label, key=command):
+        st.session_state[SAVE_JOB] = start_job(workspace(), [command, run.id, *options]).id
     if job_id := st.session_state.get(SAVE_JOB):
         watch(job_id)
 

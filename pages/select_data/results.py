@@ -7,10 +7,10 @@ import pandas as pd
 import streamlit as st
 
 from core import figures
-from core.provenance import VALUE_NOTE, ledger, licence_sentence
+from core.provenance import VALUE_NOTE, ledger, licence_conflicts, licence_sentence
 from core.selection import measures
-from core.selection.live import Baseline, Prospect
-from core.selection.pool import Pool
+from core.selection.live import Baseline, Prospect, all_rows, measures_table
+from core.selection.pool import Constraints, Pool
 from core.selection.screening import Screening
 from core.selection.step import Request
 from core.tables import chosen_examples
@@ -21,34 +21,12 @@ from pages.select_data.choices import DROPPED, PINNED, text_columns_first
 LISTED = 200
 
 
-def show_measures(pool: Pool, found: Prospect, chance: Baseline) -> None:
-    facts = measures.summary(pool, found.rows, found.curve)
-    random = [measures.summary(pool, order.rows[: found.budget], chance.low) for order in chance.orders]
-    edges = [chance.low.at(found.budget), chance.high.at(found.budget)]
-    curves = dict(zip(("covering radius", "mean distance"), zip(*edges, strict=True), strict=True))
-
-    def spread(form: str, name: str) -> str:
-        low, high = curves.get(name) or (fold(one[name] for one in random) for fold in (min, max))
-        return f"{form.format(low)} to {form.format(high)}"
-
-    shown = {
-        "Covering radius": ("covering radius", "{:.2f}"),
-        "Mean distance": ("mean distance", "{:.2f}"),
-        "Norm percentile": ("norm percentile", "{:.0%}"),
-        "Score bins covered": ("bins covered", "{:.0%}"),
-        "Median tokens": ("median length", "{:,.0f}"),
-        "Longer than pool": ("longer than pool", "{:.2f}"),
-    }
-    others = f"random ({len(chance.orders)} seeds)"
-    rows = [
-        {"": title, "selection": form.format(facts[name]), others: spread(form, name)}
-        for title, (name, form) in shown.items()
-    ]
-    st.dataframe(pd.DataFrame(rows).set_index("").T)
+def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints) -> None:
+    st.dataframe(measures_table(pool, found, bands, wanted))
     st.caption(
-        f"{found.budget:,} of {pool.n:,} examples, {facts['tokens']:,} tokens. Read radius, mean distance and "
-        "norm percentile together: coverage picks the outer shell, with the smallest radius and the largest "
-        "mean distance."
+        f"{found.budget:,} of {pool.n:,} examples. Read radius, mean distance and norm percentile together: "
+        "coverage picks the outer shell, with the smallest radius and the largest mean distance. The baselines "
+        "choose from the whole pool, constraints aside."
     )
 
 
@@ -56,40 +34,33 @@ def show_curves(found: Prospect, bands: list[Baseline]) -> None:
     left, right = st.columns(2)
     own = found.curve
     for column, title, name in ((left, "covering radius", "radius"), (right, "mean distance", "mean")):
-        around = {
-            f"{band.name} ({len(band.orders)} seeds)" if len(band.orders) > 1 else band.name: (
-                band.low.budgets,
-                getattr(band.low, name),
-                getattr(band.high, name),
-            )
-            for band in bands
-        }
+        around = {band.name: band.band(name) for band in bands}
         knee = own.knee if name == "radius" else None
         chart = figures.covering(own.budgets, getattr(own, name), around, found.budget, knee, title)
         column.plotly_chart(chart, key=f"curve_{name}", config=PLAIN)
 
 
-def show_make_up(run: Run, pool: Pool, found: Prospect, bands: list[Baseline]) -> None:
+def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints, column: str) -> None:
     left, right = st.columns(2)
-    with left:
-        chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
-        st.plotly_chart(chart, key="direction_shift", config=PLAIN)
-    with right:
-        column = st.selectbox("Composition by", text_columns_first(run), key=f"composition_{run.id}")
-        compared = {"selection": found.rows} | {b.name: b.orders[0].rows[: found.budget] for b in bands}
-        st.plotly_chart(
-            figures.shares(measures.composition(pool.facts[column], compared)), key="composition", config=PLAIN
-        )
+    chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
+    left.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
+    shares = measures.composition(pool.facts[column], compared)
+    right.plotly_chart(figures.shares(shares), key="composition", config=PLAIN)
+
+
+def map_points(run: Run, pool: Pool) -> np.ndarray:
+    """(n, 2) the run's map, or the first two directions where it has none."""
+    plane = table(run, "map")
+    return plane[["x", "y"]].to_numpy() if len(plane) == pool.n else pool.whitened[:, :2]
 
 
 def show_map(run: Run, pool: Pool, found: Prospect) -> None:
-    plane = table(run, "map")
-    points = plane[["x", "y"]].to_numpy() if len(plane) == pool.n else pool.whitened[:, :2]
     column = st.selectbox("Colour the map by", text_columns_first(run), key=f"map_colour_{run.id}")
     bins = colours(run, column, "examples")
     chosen = np.isin(np.arange(pool.n), found.rows)
     st.html(figures.legend(bins))
-    spec = figures.scatter(points, bins, chosen, "map, across", "map, up", is_dark())
+    spec = figures.scatter(map_points(run, pool), bins, chosen, "map, across", "map, up", is_dark())
     st.echarts_chart(spec, key=f"select_map_{run.id}", height=420)
 
 
@@ -119,6 +90,8 @@ def show_overlaps(found: Prospect, screening: Screening | None) -> None:
 def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
     owners = ledger(pool, found.rows, request.origins)
     st.text(licence_sentence(owners, request.origins.use))
+    for sentence in licence_conflicts(pool, found.rows, request.origins):
+        st.text(sentence)
     st.dataframe(
         owners,
         hide_index=True,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from core import figures
-from core.jobs import command_line, find_job, start_job
+from core.jobs import command_line, start_job
 from core.steering.sweep import Sweep
-from core.tables import progress_sentence, sweep_name, sweep_range_sentence, table_of_sweep
+from core.tables import sweep_name, sweep_range_sentence, table_of_sweep
 from core.workspace import Run
-from pages.common.session import PLAIN, with_sentences, workspace
+from pages.common.session import PLAIN, follow, with_sentences, workspace
 
 SWEEP_JOB = "sweep_job"
 
@@ -54,11 +54,8 @@ def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
 @st.fragment(run_every=0.5)
 @with_sentences
 def watch_sweep(job_id: str) -> None:
-    job = find_job(workspace(), job_id)
-    if job.state == "running":
-        st.progress(job.progress.share, text=progress_sentence(job.progress))
-        if st.button("Cancel", key="cancel_sweep"):
-            job.cancel()
+    job = follow(job_id, "sweep")
+    if job is None:
         return
     if job.state == "done":
         st.session_state.pop(SWEEP_JOB, None)

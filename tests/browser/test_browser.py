@@ -432,3 +432,55 @@ def test_a_selection_is_made_pinned_and_kept(visit, address, workspace, run):
     kept = workspace.selection("mine")
     assert kept.run == run.id and len(kept.example_ids) == 200
     expect(page.locator(f".st-key-kept_{run.id}")).to_be_visible()
+
+
+def mark_first(page, title, reason):
+    """Mark the first listed example by hand, and return its id."""
+    table = page.locator("[class*=st-key-chosen_table_]").first
+    table.scroll_into_view_if_needed()
+    area = table.bounding_box()
+    page.mouse.click(area["x"] + 18, area["y"] + 35 + 17)  # the box of the first row, below the header
+    page.locator(f".st-key-mark_{title} button:not([disabled])").wait_for()
+    field = page.locator(".st-key-pin_reason input")
+    field.fill(reason)
+    field.press("Enter")
+    driver.settle(page)
+    page.locator(f".st-key-mark_{title} button:not([disabled])").click()
+    driver.settle(page)
+
+
+def test_examples_are_pinned_and_dropped_with_a_reason_and_reopened(visit, address, workspace, run):
+    page = visit.page
+    driver.open_page(page, f"{address}/select?run={run.id}")
+    view = page.locator(".st-key-select_view")
+    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    view.get_by_text("Examples").click()
+    driver.settle(page)
+    mark_first(page, "Drop", "wrong <b>answer")
+    mark_first(page, "Pin", "a good one")
+    view.get_by_text("Kept").click()
+    driver.settle(page)
+    command = page.get_by_test_id("stCode").inner_text()
+    dropped = re.search(r"--never '(\d+):wrong <b>answer'", command)[1]
+    pinned = re.search(r"--must '(\d+):a good one'", command)[1]
+    assert dropped != pinned
+    name = page.locator(".st-key-selection_name input")
+    name.fill("by hand")
+    name.press("Enter")
+    page.locator(".st-key-save_selection button:not([disabled])").click()
+    expect(page.get_by_text("Kept in")).to_be_visible(timeout=60_000)
+    kept = workspace.selection("by hand")
+    assert kept.example_ids[0] == int(pinned) and int(dropped) not in kept.example_ids
+    assert kept.dropped().set_index("example_id").loc[int(dropped), "reason"] == "never: wrong <b>answer"
+    driver.open_page(page, f"{address}/select?run={run.id}")
+    view.get_by_text("Kept").click()
+    driver.settle(page)
+    assert "--must" not in page.get_by_test_id("stCode").inner_text()
+    page.locator(f".st-key-kept_{run.id} input").click()
+    page.get_by_role("option", name="by hand").click()
+    driver.settle(page)
+    page.locator(".st-key-open_selection button").click()
+    driver.settle(page, 400)
+    view.get_by_text("Kept").click()
+    driver.settle(page)
+    assert page.get_by_test_id("stCode").inner_text() == command

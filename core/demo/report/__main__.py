@@ -11,8 +11,10 @@ import click
 from core.demo.default import MODEL, recover_demo
 from core.demo.report.factors import carried
 from core.demo.report.measures import pass_at, recovery, steer_factor
-from core.demo.report.text import draw_factors, draw_sweep, write_report
+from core.demo.report.text import draw_arms, draw_factors, draw_sweep, write_report
+from core.demo.report.tuning import compare_rules, recover_pool, useful_directions
 from core.model import load_model
+from core.selection.pool import pool_of, show_directions
 from core.workspace import DEFAULT_ROOT, Workspace
 
 
@@ -31,10 +33,15 @@ def main(out: Path, workspace: Path) -> None:
     by_name = {one.factor: one for one in found}
     sweeps = {name: steer_factor(run, model, by_name[name]) for name in ("style", "check")}
     rollouts = {name: pass_at(run, model, by_name[name]) for name in ("check",)}
+    pool_run = recover_pool(Workspace(workspace))
+    tuned = compare_rules(pool_run, Workspace(workspace), click.echo)
+    arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
+    useful = show_directions(useful_directions(pool_of(pool_run)))
+    draw_arms(arms, out / "demo-selection.png")
     draw_factors(found, out / "demo-factors.png")
     for name, points in sweeps.items():
         draw_sweep(name, by_name[name], points, out / f"demo-steering-{name}.png")
-    text = write_report(table, found, sweeps, rollouts, time.monotonic() - start)
+    text = write_report(table, found, sweeps, rollouts, arms, useful, time.monotonic() - start)
     (out / "demo.md").write_text(text, encoding="utf-8")
     click.echo(f"{out / 'demo.md'} written after {time.monotonic() - start:.0f} s")
 

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from core.demo import train, world
+from core.demo.report import tuning
+from core.demo.report.tuning import Tuned, against, fine_tune, load, pass_at_1, useful_directions
+from core.selection.pool import pool_of
+from core.workspace import Workspace
+
+
+def loss(model, tokenizer, texts):
+    model.eval()
+    with torch.no_grad():
+        losses = [
+            model(**(one := tokenizer(text, return_tensors="pt")), labels=one.input_ids).loss for text in texts
+        ]
+    return float(np.mean(losses))
+
+
+def test_training_on_texts_makes_them_likelier_and_is_seeded():
+    texts = [" ".join(reversed(example.text.split())) for example in world.generate(16, "tuning test")]
+    model, tokenizer = load()
+    before = loss(model, tokenizer, texts[:8])
+    fine_tune(model, tokenizer, texts, 0)
+    assert loss(model, tokenizer, texts[:8]) < before - 0.5
+    again, other = load()[0], load()[0]
+    fine_tune(again, tokenizer, texts, 0)
+    fine_tune(other, tokenizer, texts, 1)
+    weights = [next(m.parameters()).detach() for m in (model, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def arm(name, rate, seeds, rng, n=200):
+    return [Tuned(name, seed, tuple((rng.random(n) < rate).tolist()), 0.8, 0.2, 150.0) for seed in range(seeds)]
+
+
+def test_intervals_cover_the_truth():
+    rng = np.random.default_rng(0)
+    covered = [0, 0]
+    for i in range(100):
+        ours, theirs = arm("a", 0.6, 3, rng), arm("b", 0.5, 3, rng)
+        one, gap = pass_at_1(ours, i), against(ours, theirs, i)
+        covered[0] += one.low <= 0.6 <= one.high
+        covered[1] += gap.low <= 0.1 <= gap.high
+    assert min(covered) >= 90  # of intervals at 95%, fewer come about once in fifty times
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, value in (("POOL", 150), ("BUDGET", 12), ("PROBLEMS", 2), ("SEEDS", (0,))):
+        monkeypatch.setattr(tuning, name, value)
+    monkeypatch.setattr(train, "LONGEST", 40)
+
+
+def test_every_rule_is_trained_once_and_then_read(small, tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    run = tuning.recover_pool(workspace)
+    told = []
+    first = tuning.compare_rules(run, workspace, told.append)
+    assert [one.arm for one in first] == ["not tuned", *tuning.rules(pool_of(run))]
+    assert len(told) == 6 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 7
+    assert all(0 <= one.correct <= 1 and one.tokens > 20 for one in first[1:])
+    longest = next(one for one in first if one.arm == "longest")
+    assert longest.tokens > next(one for one in first if one.arm == "random").tokens
+    monkeypatch.setattr(tuning, "load", None)  # no model is needed any more
+    again = tuning.compare_rules(run, workspace, told.append)
+    assert [one.right for one in again] == [one.right for one in first]
+
+
+def test_useful_directions_are_those_that_go_with_correct(small, tmp_path):
+    run = tuning.recover_pool(Workspace(tmp_path))
+    pool = pool_of(run)
+    pool.facts["correct"] = pool.scores[:, 2] < np.median(pool.scores[:, 2])
+    assert -3 in useful_directions(pool)

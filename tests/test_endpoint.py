@@ -1,0 +1,396 @@
+"""Rollouts by a server, the step `evaluate` and its command."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from test_cli import run_cli  # noqa: F401
+
+from core.errors import BasiscopeError
+from core.evaluation import verifier
+from core.evaluation.endpoint import HOPELESS, KEY_VARIABLE, Server
+from core.evaluation.passk import Result
+from core.evaluation.problems import Problem, read_problems
+from core.evaluation.rollouts import GARBAGE, UNSTEERED
+from core.evaluation.step import Request, evaluate, evaluate_server
+from core.model import load_model
+from core.steering.generation import Sampling
+from core.steering.intervention import Steering
+from core.workspace import Workspace
+
+KEY = "sk-very-secret-key"
+SAMPLING = Sampling(20, temperature=1.0, seed=3)
+PROBLEMS = [Problem(i, f"What is {i} + {i}?", str(2 * i)) for i in range(10)]
+PROMPTS = {problem.problem_id: problem.prompt for problem in PROBLEMS}
+
+
+def completion(text, finish="stop", logprobs=(-0.5, -1.5)):
+    content = [{"token": "a", "logprob": value, "bytes": None, "top_logprobs": []} for value in logprobs]
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    usage = {"prompt_tokens": 3, "completion_tokens": len(logprobs), "total_tokens": 5}
+    return 200, json.dumps(body | {"choices": [choice | {"logprobs": {"content": content}}], "usage": usage})
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that answers what `reply(body)` returns, (status, text); `asked` holds what came."""
+
+    class Handler(BaseHTTPRequestHandler):
+        models = ("m",)
+        asked: list = []  # noqa: RUF012
+
+        def do_GET(self):
+            self._send(
+                200, json.dumps({"object": "list", "data": [{"id": m, "object": "model"} for m in self.models]})
+            )
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.asked.append((self.path, self.headers["Authorization"], body))
+            self._send(*type(self).reply(body))
+
+        def _send(self, status, text):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            with suppress(BrokenPipeError):
+                self.wfile.write(text.encode())
+
+        def log_message(self, *_args):
+            pass
+
+    Handler.asked = []
+    Handler.reply = staticmethod(lambda body: completion(f"so \\boxed{{{2 * number_in(body)}}}"))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    Handler.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield Handler
+    http.shutdown()
+
+
+def number_in(body):
+    return int(body["messages"][0]["content"].split()[2])
+
+
+def rolled(server, r=2, done=frozenset(), **choices):
+    found = Server.at(server.url, **({"retries": 0, "timeout": 20.0} | choices))
+    batches = found.roll_out(PROBLEMS, PROMPTS, verifier("math"), r, SAMPLING, done)
+    return [one for batch in batches for one in batch]
+
+
+def test_every_problem_is_asked_r_times_with_its_own_seed(server):
+    found = rolled(server)
+    assert {one.key for one in found} == {(UNSTEERED, p, i) for p in range(10) for i in range(2)}
+    assert all(one.right and not one.cut and one.logprob == -1.0 and one.n_tokens == 2 for one in found)
+    seeds = {body["seed"] for _, _, body in server.asked}
+    assert len(seeds) == len(server.asked) == 20
+    path, authorization, body = server.asked[0]
+    assert (path, authorization) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert (body["temperature"], body["max_tokens"], body["model"]) == (1.0, 20, "m")
+    assert len(rolled(server, done=frozenset(one.key for one in found[:15]))) == 5
+
+
+def test_busy_servers_are_asked_again(server):
+    failures = Counter()
+
+    def reply(body):
+        failures[body["seed"]] += 1
+        return (503, "{}") if failures[body["seed"]] == 1 else completion("\\boxed{0}")
+
+    server.reply = staticmethod(reply)
+    assert len(rolled(server, retries=2, concurrency=20)) == 20
+    assert len(server.asked) == 40
+
+
+@pytest.mark.parametrize(
+    ("reply", "sentence"),
+    [
+        ((500, "it is broken"), "did not answer"),
+        ((401, "{}"), f"wants a key: set {KEY_VARIABLE}"),
+        (
+            (404, '{"error": "no such model, sk-very-secret-key"}'),
+            r"refused what it was asked .*no such model, \*\*\*",
+        ),
+        ((200, "<html>welcome</html>"), "no answer that can be read; its address usually ends in /v1"),
+        ((200, "{}"), "no answer that can be read"),
+    ],
+)
+def test_servers_that_cannot_be_used(server, reply, sentence):
+    server.reply = staticmethod(lambda _body: reply)
+    with pytest.raises(BasiscopeError, match=sentence) as error:
+        rolled(server)
+    assert KEY not in str(error.value)
+    assert len(server.asked) <= 3 * (HOPELESS + 8)
+
+
+def test_a_server_that_is_down_or_slow(server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(BasiscopeError, match=r"did not answer after 1 tries .*the same command continues"):
+        list(Server(url, "m", retries=0).roll_out(PROBLEMS, PROMPTS, verifier("math"), 1, SAMPLING))
+    with pytest.raises(BasiscopeError, match="did not answer"):
+        Server.at(url, retries=0)
+
+    def slow(_body):
+        time.sleep(60)
+        return completion("late")
+
+    server.reply = staticmethod(slow)
+    start = time.monotonic()
+    with pytest.raises(BasiscopeError, match="did not answer after 1 tries"):
+        rolled(server, timeout=0.5)
+    assert time.monotonic() - start < 40, "nothing waits for the requests that are under way"
+
+
+def test_garbage_is_asked_for_again_and_then_counted(server):
+    def reply(body):
+        if number_in(body) == 4:
+            return 200, '{"choices": []}'
+        return completion("\\boxed{2}", finish="length")
+
+    server.reply = staticmethod(reply)
+    found = rolled(server, r=1)
+    (variant,) = Result.of(found).variants
+    assert (variant.garbage, variant.cut, variant.right, variant.rollouts) == (1, 9, 1, 10)
+    assert [one.problem_id for one in found if one.note == GARBAGE] == [4]
+    assert sum(number_in(body) == 4 for _, _, body in server.asked) == 3
+
+
+def test_the_model_is_the_only_one_or_named(server):
+    assert Server.at(server.url).model == "m"
+    server.models = ("a", "b")
+    with pytest.raises(BasiscopeError, match="lists a, b; name one with --model-name"):
+        Server.at(server.url)
+    assert Server.at(server.url, "c").model == "c"
+    server.models = ()
+    with pytest.raises(BasiscopeError, match="lists no model"):
+        Server.at(server.url)
+    with pytest.raises(BasiscopeError, match="give its address"):
+        Server.at("localhost:8000")
+
+
+def test_servers_without_log_probabilities(server):
+    def reply(body):
+        if "logprobs" in body:
+            return 422, '{"detail": "Unsupported fields: logprobs"}'
+        return 200, completion("\\boxed{0}")[1].replace("-0.5", "null").replace("-1.5", "null")
+
+    server.reply = staticmethod(reply)
+    found = rolled(server, r=1)
+    assert len(found) == 10 and all(one.logprob is None for one in found)
+
+
+@pytest.fixture
+def sums(write_rows):
+    return write_rows([{"problem": problem.prompt, "answer": problem.answer} for problem in PROBLEMS])
+
+
+def test_an_evaluation_by_a_server_continues_where_it_failed(server, sums, tmp_path):
+    calls = Counter()
+
+    def reply(body):
+        calls["all"] += 1
+        number = number_in(body)
+        return (500, "down") if calls["all"] > 24 else completion(f"\\boxed{{{2 * number}}}")
+
+    server.reply = staticmethod(reply)
+    space = Workspace(tmp_path)
+    request = Request(read_problems(sums), "math", 4, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match="the same command continues"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=2))
+    (begun,) = space.evaluations()
+    kept = len(begun.rollouts())
+    assert 20 <= kept < 40 and begun.manifest["status"] == "under way"
+    calls["all"] = -1_000
+    before = len(server.asked)
+    finished = evaluate_server(request, space, Server.at(server.url, retries=0))
+    assert finished.id == begun.id and finished.is_complete and len(server.asked) - before == 40 - kept
+    assert len(finished.rollouts()) == 40 and list(finished.problems().values()) == PROBLEMS
+    assert finished.manifest["result"]["variants"][0]["pass_at"]["4"]["value"] == 1.0
+    assert evaluate_server(request, space, Server.at(server.url)).id == begun.id, "a finished one is only read"
+    assert len(server.asked) - before == 40 - kept
+    everything = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY not in everything
+    with pytest.raises(BasiscopeError, match="A server cannot steer"):
+        evaluate_server(
+            Request(read_problems(sums), "math", 4, SAMPLING, variants={"1:+2": Steering(((1, 2.0),))}),
+            space,
+            Server.at(server.url),
+        )
+
+
+# --- in process -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_evaluation_continues_to_the_same_rollouts(gsm8k_copy, stories, data_folder, tmp_path):
+    run, model = gsm8k_copy.run(), load_model(stories, dtype="float32", device="cpu")
+    problems = read_problems(str(data_folder / "gsm8k" / "test.jsonl"), limit=6)
+    variants = {"1:+2": Steering(((1, 2.0),)), "2:-1": Steering(((2, -1.0),))}
+    request = Request(problems, "numeric", 4, SAMPLING, "bare", variants=variants)
+
+    def stop(_step, done, _total):
+        if done >= 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(request, gsm8k_copy, model, run, stop)
+    (begun,) = gsm8k_copy.evaluations(run.id)
+    assert begun.manifest["status"] == "under way" and len(begun.rollouts()) == 32
+    finished = evaluate(request, gsm8k_copy, model, run)
+    whole = evaluate(request, Workspace(tmp_path / "other"), model, run)
+    assert finished.id == begun.id == whole.id and len(whole.rollouts()) == 72
+    assert [one.text for one in finished.rollouts()] == [one.text for one in whole.rollouts()]
+    manifest = finished.manifest
+    assert manifest["request"]["model"]["fingerprint"] == model.fingerprint
+    assert manifest["request"]["problems"]["fingerprint"] == problems.fingerprint
+    assert {one["variant"] for one in manifest["result"]["variants"]} == {UNSTEERED, "1:+2", "2:-1"}
+    assert [(one["variant"], one["k"]) for one in manifest["result"]["differences"]] == [
+        (name, k) for name in variants for k in (1, 2, 4)
+    ]
+    (finished.folder / "rollouts" / "00000.jsonl").write_text("{")
+    with pytest.raises(BasiscopeError, match="is damaged"):
+        finished.rollouts()
+    gsm8k_copy.delete_evaluation(finished.id[:8])
+    assert gsm8k_copy.evaluations() == []
+    with pytest.raises(BasiscopeError, match="no single one"):
+        gsm8k_copy.evaluation("nothing")
+
+
+def test_nothing_is_left_where_nothing_can_be_verified(stories, write_rows, tmp_path):
+    model = load_model(stories, dtype="float32", device="cpu")
+    space = Workspace(tmp_path / "space")
+    path = write_rows([{"problem": "Say hello", "answer": "hello"}, {"problem": "Say bye", "answer": "bye"}])
+    request = Request(read_problems(path), "numeric", 1, SAMPLING)
+    with pytest.raises(BasiscopeError, match="'numeric' can verify none of the answers, such as 'hello'"):
+        evaluate(request, space, model)
+    mixed = write_rows(
+        [{"problem": "Say hello", "answer": "hello"}, {"problem": "1+1", "answer": "2"}], "mixed.jsonl"
+    )
+    kept = evaluate(Request(read_problems(mixed), "numeric", 1, SAMPLING), space, model)
+    assert kept.manifest["left_out"] == {"unverifiable": [0], "too_long": []}
+    assert {one.problem_id for one in kept.rollouts()} == {1}
+    assert len(space.evaluations()) == 1
+    with pytest.raises(BasiscopeError, match="at temperature 0 would all be the same"):
+        Request(read_problems(mixed), "numeric", 2, Sampling(20, temperature=0.0))
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def test_evaluate_steers_beside_the_unsteered_model(run_cli, gsm8k_copy, data_folder):  # noqa: F811
+    options = ("--problems", data_folder / "gsm8k" / "test.jsonl", "--limit", 4, "--rollouts", 2)
+    options += ("--max-new-tokens", 10, "--wording", "bare", "--device", "cpu", "--workspace", gsm8k_copy.root)
+    status, out, err = run_cli("evaluate", "latest", *options, "--steer", "1:+2,3:-1", "--unit", "sd")
+    assert status == 0, err
+    assert "1:+2 sd,3:-1 sd" in out and "Pass@2" in out and "problems better" in out
+    assert "8 of 8 texts cut at the token limit" in out
+    status, out, err = run_cli("evaluate", "latest", *options, "--steer", "1:+2,3:-1", "--unit", "sd", "--json")
+    found = json.loads(out)
+    assert found["status"] == "complete" and found["request"]["run"] == gsm8k_copy.run().id
+    assert found["problems"]["preset"] == "gsm8k" and found["request"]["verifier"] == "numeric"
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "sentence"),
+    [
+        ((), 2, "Give --problems, or a --preset"),
+        (("--problems", "none.jsonl"), 1, "there is no file"),
+        (("--problems", "SUMS", "--verifier", "magic"), 2, "is not one of math"),
+        (("--problems", "SUMS", "--answer", "solution"), 1, "no row has the column 'solution'"),
+        (("--problems", "SUMS", "--steer", "1:+2:3"), 2, "write directions and strengths"),
+        (("--problems", "SUMS", "--steer", "9:+2"), 1, "has directions 1 to 3"),
+        (("--problems", "SUMS", "--steer", "1:0"), 2, "a strength of 0 is the unsteered model"),
+        (("--problems", "SUMS", "--wording", "hello"), 1, "{problem} in it"),
+        (("--problems", "SUMS", "--temperature", "-1"), 2, "Temperature -1"),
+        (("--problems", "SUMS", "--max-new-tokens", "512"), 1, "exceed the model's context"),
+        (("--problems", "SUMS", "--template", "chat"), 1, "no chat template"),
+        (("--problems", "SUMS", "--endpoint", "nowhere"), 1, "give its address"),
+    ],
+)
+def test_evaluate_refuses_in_a_sentence(run_cli, gsm8k_copy, sums, options, status, sentence):  # noqa: F811
+    given = [sums if option == "SUMS" else option for option in options]
+    found, out, err = run_cli("evaluate", "latest", *given, "--device", "cpu", "--workspace", gsm8k_copy.root)
+    assert found == status and sentence in err and "Traceback" not in err and out == ""
+    assert not list(gsm8k_copy.root.glob("evaluations/*/"))
+
+
+def test_evaluate_needs_a_run_a_model_or_a_server(run_cli, sums, tmp_path):  # noqa: F811
+    for target, status, sentence in (
+        ((), 2, "Give a RUN, a MODEL, or --endpoint"),
+        (("nothing",), 1, "Run 'nothing' is not in"),
+        (("./nothing",), 1, "there is no folder"),
+    ):
+        found, _, err = run_cli("evaluate", *target, "--problems", sums, "--workspace", tmp_path)
+        assert found == status and sentence in err
+
+
+# --- a real server --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_server(chat_stories, tmp_path_factory):
+    """`transformers serve` with the small real model; its address."""
+    pytest.importorskip("fastapi", reason="transformers serve needs the packages of transformers[serving]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", program, "serve", chat_stories, "--host", "127.0.0.1", "--port", str(port)]
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, "--device", "cpu"], stdout=file, stderr=file, env=quiet)
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 240
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, log.read_text()[-3_000:]
+                time.sleep(0.5)
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_real_server_is_evaluated(real_server, chat_stories, data_folder, tmp_path, run_cli, template):  # noqa: F811
+    options = ("--problems", data_folder / "gsm8k" / "test.jsonl", "--limit", 3, "--rollouts", 2)
+    options += ("--max-new-tokens", 12, "--endpoint", real_server, "--model-name", chat_stories)
+    options += ("--template", template, "--concurrency", 2, "--workspace", tmp_path)
+    status, out, err = run_cli("evaluate", *options, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["request"]["server"]["model"] == chat_stories and found["status"] == "complete"
+    rollouts = Workspace(tmp_path).evaluation(found["evaluation"]).rollouts()
+    assert len(rollouts) == 6 and all(one.n_tokens for one in rollouts)
+    assert all(one.cut and one.text for one in rollouts)
+
+
+def test_a_real_server_continues_greedily_as_the_model_does(real_server, chat_stories, data_folder):
+    """Temperature 0: the server's text is the one of the engine in process."""
+    from core.evaluation.rollouts import encode_problems, roll_out
+
+    problems = read_problems(str(data_folder / "gsm8k" / "test.jsonl"), limit=2).problems
+    greedy, check = Sampling(12, temperature=0.0), verifier("numeric")
+    model = load_model(chat_stories, dtype="float32", device="cpu")
+    prompts = encode_problems(model, problems, "bare", "chat", 12)
+    (ours,) = roll_out(model, problems, prompts, check, 1, greedy)
+    asked = {problem.problem_id: problem.prompt for problem in problems}
+    (theirs,) = Server(real_server, chat_stories).roll_out(problems, asked, check, 1, greedy)
+    assert {one.key: one.text.strip() for one in theirs} == {one.key: one.text.strip() for one in ours}

@@ -1,0 +1,478 @@
+import json
+import math
+import time
+from dataclasses import replace
+from itertools import combinations, pairwise, product
+from threading import Thread
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap, permutation_test
+
+from core.errors import BasiscopeError
+from core.evaluation import Interval, final_answer, verifier
+from core.evaluation.child import Child
+from core.evaluation.intervals import bootstrap_intervals, expanded_tail
+from core.evaluation.passk import (
+    Result,
+    Tally,
+    difference_interval,
+    paired_difference,
+    pass_at_intervals,
+    pass_at_k,
+    sign_flip_p,
+    usual_k,
+)
+from core.evaluation.problems import Problem, asked, read_problems
+from core.evaluation.rollouts import GARBAGE, UNSTEERED, Rollout, encode_problems, noise_seed, roll_out
+from core.evaluation.verifiers import can_verify
+from core.model import load_model
+from core.steering.assessment import assess
+from core.steering.generation import Generation, Row, Sampling
+from core.steering.intervention import Directions, Steering
+from core.workspace import KeptEvaluation
+
+# --- verifiers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "text", "right"),
+    [
+        ("math", "\\frac{\\sqrt{3}}{2}", "The answer is $\\sqrt{3}/2$.", True),
+        ("math", "\\frac{1}{2}", "so \\boxed{0.5}", True),
+        ("math", "\\left( 3, \\frac{\\pi}{2} \\right)", "\\boxed{(3, \\pi/2)}", True),
+        ("math", "(0,1)", "\\boxed{[0,1]}", False),
+        ("math", "(1,2)", "\\boxed{(2,1)}", False),
+        ("math", "x^2+2x+1", "\\boxed{(x+1)^2}", True),
+        ("math", "x^2+2x+1", "\\boxed{(x+2)^2}", False),
+        ("math", "10 \\text{ inches}", "\\boxed{10}", True),
+        ("math", "12", "\\boxed{12\\text{ cm}}", True),
+        ("math", "\\text{Evelyn}", "\\boxed{Evelyn}", True),
+        ("math", "\\text{Evelyn}", "\\boxed{Angela}", False),
+        ("math", "11\\sqrt2", "Therefore \\boxed{11\\sqrt{2}}. So the answer is correct.", True),
+        ("math", "\\frac{3}{\\sqrt{5}}", "it is \\boxed{\\frac{3\\sqrt{5}}{5}}", True),
+        ("math", "7", "", False),
+        ("numeric", "3.14", "about 3.1400001", True),
+        ("numeric", "3.14", "about 3.15", False),
+        ("numeric:0.01", "3.14", "about 3.15", True),
+        ("numeric:0.01", "1000", "Answer: 1009", True),
+        ("numeric", "1,200", "#### 1200", True),
+        ("numeric", "no number", "#### 1200", None),
+        ("exact", "Paris", "Answer: Paris", True),
+        ("exact", "Paris", "Answer: paris", False),
+        ("normalised", "New York!", "The answer is  new york.", True),
+        ("normalised", "New York", "The answer is York", False),
+        ("choice", "B", "The answer is (B).", True),
+        ("choice", "(B)", "Answer: B. twelve", True),
+        ("choice", "B", "\\boxed{\\text{B}}", True),
+        ("choice", "B", "I think that C holds, so D", False),
+        ("choice", "A", "A dog and no letter", False),
+        ("choice", "twelve", "Answer: B", None),
+        ("regex:result = (\\d+)", "42", "result = 41, no: result = 42", True),
+        ("regex:result = (\\d+)", "42", "42", False),
+        ("world", "57", "57 is it.\nAnswer: 57", True),
+        ("world", "57", "Answer: 57 apples", False),
+    ],
+)
+def test_verifiers(name, answer, text, right):
+    assert verifier(name)(answer, text) is right
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mathematics", "is not one of math, numeric"),
+        ("math:3", "is not one of"),
+        ("numeric:much", "a number from 0"),
+        ("numeric:-1", "a number from 0"),
+        ("regex:(", "not a regular expression"),
+        ("regex:no group", "exactly one group"),
+    ],
+)
+def test_verifiers_that_are_none(name, sentence):
+    with pytest.raises(BasiscopeError, match=sentence):
+        verifier(name)
+
+
+@pytest.mark.parametrize("found", ["9^{9^{9^{9}}}", "9^(9^(9^9))", "(10^{10^{8}})!", "\\sqrt{" * 200])
+def test_a_formula_without_end_holds_nobody_up(found):
+    start = time.monotonic()
+    assert not verifier("math")("\\frac{1}{2}", f"\\boxed{{{found}}}")
+    assert verifier("math")("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}"), "the next answer is verified"
+    assert time.monotonic() - start < 90  # 5 seconds and a new process, on a loaded machine
+
+
+def test_a_limit_holds_off_the_main_thread_and_is_counted_as_unverified():
+    child, found = Child(seconds=1.0), []
+    ask = ("same_formula", "\\frac{1}{2}", "9^{9^{9^{9}}}+x")
+    thread = Thread(target=lambda: found.append(child.ask(*ask)))
+    thread.start()
+    thread.join(90)
+    assert found == [None] and child._process is None
+    assert child.ask("same_formula", "0.5", "1/2") is True
+    process = child._process
+    process.kill()
+    process.wait()
+    assert child.ask("same_formula", "0.5", "1/2") is None, "one whose process died is not verified"
+    assert child.ask("same_formula", "0.5", "1/2") is True
+    child.close()
+
+
+def test_a_pattern_without_end_holds_nobody_up():
+    assert verifier("regex:(a+)+$")("aaaa", "a" * 60 + "b") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["x " * 2_000_000, "{" * 4_000_000, "\\boxed{" * 500_000, "answer is " * 400_000, "9" * 4_000_000]
+)
+def test_megabytes_of_text_take_no_time(text):
+    check = verifier("math")
+    check("1", "2")
+    start = time.process_time()
+    for name in ("math", "numeric", "normalised", "choice", "exact", "world"):
+        assert verifier(name)("12", text) is not True
+    assert time.process_time() - start < 10
+
+
+def test_nothing_is_evaluated(tmp_path):
+    target = tmp_path / "made"
+    code = f"__import__('pathlib').Path('{target}').touch()"
+    for text in (code, f"\\boxed{{{code}}}", f"${code}$", f"Answer: {code}", f'#### eval("{code}")'):
+        assert not verifier("math")("\\frac{1}{2}", text)
+        assert not verifier("math")(f"1+{code}", "2")
+    assert not target.exists()
+
+
+def test_an_answer_is_what_the_last_box_holds_however_deep():
+    assert (
+        final_answer("\\boxed{1} then \\boxed{\\frac{\\sqrt{x^{2_{3}}}}{\\{4\\}}}.")
+        == "\\frac{\\sqrt{x^{2_{3}}}}{\\{4\\}}"
+    )
+    assert final_answer("\\boxed 5$ and done, 6") == "5"
+
+
+def math500_disagreements(path):
+    verify = verifier("math")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 500
+    return [row["unique_id"] for row in rows if verify(row["answer"], row["solution"]) is not True]
+
+
+def test_the_solutions_of_math500_give_their_own_answers(data_folder):
+    assert len(math500_disagreements(data_folder / "math" / "math500.jsonl")) <= 5
+
+
+def test_the_wrong_answers_of_math500_are_not_its_own(data_folder):
+    """Another problem's answer is accepted only where it is the same one."""
+    verify = verifier("math")
+    rows = [json.loads(line) for line in (data_folder / "math" / "math500.jsonl").read_text().splitlines()]
+    others = [(row["answer"], other["answer"]) for row, other in pairwise(rows)]
+    taken = [(a, b) for a, b in others[:150] if verify(a, f"\\boxed{{{b}}}") and a != b]
+    assert taken == [("5", "x=5")]
+
+
+def gsm8k_disagreements(folder):
+    """(test solutions not verified, how many there are; model solutions judged otherwise, their number)."""
+    verify = verifier("numeric")
+    tests = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    own = [row["question"] for row in tests if not verify(row["answer"].rsplit("####", 1)[1], row["answer"])]
+    judged, n = [], 0
+    for number, line in enumerate((folder / "model_solutions.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        answer = row["ground_truth"].rsplit("A: ", 1)[1]
+        for name, value in row.items():
+            if isinstance(value, dict):
+                n += 1
+                if verify(answer, value["solution"]) is not value["is_correct"]:
+                    judged.append((number, name, answer, value["is_correct"], value["solution"][-60:]))
+    return own, len(tests), judged, n
+
+
+def test_gsm8k_is_verified_as_its_makers_did(data_folder):
+    own, n, judged, solutions = gsm8k_disagreements(data_folder / "gsm8k")
+    assert own == [] and n == 1_319
+    assert len(judged) <= 0.005 * solutions and solutions == 5_276, judged
+
+
+# --- Pass@k ---------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
+    """Against every draw of k of n rollouts, counted one by one."""
+    for n, right in product(range(1, 7), range(7)):
+        for k in range(1, n + 1):
+            if right <= n:
+                draws = list(combinations([True] * right + [False] * (n - right), k))
+                assert pass_at_k(np.array([right]), n, k)[0] == pytest.approx(
+                    np.mean([any(draw) for draw in draws])
+                )
+    assert np.isnan(pass_at_k(np.array([1]), 2, 3)).all()
+    assert usual_k(8) == (1, 2, 4, 8) and usual_k(1) == (1,) and usual_k(6) == (1, 2, 4, 6)
+
+
+def rollouts_of(right, variant=UNSTEERED, n=None):
+    """Rollouts with so many right ones for each problem."""
+    n = n or 4
+    return [
+        Rollout(variant, p, i, "text", i < count, False, 10, -1.0 - i)
+        for p, count in enumerate(right)
+        for i in range(n)
+    ]
+
+
+def test_pass_at_k_of_an_evaluation():
+    tally = Tally.of([*rollouts_of([0, 1, 4]), Rollout(UNSTEERED, 1, 4, "", None, False, 0)])
+    assert tally.right.tolist() == [0, 1, 4] and tally.n.tolist() == [4, 5, 4] and tally.least == 4
+    found = pass_at_intervals(Tally.of(rollouts_of([0, 1, 4])), (1, 2, 4))
+    assert [found[k].value for k in (1, 2, 4)] == pytest.approx([5 / 12, 0.5, 2 / 3])
+    assert all(one.low <= one.value <= one.high and one.n == 3 for one in found.values())
+
+
+def test_the_bootstrap_is_scipys():
+    rng = np.random.default_rng(0)
+    right = rng.binomial(8, rng.beta(1, 2, 200))
+    values = pass_at_k(right, 8, 4)
+    (ours,) = bootstrap_intervals(values[:, None], resamples=20_000)
+    plain = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=20_000,
+        confidence_level=1 - 2 * expanded_tail(200),
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((plain.low, plain.high), abs=0.002)
+    assert expanded_tail(10_000) == pytest.approx(0.025, abs=1e-4) and expanded_tail(10) < 0.02
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 1), (100, 4), (200, 8)])
+def test_intervals_cover_what_they_say(n, k):
+    """Problems of all difficulties, 8 rollouts each: 95% intervals cover 93 to 97%, as do those of differences."""
+    rng, covered, paired = np.random.default_rng(n + k), [], []
+    difficulty = rng.beta(0.8, 1.2, 2_000_000)
+    harder = np.clip(difficulty - 0.1, 0, 1)
+    truth, change = np.mean(1 - (1 - difficulty) ** k), np.mean((1 - difficulty) ** k - (1 - harder) ** k)
+    for trial in range(1_000):
+        chosen = rng.choice(difficulty, n)
+        a = pass_at_k(rng.binomial(8, chosen), 8, k)
+        b = pass_at_k(rng.binomial(8, np.clip(chosen - 0.1, 0, 1)), 8, k)
+        first, second = bootstrap_intervals(np.stack([a, b - a], axis=1), resamples=500, seed=trial)
+        covered.append(first.low <= truth <= first.high)
+        paired.append(second.low <= change <= second.high)
+    assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)
+    assert 0.93 <= np.mean(paired) <= 0.97, np.mean(paired)
+
+
+def test_nothing_solved_is_not_certainty():
+    found = pass_at_intervals(Tally.of(rollouts_of([0] * 20)), (1,))[1]
+    assert (found.value, found.low) == (0, 0) and 0.1 < found.high < 0.2
+    found = pass_at_intervals(Tally.of(rollouts_of([4] * 20)), (1,))[1]
+    assert found.value == found.high == 1 and 0.8 < found.low < 0.9
+    found = difference_interval(np.zeros(20))
+    assert found.value == 0 and found.low == -found.high < -0.1
+    assert math.isnan(pass_at_intervals(Tally.of(rollouts_of([1])), (1,))[1].low), "one problem has no interval"
+
+
+def test_a_difference_is_paired_by_problem():
+    before, after = rollouts_of([0, 1, 2, 3] * 10), rollouts_of([1, 2, 3, 4] * 10, "1:+2")
+    found = paired_difference("1:+2", after, before, 1)
+    assert found.difference.value == pytest.approx(0.25) and found.difference.low == pytest.approx(0.25)
+    assert (found.better, found.worse, found.variant, found.baseline) == (40, 0, "1:+2", UNSTEERED)
+    assert found.p == pytest.approx(1 / 10_001)
+    (unpaired,) = bootstrap_intervals(Tally.of(after).pass_at(1)[:, None])
+    assert unpaired.high - unpaired.low > 0.1
+
+
+@pytest.mark.parametrize("n", [8, 40])
+def test_the_p_value_is_scipys(n):
+    rng = np.random.default_rng(n)
+    differences = rng.choice([-0.25, 0, 0.25, 0.5], n)
+    theirs = permutation_test(
+        (differences, np.zeros(n)), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples",
+        n_resamples=20_000, vectorized=True, rng=0,
+    ).pvalue  # fmt: skip
+    assert sign_flip_p(differences) == pytest.approx(theirs, abs=0.02)
+    assert sign_flip_p(np.zeros(5)) == 1.0
+
+
+def test_p_values_of_no_difference_are_uniform():
+    rng = np.random.default_rng(3)
+    found = [sign_flip_p((rng.binomial(8, 0.4, 30) - rng.binomial(8, 0.4, 30)) / 8, i) for i in range(400)]
+    assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.08
+
+
+def test_rollouts_are_kept_as_they_are(tmp_path):
+    kept = KeptEvaluation(tmp_path)
+    first = [Rollout(UNSTEERED, 1, 0, "a\u2028b\r\n\u0085c", True, False, 5, -1.0)]
+    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note=GARBAGE), *first]
+    kept.append(first)
+    kept.append(second)
+    assert kept.rollouts() == [second[0], first[0]]
+
+
+def test_what_is_counted_apart():
+    odd = [
+        Rollout(UNSTEERED, 0, 0, "a", True, True, 5, -1.0),
+        Rollout(UNSTEERED, 0, 1, "b", None, False, 5, -3.0),
+        Rollout(UNSTEERED, 1, 0, "", None, False, 0, note=GARBAGE),
+        Rollout(UNSTEERED, 1, 1, "c", False, True, 5, -2.0),
+    ]
+    (found,) = Result.of(odd).variants
+    assert (found.cut, found.cut_right, found.unverified, found.garbage) == (2, 1, 1, 1)
+    assert (found.rollouts, found.right) == (4, 1) and found.pass_at[1].value == 0.25
+    assert found.logprob.value == pytest.approx(-2.0) and found.logprob_right.value == -1.0
+    json.dumps(Result.of(odd).as_dict(), allow_nan=False)
+
+
+# --- problems -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "preset", "n", "first"),
+    [
+        ("gsm8k/test.jsonl", "gsm8k", 1_319, "18"),
+        ("math/math500.jsonl", "math500", 500, "\\left( 3, \\frac{\\pi}{2} \\right)"),
+        ("math/amc23.jsonl", "amc", 40, "27"),
+        ("math/college_math.jsonl", None, 2_818, "$10-4 n$"),
+    ],
+)
+def test_usual_sets_are_known_by_path_and_columns(data_folder, path, preset, n, first):
+    found = read_problems(str(data_folder / path))
+    assert (found.preset, len(found.problems), found.problems[0].answer) == (preset, n, first)
+    name = found.verifier or "math"
+    assert all(can_verify(name, problem.answer) for problem in found.problems[:200])
+
+
+def test_columns_of_any_file(write_rows):
+    path = write_rows(
+        [{"q": {"text": "1+1"}, "a": [2, 3]}, {"q": {"text": ""}, "a": 2}, {"q": {"text": "2"}, "a": None}]
+    )
+    found = read_problems(path, "q.text", "a")
+    assert found.problems == (Problem(0, "1+1", "2, 3"),)
+    assert found.notes == ("1 row: left out, no problem (row 1)", "1 row: left out, no answer (row 2)")
+    limited = read_problems(path, "q.text", "a", limit=1)
+    assert limited.notes == () and limited.fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"problem": "nothing"}, "no row has the column 'nothing'.*question, answer"),
+        ({"preset": "nothing"}, "is not one of gsm8k"),
+    ],
+)
+def test_problem_sets_that_cannot_be_read(write_rows, options, sentence):
+    path = write_rows([{"question": "1+1", "answer": 2}])
+    with pytest.raises(BasiscopeError, match=sentence):
+        read_problems(path, **options)
+
+
+def test_problem_sets_without_columns_answers_or_a_file(write_rows, tmp_path):
+    with pytest.raises(BasiscopeError, match=r"name the column of the answers with --answer.*question, label_of"):
+        read_problems(write_rows([{"question": "1", "label_of": 2}]))
+    with pytest.raises(BasiscopeError, match="no row has a problem and its answer"):
+        read_problems(write_rows([{"question": "1", "answer": ""}]))
+    with pytest.raises(BasiscopeError, match="there is no file"):
+        read_problems(str(tmp_path / "none.jsonl"))
+    with pytest.raises(BasiscopeError, match="give --problems"):
+        read_problems()
+
+
+def test_problems_are_asked_as_published():
+    problem = Problem(0, "What is {x} for \\frac{1}{2}?", "3")
+    assert asked(problem, "boxed").startswith(problem.prompt) and "\\boxed{}" in asked(problem, "boxed")
+    assert asked(problem, "bare") == problem.prompt
+    assert asked(problem, "Q: {problem}\nA:") == f"Q: {problem.prompt}\nA:"
+    with pytest.raises(BasiscopeError, match=r"\{problem\} in it"):
+        asked(problem, "boxes")
+
+
+# --- rollouts -------------------------------------------------------------------------------------------
+
+SAMPLING = Sampling(12, temperature=1.0, seed=7)
+
+
+@pytest.fixture(scope="module")
+def model(stories):
+    return load_model(stories, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def problems(data_folder):
+    return read_problems(str(data_folder / "gsm8k" / "test.jsonl"), limit=5).problems
+
+
+def rolled(model, problems, batch_rows=32, done=frozenset(), **options):
+    prompts = encode_problems(model, problems, "bare", "auto", SAMPLING.max_new_tokens)
+    options = {"r": 3, "sampling": SAMPLING, "verify": verifier("numeric")} | options
+    batches = list(roll_out(model, problems, prompts, done=done, batch_rows=batch_rows, **options))
+    return {one.key: one for batch in batches for one in batch}
+
+
+def test_rollouts_hang_on_seed_problem_and_number_alone(model, problems):
+    whole = rolled(model, problems)
+    assert len(whole) == 15 and len({one.text for one in whole.values()}) == 15
+    one_by_one = rolled(model, problems, batch_rows=1)
+    other_order = rolled(model, problems[::-1], batch_rows=4)
+    for key, one in whole.items():
+        assert one.text == one_by_one[key].text == other_order[key].text
+        assert one.logprob == pytest.approx(one_by_one[key].logprob, abs=1e-4)
+    done = frozenset(list(whole)[:7])
+    continued = rolled(model, problems, done=done, batch_rows=4)
+    assert continued.keys() == whole.keys() - done
+    assert all(one.text == whole[key].text for key, one in continued.items())
+    other_seed = rolled(model, problems, sampling=replace(SAMPLING, seed=8))
+    assert all(other_seed[key].text != one.text for key, one in whole.items())
+    assert len({noise_seed(0, p, i) for p in range(100) for i in range(100)}) == 10_000
+
+
+def test_the_log_probability_is_that_of_a_plain_pass(model, problems, gsm8k_run):
+    """Of unsteered texts against the perplexity that core.steering.assessment reads off one pass."""
+    directions = Directions.of(gsm8k_run)
+    prompts = encode_problems(model, problems, "bare", "auto", SAMPLING.max_new_tokens)
+    rows = [Row(prompts[p.problem_id], Steering(), noise_seed(SAMPLING.seed, p.problem_id, 0)) for p in problems]
+    generation = Generation(model, directions, rows, SAMPLING, with_logprobs=True).run()
+    plain = [-np.log(one.perplexity) for one in assess(model, directions, rows, generation.tokens)]
+    found = rolled(model, problems, r=1)
+    assert [found[UNSTEERED, p.problem_id, 0].logprob for p in problems] == pytest.approx(plain, abs=1e-4)
+    assert [one.cut for one in found.values()] == [one.n_tokens == 12 for one in found.values()]
+
+
+def test_variants_meet_the_same_noise(model, problems, gsm8k_run):
+    directions = Directions.of(gsm8k_run)
+    variants = {UNSTEERED: Steering(), "1:+0.001": Steering(((1, 1e-6),)), "1:+3": Steering(((1, 3.0),))}
+    found = rolled(model, problems, variants=variants, directions=directions)
+    alone = rolled(model, problems)
+    for (variant, problem_id, i), one in found.items():
+        if variant != "1:+3":
+            assert one.text == alone[UNSTEERED, problem_id, i].text
+    assert any(found["1:+3", p, i].text != one.text for (_, p, i), one in alone.items())
+    with pytest.raises(BasiscopeError, match="needs the directions of a run"):
+        rolled(model, problems, variants=variants)
+
+
+def test_problems_without_room_are_left_out(model, problems):
+    room = model.context - 80
+    prompts = encode_problems(model, problems, "bare", "auto", room)
+    assert 0 < len(prompts) < len(problems)
+    assert {key[1] for key in rolled(model, problems[:2])} == {0, 1}
+    with pytest.raises(BasiscopeError, match=r"Problem 0: .*exceed the model's context"):
+        encode_problems(model, problems, "bare", "auto", model.context)
+
+
+def test_a_chat_model_is_asked_by_its_template(chat_stories, model, problems):
+    chat = load_model(chat_stories, dtype="float32", device="cpu")
+    for template, expected in (("auto", True), ("chat", True), ("plain", False)):
+        prompts = encode_problems(chat, problems[:1], "bare", template, 10)
+        assert ("[assistant]" in chat.tokenizer.decode(prompts[0])) is expected
+    with pytest.raises(BasiscopeError, match="no chat template"):
+        encode_problems(model, problems, "bare", "chat", 10)
+
+
+def test_intervals_of_stored_results():
+    from core.tables import share_text, stored_interval
+
+    stored = {"value": 0.5, "low": None, "high": None, "n": 1}
+    assert math.isnan(stored_interval(stored).low) and share_text(stored_interval(stored)) == "50.0% (one problem)"
+    assert share_text(Interval(0.5, 0.25, 0.75, 9)) == "50.0% (25.0 to 75.0)"
