@@ -168,7 +168,7 @@ def test_random_arms_have_the_norms_of_the_others(tmp_path):
     found = random_arms(arms, 6, run.k)
     assert [arm.direction for arm in found] == [5, 6, 7, 8, 9, 10] and all(arm.is_random for arm in found)
     assert {arm.polarity for arm in found} == {"+", "-"}
-    assert sorted(abs(arm.strength) for arm in found)[0] == 1.0 and max(abs(a.strength) for a in found) == 3.0
+    assert {abs(arm.strength) for arm in found} >= {1.0, 3.0}
     wide = with_random(Directions.of(run), 6, 0)
     assert wide.basis.k == 10
     np.testing.assert_allclose(np.linalg.norm(wide.basis.directions, axis=1), 1, rtol=1e-5)
