@@ -112,7 +112,7 @@ def train_proxy(
         {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked,
         Cost(
             round(time.monotonic() - start, 3),
-            sum(one.tokens for one in made) + solutions.tokens * (1 + len(made)),
+            tokens + solutions.tokens * (1 + len(made)),
         ),
         (
             f"{len(plan):,} trainings on {min(sizes):,} to {max(sizes):,} examples, {solutions.problems:,} "
