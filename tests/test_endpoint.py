@@ -45,6 +45,7 @@ def server(monkeypatch):
     """A server that answers what `reply(body)` returns, (status, text); `asked` holds what came."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
         models = ("m",)
         asked: list = []  # noqa: RUF012
 
