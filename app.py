@@ -16,5 +16,6 @@ st.navigation(
         ),
         st.Page("pages/select_data/page.py", title="Select", icon=":material/checklist:", url_path="select"),
         st.Page("pages/steer/page.py", title="Steer", icon=":material/tune:", url_path="steer"),
+        st.Page("pages/usefulness/page.py", title="Usefulness", icon=":material/trophy:", url_path="usefulness"),
     ]
 ).run()

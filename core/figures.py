@@ -12,7 +12,9 @@ import pandas as pd
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from core.evaluation import Interval
     from core.steering.sweep import Sweep
+    from core.usefulness.evidence import Evidence
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#9aa0a6"
 DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "#b3541e")
@@ -520,6 +522,86 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
+# --- usefulness -----------------------------------------------------------------------------------------
+
+
+def forest(evidence: Evidence, measure: str) -> go.Figure:
+    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach.
+    Filled: beyond every control."""
+    told = evidence.measure(measure)
+    known = [effect for effect in evidence.by(measure) if np.isfinite(effect.effect.value)]
+    shown = sorted(known, key=lambda effect: effect.effect.value)
+    levels = [control for control in evidence.controls if control.measure == measure]
+    levels = [control for control in levels if np.isfinite(control.level.value)]
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [effect.effect.value for effect in group],
+            "y": [effect.name for effect in group],
+            "customdata": [effect.name for effect in group],
+            "error_x": _interval_bars([effect.effect for effect in group]),
+            "marker": {"size": 10, "color": colour, "symbol": symbol},
+            "name": name,
+            "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
+        }
+        for name, colour, symbol, group in (
+            ("beyond every control", ORANGE, "circle", [effect for effect in shown if effect.is_evidence]),
+            ("not", BLUE, "circle-open", [effect for effect in shown if not effect.is_evidence]),
+        )
+        if group
+    ]
+    ends = {"type": "scatter", "mode": "lines", "y": [shown[0].name, shown[-1].name]} if shown else {}
+    traces += [
+        ends
+        | {
+            "x": [control.level.value] * 2,
+            "line": {"dash": "dash", "width": 1.5, "color": CATEGORIES[(i + 2) % len(CATEGORIES)]},
+            "name": control.name,
+            "hovertemplate": f"%{{x:.3g}}<extra>{control.name}</extra>",
+        }
+        for i, control in enumerate(levels)
+        if shown
+    ]
+    axis = {"title": f"{told.title} ({told.unit})"}
+    order = {"type": "category", "categoryarray": [effect.name for effect in shown], "title": "direction"}
+    line = {"type": "line", "x0": told.null, "x1": told.null, "y0": 0, "y1": 1, "yref": "paper"}
+    line |= {"line": {"width": 1, "color": OTHER}}
+    return _figure(traces, axis, order, shapes=[line], height=110 + 24 * len(shown))
+
+
+def proxy_scatter(
+    name: str, ends: Mapping[str, Interval], other: str, others: Mapping[str, Interval]
+) -> go.Figure:
+    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals."""
+    shared = [end for end in ends if end in others]
+    x, y = [ends[end] for end in shared], [others[end] for end in shared]
+    trace = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": [one.value for one in x],
+        "y": [one.value for one in y],
+        "text": shared,
+        "textposition": "top right",
+        "error_x": _interval_bars(x),
+        "error_y": _interval_bars(y),
+        "marker": {"color": BLUE, "size": 8},
+        "hovertemplate": "%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
+    }
+    axes = ({"title": f"{title}, towards help", "zeroline": True} for title in (name, other))
+    return _figure([trace], *axes, showlegend=False, height=420)
+
+
+def _interval_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [one.high - one.value for one in intervals],
+        "arrayminus": [one.value - one.low for one in intervals],
+        "thickness": 1.2,
+    }
+
+
 # --- a sweep --------------------------------------------------------------------------------------------
 
 
@@ -559,13 +641,7 @@ def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str
         "type": "scatter",
         "x": [strength for strength, _ in points],
         "y": values,
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [interval.high - interval.value for _, interval in points],
-            "arrayminus": [interval.value - interval.low for _, interval in points],
-            "thickness": 1.2,
-        },
+        "error_y": _interval_bars([interval for _, interval in points]),
         "name": label,
         "mode": "lines+markers",
         "line": {"color": colour},

@@ -230,6 +230,23 @@ def test_representative_rules_stay_nearer_than_coverage(pool, texts):
     assert mean["facility"] < mean["coverage"] and mean["medoids"] < mean["coverage"]
 
 
+def test_sentence_embeddings_are_those_of_the_model_itself(math, stories):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    pytest.importorskip("sentence_transformers", reason="the extra `sentences` is not installed")
+    own = math.texts(range(30))
+    found = text_vectors(own, stories)
+    tokenizer, model = AutoTokenizer.from_pretrained(stories), AutoModel.from_pretrained(stories)
+    for row in (0, 29):
+        with torch.no_grad():
+            ids = tokenizer(own[row], return_tensors="pt", truncation=True).input_ids
+            plain = model(ids).last_hidden_state[0].mean(dim=0).double().numpy()
+        np.testing.assert_allclose(found[row], plain / np.linalg.norm(plain), atol=1e-5)
+    with pytest.raises(BasiscopeError, match="cannot load it"):
+        text_vectors(own, str(Path(stories).parent / "nothing"))
+
+
 def test_the_trim_leaves_out_the_outliers(pool, texts):
     rows = choose(pool, Rule("coverage", trim=0.1), Constraints(budget=50), texts).rows
     assert pool.norms[rows].max() <= np.quantile(pool.norms, 0.9)

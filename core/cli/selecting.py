@@ -148,9 +148,8 @@ def select(
 def given_options(options: dict[str, Any]) -> list[str]:
     """Those of the options that were typed."""
     context = click.get_current_context()
-    names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    typed = ParameterSource.COMMANDLINE
-    return [str(names[name]) for name in options if context.get_parameter_source(name) == typed]
+    ours = [p for p in context.command.params if p.name in options]
+    return [p.opts[0] for p in ours if context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE]
 
 
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from core.cli.group import Reporter, cli, device_option, json_option, table, workspace_option
+from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
 from core.errors import BasiscopeError
 from core.usefulness import PROXY_KINDS
 from core.workspace import Run, Workspace
@@ -112,6 +112,27 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @problem_options
 @click.option("--solution", help="Column with worked solutions; the answers by default. For first-order and sft.")
 @click.option("--correct", help=f"First-order on the run's own traces, right against wrong. {VERDICT_HELP}")
+@click.option(
+    "--directions", default="all", show_default=True, help="all, or numbers such as 1,3. For steering and sft."
+)
+@click.option(
+    "--cost", type=float, default=600.0, show_default=True, help="Seconds for steering, fixed beforehand."
+)
+@click.option(
+    "--strengths",
+    help="For steering, in standard deviations, such as 0.5,1; half of the suggested range by default.",
+)
+@click.option("--rollouts", "r", type=click.IntRange(1), default=4, show_default=True, help="Texts per problem.")
+@click.option(
+    "--random",
+    "random_arms",
+    type=click.IntRange(3),
+    default=8,
+    show_default=True,
+    help="Random ones as controls.",
+)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy, with --rollouts 1.")
+@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is left to chance.")
 @device_option
 @workspace_option
@@ -120,6 +141,7 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     """Try the directions cheaply on development problems; kept in the workspace.
 
     first-order: the derivative of the loss on solutions along all directions, from one backward pass.
+    steering: the change of Pass@k when each direction steers, within --cost seconds; a stopped one continues.
     """
     from core.recovery import load_run_model
 
@@ -128,8 +150,52 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)
-        found = _first_order(opened, model, options, progress)
+        if kind == "steering":
+            found = _steering(space, opened, model, options, progress)
+        else:
+            found = _first_order(opened, model, options, progress)
     return _kept(space, found)
+
+
+def _directions(run: Run, text: str) -> tuple[int, ...]:
+    if text.strip() == "all":
+        return tuple(range(1, run.k + 1))
+    try:
+        chosen = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise click.UsageError(f"--directions {text!r}: write all, or numbers such as 1,3.") from error
+    for direction in chosen:
+        check_direction(run, direction)
+    return chosen
+
+
+def _steering(space: Workspace, run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
+    from core.demo.default import is_demo
+    from core.evaluation.verifiers import verifier
+    from core.steering.generation import Sampling
+    from core.steering.sweep import parse_strengths
+    from core.usefulness.steering import SteeringRequest, steer_proxy
+
+    development = _problems(options)
+    of_demo = is_demo(run) and not development.preset
+    name = options["verifier_name"] or development.verifier or ("world" if of_demo else "math")
+    try:
+        verifier(name)
+        request = SteeringRequest(
+            development,
+            name,
+            _directions(run, options["directions"]),
+            parse_strengths(options["strengths"]) if options["strengths"] else (),
+            options["cost"],
+            options["r"],
+            options["random_arms"],
+            Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"]),
+            options["wording"] or ("bare" if of_demo else "boxed"),
+            options["template"],
+        )
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
+    return steer_proxy(run, model, request, space, progress)
 
 
 def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:

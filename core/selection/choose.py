@@ -48,7 +48,7 @@ def choose(
         raise BasiscopeError(_too_few(rule, 0, 1, dropped))
     else:
         planned = bool(constraints.shapes) or rule.name not in NESTED
-        order, notes = _fill_tokens(order_of, pool, constraints.budget_tokens or 0, able, planned)
+        order, notes = _fill_tokens(order_of, pool, constraints.budget_tokens or 0, able, len(must), planned)
     reasons = dict(constraints.must)
     ids = pool.example_id[order.rows]
     return Selection(
@@ -70,12 +70,13 @@ def choose(
 
 
 def _fill_tokens(
-    order_of: Callable[[int], Order], pool: Pool, tokens: int, able: np.ndarray, planned: bool
+    order_of: Callable[[int], Order], pool: Pool, tokens: int, able: np.ndarray, least: int, planned: bool
 ) -> tuple[Order, tuple[str, ...]]:
     """The first of an order that fit into `tokens`, and what is to be said of them. Orders grow until they do not
     fit; one that is planned for its budget is then planned again for as many as fit.
 
-    Raises BasiscopeError where the first example does not fit, or no plan can be made of even half as many."""
+    Raises BasiscopeError where the first example does not fit, or no plan can be made of half as many, or of the
+    `least` that must be had."""
     lengths = pool.lengths[able]
     most = max(1, int(np.searchsorted(np.cumsum(np.sort(lengths)), tokens, side="right")))
     budget = min(most, max(1, round(1.1 * tokens / float(lengths.mean()))))
@@ -85,7 +86,7 @@ def _fill_tokens(
         try:
             order = order_of(budget)
         except BasiscopeError as error:
-            if best is None and 2 * budget <= first:
+            if best is None and budget <= max(least, first // 2):
                 raise
             unmet, grows = error, False
             if best is not None:

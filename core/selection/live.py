@@ -131,8 +131,8 @@ def baseline(pool: Pool, rule: Rule, budget: Constraints, vectors: Vectors) -> B
     """What a baseline's rule chooses of the whole pool within a budget."""
     seeds = range(RANDOM_SEEDS if rule.name == "random" else 1)
     orders = tuple(choose(pool, replace(rule, seed=seed), budget, vectors).rows for seed in seeds)
-    name = f"random ({RANDOM_SEEDS} seeds)" if rule.name == "random" else rule.title
-    return Baseline(name, orders, tuple(curve(pool, rows) for rows in orders))
+    names = {"random": f"random ({RANDOM_SEEDS} seeds)", "label": f"label: {rule.column}"}
+    return Baseline(names.get(rule.name, rule.name), orders, tuple(curve(pool, rows) for rows in orders))
 
 
 def all_rows(pool: Pool, one: Baseline, constraints: Constraints) -> np.ndarray:

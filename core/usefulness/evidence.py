@@ -182,3 +182,14 @@ def level_of_best(draws: np.ndarray, k: int) -> float:
     """The 95th percentile of the best of `k` random directions."""
     kept = draws[np.isfinite(draws)]
     return float(np.quantile(kept, (1 - SIGNIFICANCE) ** (1 / k))) if len(kept) else math.nan
+
+
+def p_outlier(values: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Two-sided p-values of each value being one more draw from the normal distribution that null (m,) were drawn
+    from, whose mean and spread are only known from these; not numbers where they do not vary."""
+    from scipy.stats import t
+
+    spread = float(null.std(ddof=1)) * math.sqrt(1 + 1 / len(null))
+    if not spread > 0:
+        return np.full(len(values), np.nan)
+    return np.asarray(2 * t.sf(np.abs(values - null.mean()) / spread, len(null) - 1))

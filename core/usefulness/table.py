@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from core.evaluation import Interval
+from core.evaluation import Interval, correlation_interval
 from core.usefulness.evidence import BOTH, Effect, Evidence
 from core.usefulness.recommend import find
+
+if TYPE_CHECKING:
+    from core.evaluation.changes import Change
 
 
 def number(value: float, unit: str) -> str:
@@ -51,7 +55,7 @@ def _p(value: float) -> str:
 
 
 def _beats(effect: Effect) -> str:
-    return effect.note or ("yes" if effect.is_evidence else "no")
+    return ("yes" if effect.is_evidence else "no") + (f"; {effect.note}" if effect.note else "")
 
 
 def control_table(evidence: Evidence) -> pd.DataFrame:
@@ -95,6 +99,61 @@ def all_proxies(k: int, evidence: Sequence[Evidence]) -> pd.DataFrame:
                 row[one.proxy] = _cell(effects[0], one, polarity) if effects else ""
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def evidence_name(evidence: Evidence) -> str:
+    """One line that tells a measurement from its neighbours."""
+    source = evidence.request.get("path") or evidence.request.get("correct") or ""
+    if isinstance(problems := evidence.request.get("problems"), dict):
+        source = problems.get("path") or ""
+    return " · ".join(part for part in (evidence.proxy, str(source).rsplit("/", 1)[-1], evidence.created) if part)
+
+
+def change_name(change: Change) -> str:
+    became = "became right" if change.became_right else "became wrong"
+    return f"{became}: problem {change.before.problem_id}, rollout {change.before.rollout + 1}"
+
+
+def towards(evidence: Evidence) -> dict[str, Interval]:
+    """End such as `1+` -> how far the primary measure lies from nothing towards help; what speaks of both ends is
+    mirrored for the other."""
+    null = evidence.measure(evidence.primary).null
+    found = {}
+    for effect in evidence.by(evidence.primary):
+        value, low, high = (end - null for end in (effect.effect.value, effect.effect.low, effect.effect.high))
+        polarity = "+" if effect.polarity == BOTH else effect.polarity
+        found[f"{effect.direction}{polarity}"] = Interval(value, low, high, effect.effect.n)
+        if effect.polarity == BOTH:
+            found[f"{effect.direction}-"] = Interval(-value, -high, -low, effect.effect.n)
+    return {name: interval for name, interval in found.items() if not math.isnan(interval.value)}
+
+
+def agreement(one: Evidence, other: Evidence) -> Interval:
+    """Rank correlation (Spearman) of two proxies over the directions that both know, the + end less the - end,
+    with its interval by Fisher's transformation."""
+    from scipy.stats import spearmanr
+
+    sides = [_by_direction(towards(evidence)) for evidence in (one, other)]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    if len(shared) < 3:
+        return Interval(math.nan, math.nan, math.nan, len(shared))
+    r = spearmanr([sides[0][j] for j in shared], [sides[1][j] for j in shared]).statistic
+    return correlation_interval(float(r), len(shared))
+
+
+def _by_direction(ends: dict[str, Interval]) -> dict[int, float]:
+    both = {int(name[:-1]) for name in ends if f"{name[:-1]}+" in ends and f"{name[:-1]}-" in ends}
+    return {j: ends[f"{j}+"].value - ends[f"{j}-"].value for j in both}
+
+
+def agreement_sentence(one: Evidence, other: Evidence) -> str:
+    found = agreement(one, other)
+    if math.isnan(found.value):
+        return f"{one.proxy} and {other.proxy} share too few directions, or do not tell them apart."
+    return (
+        f"Rank correlation of {one.proxy} and {other.proxy} over {found.n} directions: {found.value:+.2f} "
+        f"(95% interval {found.low:+.2f} to {found.high:+.2f})."
+    )
 
 
 def _cell(effect: Effect, evidence: Evidence, polarity: str) -> str:

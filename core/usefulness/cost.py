@@ -1,0 +1,38 @@
+"""What a measurement will cost, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.workspace import Run
+
+FORWARDS = 3
+"""A forward and a backward pass, in forward passes."""
+CONTROL_TRACES = 1_000
+
+
+def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
+    """What a command line will take, by the rate at which the run's examples were read where it counts texts."""
+    given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    if arguments[0] == "utility":
+        models = [name for name in given.get("--controls", "").split(",") if name]
+        if not models:
+            return "Seconds: no model is loaded."
+        return _about(run, len(models) * min(CONTROL_TRACES, int(run.manifest["n"])), 1)
+    if given.get("--kind") == "first-order":
+        if "--correct" in given:
+            return _about(run, int(run.manifest["n"]), FORWARDS)
+        return _about(run, int(given["--limit"]) if "--limit" in given else None, FORWARDS)
+    return f"At most {float(given.get('--cost', 600)):,.0f} seconds, fixed beforehand, after the model is loaded."
+
+
+def _about(run: Run, texts: int | None, passes: int) -> str:
+    """So many texts, as long as the run's own, so many times through the model."""
+    rate = run.manifest["steps"].get("activations", {}).get("tokens_per_second")
+    tokens = run.manifest["data"].get("tokens")
+    if not rate or not tokens:
+        return "How long it takes is not known: the run does not say how fast it was read."
+    each = passes * tokens / int(run.manifest["n"]) / rate
+    if texts is None:
+        return f"About {each:.2g} seconds a solution, and loading the model."
+    return f"About {texts * each:,.0f} seconds for {texts:,} texts, and loading the model."

@@ -1,0 +1,443 @@
+"""The steering proxy: what each direction does to the right answers when it steers, at a cost fixed before.
+
+Every arm is a direction and polarity at a strength; random directions of the same norm are arms, too. All meet the
+same problems with the same noise, beside the unsteered model. After each round on fresh problems the half of the
+arms whose differences are least telling is dropped (successive halving, Karnin et al. 2013), random ones never.
+Being kept does not bias a test that is corrected for all arms at the start: an arm's difference over all problems
+is what it would have been without halving, and those dropped are never called significant.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from core import __version__
+from core.activations import Progress, silent
+from core.errors import BasiscopeError
+from core.evaluation import Interval, verifier
+from core.evaluation.passk import Result, Tally, difference_interval, problem_differences, sign_flip_p
+from core.evaluation.problems import Problem, ProblemSet
+from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, roll_out
+from core.evaluation.verifiers import can_verify
+from core.model import LanguageModel
+from core.steering.generation import Sampling
+from core.steering.intervention import Directions, Steering
+from core.usefulness.controls import random_units
+from core.usefulness.development import overlap_notes
+from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
+from core.workspace import KeptEvaluation, Run, Workspace, now
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy")
+PILOT_ROLLOUTS = 32
+MOST_ROUNDS = 3
+LEAST_PROBLEMS = 5
+RANDOM_ARMS = 8
+SHARE_OF_RANGE = 0.5
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to try: a direction (from 1) with a signed strength in multiples of the unit direction."""
+
+    name: str
+    direction: int
+    strength: float
+    is_random: bool = False
+
+    @property
+    def polarity(self) -> str:
+        return "+" if self.strength > 0 else "-"
+
+
+@dataclass(frozen=True)
+class SteeringRequest:
+    """What to try. directions: from 1; strengths: in standard deviations of the scores, or none for half of the
+    range without damage where a sweep has suggested one, else 1; seconds: what it may cost, the model's loading
+    aside; random_arms: random directions with a polarity each."""
+
+    problems: ProblemSet
+    verifier: str
+    directions: tuple[int, ...]
+    strengths: tuple[float, ...] = ()
+    seconds: float = 600.0
+    r: int = 4
+    random_arms: int = RANDOM_ARMS
+    sampling: Sampling = field(default_factory=lambda: Sampling(512, temperature=1.0))
+    wording: str = "boxed"
+    template: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.seconds <= 0 or self.random_arms < 3:
+            raise BasiscopeError(
+                "Rollouts must be at least 1, the cost above 0 seconds, random directions at least 3."
+            )
+        if self.r > 1 and self.sampling.temperature == 0:
+            raise BasiscopeError("Rollouts at temperature 0 would all be the same text: ask for 1.")
+        if any(strength <= 0 or not math.isfinite(strength) for strength in self.strengths):
+            raise BasiscopeError("Strengths: numbers above 0; both polarities are tried.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that decides the rollouts but for run and model."""
+        names = ("verifier", "directions", "strengths", "seconds", "r", "random_arms", "wording", "template")
+        facts = self.problems.facts()
+        named = {
+            name: facts[name] for name in ("path", "fingerprint", "problem", "answer", "limit", "config", "split")
+        }
+        chosen = {name: getattr(self, name) for name in names}
+        return {"problems": named, **chosen, "sampling": self.sampling.as_dict()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """problems: how many fresh ones each round has; arms: how many are tried in it, random ones and the unsteered
+    model aside; rate: measured rollouts per second; rollouts: in all."""
+
+    problems: tuple[int, ...]
+    arms: tuple[int, ...]
+    rate: float
+    rollouts: int
+
+    @property
+    def seconds(self) -> float:
+        return self.rollouts / self.rate
+
+
+def make_arms(run: Run, request: SteeringRequest) -> list[Arm]:
+    """Both polarities of every direction at every strength."""
+    deviations = Directions.of(run).deviations
+    arms = []
+    for j in request.directions:
+        for sign, polarity in ((1, "+"), (-1, "-")):
+            for strength in _strengths(run, request, j, sign, float(deviations[j - 1])):
+                many = f" {strength / deviations[j - 1]:g} sd" if len(request.strengths) > 1 else ""
+                arms.append(Arm(f"{j}{polarity}{many}", j, sign * strength))
+    return arms
+
+
+def _strengths(run: Run, request: SteeringRequest, direction: int, sign: int, deviation: float) -> list[float]:
+    if request.strengths:
+        return [strength * deviation for strength in request.strengths]
+    suggested = run.suggested_range(direction)
+    edge = (suggested.high if sign > 0 else -suggested.low) if suggested else 0.0
+    return [SHARE_OF_RANGE * edge if edge > 0 else deviation]
+
+
+def random_arms(arms: Sequence[Arm], n: int, k: int) -> list[Arm]:
+    """n random directions, numbered from k + 1, at strengths spread over those of the arms."""
+    sizes = np.quantile([abs(arm.strength) for arm in arms], (np.arange(n) + 0.5) / n)
+    return [
+        Arm(f"random {i + 1}", k + 1 + i, float(size) * (1 if i % 2 == 0 else -1), is_random=True)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def with_random(directions: Directions, n: int, seed: int) -> Directions:
+    """The directions with n random ones of the same norm after them."""
+    basis = directions.basis
+    units = np.concatenate(list(random_units(n, basis.directions.shape[1], seed)))
+    values = np.concatenate([basis.singular_values, np.zeros(n, np.float32)])
+    rows = np.concatenate([basis.directions, units.astype(np.float32)])
+    return Directions(replace(basis, directions=rows, singular_values=values), directions.blocks)
+
+
+def make_plan(arms: int, random: int, r: int, problems: int, rate: float, seconds: float) -> Plan:
+    """Rounds of equal cost on as many problems as there are and `seconds` buy. Raises BasiscopeError where that is
+    too little to compare anything."""
+    rounds = min(MOST_ROUNDS, max(1, math.ceil(math.log2(arms))))
+    tried = [math.ceil(arms / 2**i) for i in range(rounds)]
+    rows = np.array([one + random + 1 for one in tried], dtype=np.float64)
+    affordable = rate * seconds / (rounds * rows * r)
+    shares = np.minimum(affordable, problems * (1 / rows) / (1 / rows).sum())
+    sizes = np.floor(shares + 1e-9).astype(int)
+    if sizes.sum() < LEAST_PROBLEMS or not sizes[0]:
+        need = LEAST_PROBLEMS * r * (rows.max() + rows.min()) / rate
+        raise BasiscopeError(
+            f"--cost: {seconds:,.0f} s at {rate:.2g} rollouts a second are {int(rate * seconds):,} rollouts, too "
+            f"few to compare {arms} arms on {problems} problems. Give about {need:,.0f} seconds, more problems, fewer "
+            "--directions, or fewer --rollouts."
+        )
+    sizes = sizes[sizes > 0]
+    return Plan(
+        tuple(sizes.tolist()), tuple(tried[: len(sizes)]), rate, int((sizes * rows[: len(sizes)] * r).sum())
+    )
+
+
+def steer_proxy(
+    run: Run, model: LanguageModel, request: SteeringRequest, workspace: Workspace, progress: Progress = silent
+) -> Evidence:
+    """Try all arms within the cost. The rollouts are kept as an evaluation; given again after it was stopped, it
+    continues by the plan that was made then.
+
+    Raises BasiscopeError where no problem can be verified or asked, or the cost buys too little.
+    """
+    arms = make_arms(run, request)
+    chance = random_arms(arms, request.random_arms, run.k)
+    directions = with_random(Directions.of(run), len(chance), request.sampling.seed)
+    usable = [problem for problem in request.problems.problems if can_verify(request.verifier, problem.answer)]
+    if not usable:
+        raise BasiscopeError(
+            f"Problems {request.problems.source.path}: the verifier {request.verifier!r} can verify none of the "
+            "answers. Choose another --verifier or --answer column."
+        )
+    prompts = encode_problems(model, usable, request.wording, request.template, request.sampling.max_new_tokens)
+    asked = [problem for problem in usable if problem.problem_id in prompts]
+    order = np.random.default_rng(request.sampling.seed).permutation(len(asked))
+    stored = {
+        "proxy": "steering",
+        "run": run.id,
+        "model": {"fingerprint": model.fingerprint, "dtype": model.dtype, "name": model.name},
+        "r": request.r,
+        "variants": {name: asdict(steering) for name, steering in _variants((*arms, *chance)).items()},
+        **request.as_dict(),
+    }
+    with workspace.start_evaluation(stored) as kept:
+        trial = _Trial(model, directions, request, [asked[i] for i in order], prompts, kept, progress)
+        return trial.run(run, arms, chance, stored, len(request.problems.problems) - len(asked))
+
+
+def named_problems(problems: ProblemSet) -> dict[str, Any]:
+    """What a kept request says of its problems."""
+    facts = problems.facts()
+    return {name: facts[name] for name in ("path", "fingerprint", "problem", "answer", "limit", "config", "split")}
+
+
+def _variants(arms: Sequence[Arm]) -> dict[str, Steering]:
+    """Name -> steering of the arms, the unsteered model first."""
+    return {UNSTEERED: Steering()} | {arm.name: Steering(((arm.direction, arm.strength),)) for arm in arms}
+
+
+class _Trial:
+    """The rollouts of a proxy under way."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        directions: Directions,
+        request: SteeringRequest,
+        problems: Sequence[Problem],
+        prompts: Mapping[int, Sequence[int]],
+        kept: KeptEvaluation,
+        progress: Progress,
+    ) -> None:
+        self.model, self.directions, self.request, self.kept = model, directions, request, kept
+        self.problems, self.prompts, self.progress = list(problems), prompts, progress
+        self.verify = verifier(request.verifier)
+        self.start = time.monotonic()
+        self.total = 0
+
+    def run(
+        self, run: Run, arms: Sequence[Arm], chance: Sequence[Arm], stored: Mapping[str, Any], left_out: int
+    ) -> Evidence:
+        plan, earlier = self._plan(len(arms), len(chance), stored)
+        self.total = plan.rollouts
+        seen: list[Problem] = []
+        alive, dropped = list(arms), {}
+        for round_, size in enumerate(plan.problems):
+            if round_:
+                told = self._strength_of_evidence(alive)
+                staying = sorted(alive, key=lambda arm: -told[arm.name])[: plan.arms[round_]]
+                dropped |= {arm.name: round_ for arm in alive if arm not in staying}
+                alive = [arm for arm in alive if arm in staying]
+            fresh = self.problems[len(seen) : len(seen) + size]
+            seen += fresh
+            self._roll(fresh, [*alive, *chance])
+        seconds = earlier + time.monotonic() - self.start
+        rollouts = self.kept.rollouts()
+        manifest = self.kept.manifest
+        result = Result.of(rollouts, self.request.sampling.seed).as_dict()
+        self.kept.save_manifest(
+            manifest | {"status": "complete", "finished": now(), "seconds": round(seconds, 3), "result": result}
+        )
+        return self._evidence(run, arms, chance, plan, dropped, rollouts, seconds, left_out, len(seen))
+
+    def _plan(self, arms: int, random: int, stored: Mapping[str, Any]) -> tuple[Plan, float]:
+        """The plan, made by the rate of a pilot where none is kept, and the seconds spent before."""
+        if (self.kept.folder / "manifest.json").exists():
+            manifest = self.kept.manifest
+            made = manifest["plan"]
+            plan = Plan(tuple(made["problems"]), tuple(made["arms"]), made["rate"], made["rollouts"])
+            return plan, float(manifest["seconds"])
+        rate = self._pilot()
+        left = self.request.seconds - (time.monotonic() - self.start)
+        plan = make_plan(arms, random, self.request.r, len(self.problems), rate, max(left, 0.0))
+        manifest = {
+            "format_version": 1,
+            "request": dict(stored),
+            "problems": self.request.problems.facts(),
+            "left_out": {},
+            "plan": asdict(plan),
+            "status": "under way",
+            "created": now(),
+            "seconds": 0.0,
+            "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+        }
+        self.kept.save_problems(self.request.problems.problems)
+        self.kept.save_manifest(manifest)
+        return plan, 0.0
+
+    def _pilot(self) -> float:
+        """Rollouts per second of the unsteered model on the first problems."""
+        before, begun = time.monotonic(), len(self.kept.rollouts())
+        self._roll(self.problems[: max(1, PILOT_ROLLOUTS // self.request.r)], [])
+        made = len(self.kept.rollouts()) - begun
+        return max(made, 1) / max(time.monotonic() - before, 0.01)
+
+    def _roll(self, problems: Sequence[Problem], arms: Sequence[Arm]) -> None:
+        """Every problem under every arm and unsteered; what is kept already is not made again."""
+        done = frozenset(one.key for one in self.kept.rollouts())
+        batches = roll_out(
+            self.model,
+            problems,
+            self.prompts,
+            self.verify,
+            self.request.r,
+            self.request.sampling,
+            _variants(arms),
+            self.directions,
+            done,
+        )
+        count = len(done)
+        for batch in batches:
+            self.kept.append(batch)
+            count += len(batch)
+            self.progress("rollouts", count, self.total)
+
+    def _strength_of_evidence(self, arms: Sequence[Arm]) -> dict[str, float]:
+        """Arm -> how many standard errors its Pass@1 is from the unsteered model's so far."""
+        by_variant = _by_variant(self.kept.rollouts())
+        baseline = Tally.of(by_variant[UNSTEERED])
+        found = {}
+        for arm in arms:
+            differences = problem_differences(Tally.of(by_variant[arm.name]), baseline, 1)
+            error = (
+                max(float(differences.std(ddof=1)), 1e-9) / math.sqrt(len(differences))
+                if len(differences) > 1
+                else 1
+            )
+            found[arm.name] = abs(float(differences.mean())) / error
+        return found
+
+    def _evidence(
+        self,
+        run: Run,
+        arms: Sequence[Arm],
+        chance: Sequence[Arm],
+        plan: Plan,
+        dropped: Mapping[str, int],
+        rollouts: Sequence[Rollout],
+        seconds: float,
+        left_out: int,
+        problems: int,
+    ) -> Evidence:
+        by_variant = _by_variant(rollouts)
+        every_k = (1,) if self.request.r == 1 else (1, self.request.r)
+        measures = tuple(Measure(f"pass@{k}", f"change of Pass@{k}", f"Pass@{k}") for k in every_k)
+        effects: list[Effect] = []
+        controls: list[Control] = []
+        for k, measure in zip(every_k, measures, strict=True):
+            found = judge(by_variant, arms, chance, dropped, k, measure.name, self.request.sampling.seed)
+            effects += found[0]
+            controls += found[1]
+        baseline = by_variant[UNSTEERED]
+        solved = float(np.mean([one.right is True for one in baseline]))
+        cut = sum(one.cut for one in rollouts)
+        strengths = ", ".join(f"{arm.name} {arm.strength:+.3g}" for arm in arms)
+        notes = [
+            f"{len(rollouts):,} rollouts in {seconds:,.0f} s of {self.request.seconds:,.0f} s; planned "
+            f"{plan.rollouts:,} at {plan.rate:.3g} a second, over {problems} problems in rounds of "
+            f"{', '.join(map(str, plan.problems))}",
+            f"the unsteered model is right in {solved:.1%} of its texts",
+            f"strengths in multiples of the unit direction: {strengths}",
+            *([f"{cut:,} of {len(rollouts):,} texts reached the token limit"] if cut else []),
+            *(
+                [f"{left_out:,} problems left out: unverifiable, or no room for the new tokens"]
+                if left_out
+                else []
+            ),
+            *overlap_notes(run, [problem.prompt for problem in self.problems[:problems]]),
+        ]
+        tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
+        return Evidence(
+            "steering",
+            run.id,
+            measures[0].name,
+            measures,
+            tuple(effects),
+            tuple(controls),
+            self.kept.manifest["request"],
+            Cost(round(seconds, 3), tokens),
+            tuple(notes),
+            {
+                "plan": asdict(plan),
+                "unsteered": solved,
+                "arms": [asdict(arm) for arm in (*arms, *chance)],
+                "seed": self.request.sampling.seed,
+                "model": self.model.fingerprint,
+                "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+            },
+            {"evaluation": self.kept.id, "variants": {arm.name: arm.name for arm in arms}},
+        )
+
+
+def _by_variant(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    found: dict[str, list[Rollout]] = {}
+    for one in rollouts:
+        found.setdefault(one.variant, []).append(one)
+    return found
+
+
+def judge(
+    by_variant: Mapping[str, Sequence[Rollout]],
+    arms: Sequence[Arm],
+    chance: Sequence[Arm],
+    dropped: Mapping[str, int],
+    k: int,
+    measure: str,
+    seed: int = 0,
+) -> tuple[list[Effect], list[Control]]:
+    """Effects of all arms on Pass@k, paired by problem with the unsteered model, against the random directions: an
+    arm counts where it is further off than every one of these, and no likely draw from the normal distribution
+    that they are of. Of several strengths of an end the strongest evidence is given."""
+    tallies = {name: Tally.of(rollouts) for name, rollouts in by_variant.items()}
+    differences = {
+        arm.name: problem_differences(tallies[arm.name], tallies[UNSTEERED], k) for arm in (*arms, *chance)
+    }
+    null = np.array([differences[arm.name].mean() for arm in chance])
+    p = np.array([sign_flip_p(differences[arm.name], seed) for arm in arms])
+    values = np.array([differences[arm.name].mean() for arm in arms])
+    tested = np.array([arm.name not in dropped for arm in arms])
+    own = false_discovery(np.where(tested, p, 1.0))
+    outlying = false_discovery(np.where(tested, p_outlier(values, null), 1.0))
+    adjusted, furthest = np.maximum(own, outlying), float(np.abs(null).max())
+    best: dict[tuple[int, str], Effect] = {}
+    for i, arm in enumerate(arms):
+        effect = Effect(
+            arm.direction,
+            arm.polarity,
+            measure,
+            difference_interval(differences[arm.name], seed),
+            float(p[i]),
+            float(adjusted[i]) if tested[i] else math.nan,
+            abs(float(values[i])) - furthest,
+            note=f"strength {arm.strength:+.3g}"
+            + (f", dropped after round {dropped[arm.name]}" if not tested[i] else ""),
+        )
+        other = best.get((arm.direction, arm.polarity))
+        if other is None or _rank(effect) < _rank(other):
+            best[arm.direction, arm.polarity] = effect
+    level = Interval(furthest, float(null.min()), float(null.max()), len(null))
+    detail = (
+        f"the furthest of {len(null)} random directions of the same norm; in brackets their lowest and highest"
+    )
+    return list(best.values()), [Control("random directions", measure, level, detail)]
+
+
+def _rank(effect: Effect) -> tuple[float, float]:
+    return (math.inf if math.isnan(effect.adjusted) else effect.adjusted, effect.p)

@@ -1,0 +1,138 @@
+"""What utility and proxies found: the recommendation, forest plots, the problems behind a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from core import figures
+from core.evaluation.changes import Change, changes
+from core.tables import one_line
+from core.usefulness.evidence import Evidence
+from core.usefulness.recommend import recommend
+from core.usefulness.table import (
+    agreement_sentence,
+    change_name,
+    control_table,
+    evidence_name,
+    evidence_notes,
+    evidence_table,
+    towards,
+)
+from core.workspace import Run
+from pages.common.session import PLAIN, show_sentence, with_sentences, workspace
+
+MOST_CHANGES = 100
+
+
+def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
+    found = recommend(run.id, run.k, kept)
+    for sentence in found.sentences:
+        show_sentence(sentence)
+    left, right = st.columns(2)
+    names = ", ".join(found.helpful)
+    if left.button(f"Select along {names or 'the useful ones'}", key="select_useful", disabled=not names):
+        st.session_state["rule"] = "along"
+        st.session_state[f"ends_{run.id}"] = list(found.helpful)
+        st.switch_page("pages/select_data/page.py")
+    if found.helpful and right.button(f"Steer with {found.helpful[0]}", key="steer_useful"):
+        steer_with(run, int(found.helpful[0][:-1]))
+
+
+def steer_with(run: Run, direction: int) -> None:
+    st.session_state[f"steer_directions_{run.id}"] = [direction]
+    st.switch_page("pages/steer/page.py")
+
+
+@st.fragment
+@with_sentences
+def show_evidence(run: Run, kept: Mapping[str, Evidence]) -> None:
+    left, right = st.columns(2, vertical_alignment="bottom")
+    chosen = left.selectbox("Measured", list(kept), format_func=lambda i: evidence_name(kept[i]), key="evidence")
+    evidence = kept[chosen]
+    titles = {measure.name: measure.title for measure in evidence.measures}
+    first = list(titles).index(evidence.primary)
+    measure = right.selectbox("By", list(titles), first, format_func=titles.__getitem__, key=f"measure_{chosen}")
+    event = st.plotly_chart(
+        figures.forest(evidence, measure),
+        key=f"forest_{chosen}_{measure}",
+        config=PLAIN,
+        on_select="rerun",
+        selection_mode="points",
+    )
+    points = event["selection"]["points"] if event else []
+    picked = next((str(point["customdata"]) for point in points if "customdata" in point), None)
+    with st.expander("Table, controls and notes"):
+        st.dataframe(evidence_table(evidence), hide_index=True)
+        st.dataframe(control_table(evidence), hide_index=True)
+        st.text("\n".join(evidence_notes(evidence)))
+    if picked:
+        show_direction(run, evidence, picked)
+    else:
+        st.caption("Click a direction's mark for what is behind it.")
+
+
+def show_direction(run: Run, evidence: Evidence, name: str) -> None:
+    """What is behind one mark: for texts that were generated, the problems that changed."""
+    direction = int(name.rstrip("+-±").split()[0].rstrip("+-"))
+    labels = run.labels()
+    st.subheader(f"Direction {name}")
+    st.text(labels[direction].text if direction in labels else "")
+    left, right = st.columns(2)
+    if left.button(f"Look at direction {direction}", key="look_at"):
+        st.session_state["direction"] = direction
+        st.switch_page("pages/directions/page.py")
+    if right.button(f"Steer with direction {direction}", key="steer_this"):
+        steer_with(run, direction)
+    variant = evidence.parts.get("variants", {}).get(name)
+    if variant is None:
+        st.caption("No texts were generated for this measure.")
+        return
+    evaluation = workspace().evaluation(evidence.parts["evaluation"])
+    found = changes(evaluation, variant)
+    if not found:
+        st.text("No verdict changed.")
+        return
+    problems = evaluation.problems()
+    show_change(found, {problem_id: problem.prompt for problem_id, problem in problems.items()})
+
+
+def show_change(found: list[Change], problems: Mapping[int, str]) -> None:
+    right = sum(change.became_right for change in found)
+    st.text(f"{right:,} texts became right, {len(found) - right:,} wrong.")
+    options = range(min(len(found), MOST_CHANGES))
+
+    def named(i: int) -> str:
+        return one_line(f"{change_name(found[i])}  {problems.get(found[i].before.problem_id, '')}", 110)
+
+    change = found[st.selectbox("Problem", options, format_func=named, key="changed_problem")]
+    if problem := problems.get(change.before.problem_id):
+        st.text(problem)
+    for place, title, rollout, base in zip(
+        st.columns(2),
+        ("Not steered", "Steered"),
+        (change.before, change.after),
+        (None, change.before.text),
+        strict=True,
+    ):
+        with place:
+            st.text(f"{title}: {'right' if rollout.right else 'wrong'}")
+            st.html(figures.differing_text(rollout.text, base))
+
+
+@st.fragment
+@with_sentences
+def show_agreement(kept: Mapping[str, Evidence]) -> None:
+    """Two proxies against each other, where there are two."""
+    newest = {evidence.proxy: evidence for evidence in reversed(list(kept.values()))}
+    if len(newest) < 2:
+        return
+    st.subheader("Do the proxies agree?")
+    left, right = st.columns(2)
+    one = newest[left.selectbox("One proxy", list(newest), key="proxy_one")]
+    others = [name for name in newest if name != one.proxy]
+    other = newest[right.selectbox("Another", others, key=f"proxy_other_{one.proxy}")]
+    figure = figures.proxy_scatter(one.proxy, towards(one), other.proxy, towards(other))
+    st.plotly_chart(figure, key="proxy_scatter", config=PLAIN)
+    st.text(agreement_sentence(one, other))

@@ -1,0 +1,103 @@
+"""Start a measurement: its choices, what it will cost, the same command, its job."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.jobs import command_line, start_job
+from core.tables import colour_columns
+from core.usefulness import PROXIES
+from core.usefulness.cost import cost_sentence
+from core.workspace import Run
+from pages.common.session import follow, with_sentences, workspace
+
+JOB = "usefulness_job"
+TITLES = {
+    "utility": "Utility: scores against verdicts",
+    "first-order": "First order: one backward pass",
+    "steering": "Steering on problems",
+    "sft": "Short training along each direction",
+}
+
+
+def option(name: str, value: object) -> list[str]:
+    return [name, str(value)] if value not in (None, "") else []
+
+
+def show_start(run: Run) -> None:
+    st.subheader("Measure")
+    kind: str = st.segmented_control(
+        "What", PROXIES, default=PROXIES[0], format_func=TITLES.__getitem__, key="proxy_kind", required=True
+    )
+    if kind == "utility":
+        arguments = choose_utility(run)
+    else:
+        arguments = ["proxies", run.id, "--kind", kind, *choose_problems(run, kind), *choose_proxy(run, kind)]
+    st.text(cost_sentence(run, arguments))
+    ready = kind == "utility" or "--problems" in arguments or "--preset" in arguments or "--correct" in arguments
+    if st.button("Measure", type="primary", key="measure", disabled=not ready):
+        st.session_state[JOB] = start_job(workspace(), arguments).id
+        st.rerun()
+    if not ready:
+        st.caption("Name a file of problems with answers first.")
+    st.code(command_line(arguments), language="bash", wrap_lines=True)
+    if job_id := st.session_state.get(JOB):
+        watch(job_id)
+
+
+@st.fragment(run_every=0.5)
+@with_sentences
+def watch(job_id: str) -> None:
+    job = follow(job_id, "usefulness")
+    if job is None:
+        return
+    if job.state == "done":
+        st.session_state.pop(JOB, None)
+        st.session_state["evidence"] = job.result["evidence"]
+        st.rerun()
+    st.text(f"{job.state.capitalize()}. {job.result['message']}")
+
+
+def choose_utility(run: Run) -> list[str]:
+    columns = colour_columns(run)
+    left, middle, right = st.columns(3)
+    verdict = left.selectbox("Verdicts", [None, *columns], key=f"verdict_{run.id}", placeholder="of a usual name")
+    controls = middle.multiselect("Control for", ["length", *columns], ["length"], key=f"controls_{run.id}")
+    models = right.multiselect(
+        "Also hold against",
+        ["random-model", "random-blocks"],
+        key="control_models",
+        help="Models that have learnt nothing: the control that tells most, and takes longest.",
+    )
+    arguments = ["utility", run.id, *option("--correct", verdict), "--control", ",".join(controls) or "none"]
+    return [*arguments, *option("--controls", ",".join(models))]
+
+
+def choose_problems(run: Run, kind: str) -> list[str]:
+    own = kind == "first-order" and st.toggle("On the run's own traces, right against wrong", key="own_traces")
+    if own:
+        columns = colour_columns(run)
+        return option("--correct", st.selectbox("Verdicts", columns, key=f"own_verdict_{run.id}"))
+    path, limit = st.columns([4, 1])
+    file = path.text_input("Problems: a file or hub data set", key="problems", persist_state="session").strip()
+    most = limit.number_input("Only the first", 1, None, None, key="problems_limit", placeholder="all")
+    first, second, third = st.columns(3)
+    problem = first.text_input("Column with the problems", key="problem_column", placeholder="of a usual name")
+    answer = second.text_input("Column with the answers", key="answer_column", placeholder="of a usual name")
+    verifier = third.text_input("Verifier", key="verifier", placeholder="math, or the problem set's own")
+    arguments = [*option("--problems", file), *option("--limit", most), *option("--problem", problem)]
+    return [*arguments, *option("--answer", answer), *option("--verifier", verifier)]
+
+
+def choose_proxy(run: Run, kind: str) -> list[str]:
+    if kind == "first-order":
+        solution = st.text_input("Column with worked solutions", key="solution_column", placeholder="the answers")
+        return option("--solution", solution)
+    chosen = st.multiselect("Directions", range(1, run.k + 1), key=f"proxy_directions_{run.id}", placeholder="all")
+    arguments = option("--directions", ",".join(map(str, chosen)))
+    left, middle, right = st.columns(3)
+    seconds = left.number_input("Cost in seconds", 10, None, 600, key="proxy_cost", help="Fixed beforehand.")
+    rollouts = middle.number_input("Rollouts a problem", 1, 64, 4, key="proxy_rollouts")
+    tokens = right.number_input("New tokens at most", 16, 8_192, 512, key="proxy_tokens")
+    arguments += option("--cost", seconds)
+    return [*arguments, *option("--rollouts", rollouts), *option("--max-new-tokens", tokens)]
