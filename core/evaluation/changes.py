@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
-from core.errors import BasiscopeError
-from core.evaluation.problems import read_problems
 from core.evaluation.rollouts import UNSTEERED, Rollout
-from core.examples import DataSource
 from core.workspace import KeptEvaluation
 
 
@@ -37,15 +33,3 @@ def changes(kept: KeptEvaluation, variant: str) -> list[Change]:
         and (one.right is True) != (base.right is True)
     ]
     return sorted(found, key=lambda change: not change.became_right)
-
-
-def problem_texts(kept: KeptEvaluation) -> dict[int, str]:
-    """Problem id -> its text, read again from where the problems came from; empty where that is gone or no longer
-    what it was."""
-    facts = kept.manifest["problems"]
-    source = DataSource(*(facts.get(name) for name in ("path", "config", "split", "revision", "limit")))
-    with suppress(BasiscopeError, OSError):
-        problems = read_problems(source, facts["problem"], facts["answer"], facts.get("preset"), source.limit)
-        if problems.fingerprint == facts["fingerprint"]:
-            return {problem.problem_id: problem.prompt for problem in problems.problems}
-    return {}

@@ -278,6 +278,7 @@ class _Trial:
             "seconds": 0.0,
             "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
         }
+        self.kept.save_problems(self.request.problems.problems)
         self.kept.save_manifest(manifest)
         return plan, 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from core import figures
-from core.evaluation.changes import Change, changes, problem_texts
+from core.evaluation.changes import Change, changes
 from core.tables import one_line
 from core.usefulness.evidence import Evidence
 from core.usefulness.recommend import recommend
@@ -94,7 +94,8 @@ def show_direction(run: Run, evidence: Evidence, name: str) -> None:
     if not found:
         st.text("No verdict changed.")
         return
-    show_change(found, problem_texts(evaluation))
+    problems = evaluation.problems()
+    show_change(found, {problem_id: problem.prompt for problem_id, problem in problems.items()})
 
 
 def show_change(found: list[Change], problems: Mapping[int, str]) -> None:
