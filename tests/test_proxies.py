@@ -12,7 +12,7 @@ from synthetic import synthetic_run
 from core.basis import Basis
 from core.errors import BasiscopeError
 from core.evaluation.problems import read_problems
-from core.evaluation.rollouts import UNSTEERED, Rollout
+from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems
 from core.model import load_model
 from core.recovery import load_run_model
 from core.selection.pool import pool_of
@@ -29,7 +29,7 @@ from core.usefulness.first_order import (
     loss_gradients,
     random_derivatives,
 )
-from core.usefulness.sft import SftRequest, Trained, selections
+from core.usefulness.sft import Answers, SftRequest, Trained, selections
 from core.usefulness.sft import judge as judge_trained
 from core.usefulness.steering import Arm, SteeringRequest, judge, make_plan, random_arms, steer_proxy, with_random
 from core.workspace import Workspace
@@ -266,14 +266,15 @@ def test_trainings_are_judged_against_random_selections():
     base = rng.normal(2, 0.3, 30)
 
     def one(name, seed, shift):
-        return Trained(name, seed, base + shift + rng.normal(0, 0.005, 30) + rng.normal(0, 0.004), 10)
+        loss = base + shift + rng.normal(0, 0.005, 30) + rng.normal(0, 0.004)
+        return Trained(name, seed, {"loss": -loss}, 10)
 
     chance = [one(f"random {i}", 0, -0.1) for i in range(8)]
     arms = [one("1+", s, -0.2) for s in range(2)] + [one("1-", s, -0.1) for s in range(2)]
-    effects, control = judge_trained([*arms, *chance], base)
+    effects, (control,) = judge_trained([*arms, *chance], {"loss": -base})
     told = {effect.name: effect for effect in effects}
     assert told["1+"].is_evidence and told["1+"].effect.low < 0.1 < told["1+"].effect.high
-    assert not told["1-"].is_evidence and "training alone gives +0.1" in control.detail
+    assert not told["1-"].is_evidence and "training alone changes it by +0.1" in control.detail
 
 
 def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
@@ -286,8 +287,11 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     solutions = written_solutions(model, problems, {i: row["answer"] for i, row in enumerate(rows)}, "bare")
     before = losses(model, solutions)
     request = SftRequest((1,), examples=2, random=3, seeds=1, rate=1e-2)
-    found = train_proxy(gsm8k_run, model, solutions, request)
+    prompts = encode_problems(model, problems, "bare", "plain", 5)
+    answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0))
+    found = train_proxy(gsm8k_run, model, solutions, request, answers)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
-    assert len(after) == len(set(after)) == 5 and found.facts["before"] not in after
-    assert {effect.name for effect in found.effects} == {"1+", "1-"} and found.cost.tokens > 0
+    assert len(after) == len(set(after)) == 5 and found.facts["before"]["loss"] not in after
+    assert [one.measure for one in found.effects if one.name == "1+"] == ["loss", "pass@1"]
+    assert all(one.effect.n == 4 for one in found.by("pass@1")) and found.cost.tokens > 0

@@ -136,6 +136,7 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="For sft, of each training.")
 @click.option("--epochs", type=float, default=1.0, show_default=True, help="For sft.")
+@click.option("--passes", is_flag=True, help="For sft, measure Pass@1, too, not the loss alone.")
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="For sft.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy, with --rollouts 1.")
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
@@ -179,15 +180,13 @@ def _directions(run: Run, text: str) -> tuple[int, ...]:
 
 
 def _steering(space: Workspace, run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
-    from core.demo.default import is_demo
     from core.evaluation.verifiers import verifier
     from core.steering.generation import Sampling
     from core.steering.sweep import parse_strengths
     from core.usefulness.steering import SteeringRequest, steer_proxy
 
     development = _problems(options)
-    of_demo = is_demo(run) and not development.preset
-    name = options["verifier_name"] or development.verifier or ("world" if of_demo else "math")
+    name, wording = _asking(run, development, options)
     try:
         verifier(name)
         request = SteeringRequest(
@@ -199,7 +198,7 @@ def _steering(space: Workspace, run: Run, model: Any, options: dict[str, Any], p
             options["r"],
             options["random_arms"],
             Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"]),
-            options["wording"] or ("bare" if of_demo else "boxed"),
+            wording,
             options["template"],
         )
     except BasiscopeError as error:
@@ -245,7 +244,32 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     wording = options["wording"] or "bare"
     solutions = written_solutions(model, development.problems, written, wording, options["template"])
     notes = overlap_notes(run, [problem.prompt for problem in development.problems])
-    return train_proxy(run, model, solutions, request, notes, progress)
+    answers = _answers(run, model, development, options) if options["passes"] else None
+    return train_proxy(run, model, solutions, request, answers, notes, progress)
+
+
+def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) -> Any:
+    from core.evaluation.rollouts import encode_problems
+    from core.evaluation.verifiers import can_verify
+    from core.steering.generation import Sampling
+    from core.usefulness.sft import Answers
+
+    name, wording = _asking(run, development, options)
+    usable = tuple(problem for problem in development.problems if can_verify(name, problem.answer))
+    if not usable:
+        raise BasiscopeError(f"The verifier {name!r} can verify none of the answers; choose another --verifier.")
+    sampling = Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"])
+    prompts = encode_problems(model, usable, wording, options["template"], sampling.max_new_tokens)
+    return Answers(usable, prompts, name, options["r"], sampling)
+
+
+def _asking(run: Run, development: Any, options: dict[str, Any]) -> tuple[str, str]:
+    """The verifier and the wording, by default those of the preset, or of the demo's world."""
+    from core.demo.default import is_demo
+
+    of_demo = is_demo(run) and not development.preset
+    name = options["verifier_name"] or development.verifier or ("world" if of_demo else "math")
+    return name, options["wording"] or ("bare" if of_demo else "boxed")
 
 
 def _problems(options: dict[str, Any]) -> Any:

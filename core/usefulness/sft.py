@@ -1,7 +1,7 @@
 """The proxy SFT: a short LoRA training on examples along each direction, against random ones of as many tokens.
 
 Training is TRL's (the extra `train`), the adapter PEFT's; the model's own weights are never changed. An arm is
-judged by the loss on held-out solutions, and by Pass@1 where the problems have answers to verify.
+judged by the loss on held-out solutions, and where it is asked for by Pass@1 on their problems.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,18 +19,41 @@ import numpy as np
 from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
-from core.evaluation import Interval
+from core.evaluation import Interval, verifier
+from core.evaluation.passk import Tally
+from core.evaluation.problems import Problem
+from core.evaluation.rollouts import roll_out
 from core.model import LanguageModel
 from core.selection.choose import choose
 from core.selection.pool import Constraints, Pool, Rule, pool_of
+from core.steering.generation import Sampling
 from core.usefulness.development import Solutions, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
 from core.workspace import Run
 
-GAIN = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
+LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
+PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy", "scipy")
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each."""
+
+    problems: tuple[Problem, ...]
+    prompts: Mapping[int, tuple[int, ...]]
+    verifier: str
+    r: int
+    sampling: Sampling
+
+    def measure(self, model: LanguageModel) -> tuple[np.ndarray, int]:
+        """(problems,) Pass@1, and the tokens run."""
+        batches = roll_out(model, self.problems, self.prompts, verifier(self.verifier), self.r, self.sampling)
+        made = [one for batch in batches for one in batch]
+        tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in made)
+        return Tally.of(made).pass_at(1), tokens
 
 
 @dataclass(frozen=True)
@@ -56,11 +79,12 @@ class SftRequest:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training left: losses (problems,) on the held-out solutions, after `tokens` tokens of training."""
+    """What one training left: measure -> (problems,) what it came to, the loss negative so that more is better;
+    tokens: trained on and run to measure."""
 
     name: str
     seed: int
-    losses: np.ndarray
+    outcomes: dict[str, np.ndarray]
     tokens: int
 
 
@@ -89,50 +113,67 @@ def train_proxy(
     model: LanguageModel,
     solutions: Solutions,
     request: SftRequest,
+    answers: Answers | None = None,
     notes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Evidence:
-    """Train on every selection and compare the losses on the solutions. Raises BasiscopeError where TRL or PEFT is
-    missing, or the pool is too small."""
+    """Train on every selection and compare the losses on the solutions, and Pass@1 where `answers` say how.
+
+    Raises BasiscopeError where TRL or PEFT is missing, or the pool is too small.
+    """
     check_installed()
     start = time.monotonic()
     chosen = selections(pool_of(run), request)
     plan = [(name, s) for name in chosen for s in range(1 if name.startswith("random") else request.seeds)]
-    before = by_problem(losses(model, solutions), solutions)
+    before, tokens = measured(model, solutions, answers)
     made: list[Trained] = []
     progress("training", 0, len(plan))
     for name, seed in plan:
-        made.append(trained(run, model, solutions, chosen[name], request, name, seed))
+        made.append(trained(run, model, solutions, chosen[name], request, answers, name, seed))
         progress("training", len(made), len(plan))
-    effects, control = judge(made, before)
+    measures = (LOSS, PASS) if answers else (LOSS,)
+    effects, controls = judge(made, before, measures)
     dropped = [f"{count:,} solutions left out: {why}" for why, count in solutions.left_out.items()]
-    sizes, tokens = [len(rows) for rows in chosen.values()], sum(one.tokens for one in made)
+    sizes = [len(rows) for rows in chosen.values()]
+    tokens += sum(one.tokens for one in made)
     return Evidence(
         "sft",
         run.id,
-        GAIN.name,
-        (GAIN,),
+        LOSS.name,
+        measures,
         tuple(effects),
-        (control,),
+        tuple(controls),
         {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked,
-        Cost(
-            round(time.monotonic() - start, 3),
-            tokens + solutions.tokens * (1 + len(made)),
-        ),
+        Cost(round(time.monotonic() - start, 3), tokens),
         (
             f"{len(plan):,} trainings on {min(sizes):,} to {max(sizes):,} examples, {solutions.problems:,} "
-            f"held-out problems; before training the loss is {before.mean():.3f} nats per token",
+            f"held-out problems; before training the loss is {-before[LOSS.name].mean():.3f} nats per token",
             *dropped,
             *notes,
         ),
         {
-            "trainings": [{"name": one.name, "seed": one.seed, "loss": float(one.losses.mean())} for one in made],
-            "before": float(before.mean()),
+            "trainings": [{"name": one.name, "seed": one.seed, **_means(one.outcomes)} for one in made],
+            "before": _means(before),
             "seed": request.seed,
             "model": run.manifest["model"]["fingerprint"],
             "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
         },
     )
+
+
+def measured(
+    model: LanguageModel, solutions: Solutions, answers: Answers | None
+) -> tuple[dict[str, np.ndarray], int]:
+    """The outcomes of a model, as in Trained, and the tokens run."""
+    found, tokens = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, solutions.tokens
+    if answers:
+        found[PASS.name], more = answers.measure(model)
+        tokens += more
+    return found, tokens
+
+
+def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in outcomes.items()}
 
 
 def check_installed() -> None:
@@ -151,6 +192,7 @@ def trained(
     solutions: Solutions,
     rows: np.ndarray,
     request: SftRequest,
+    answers: Answers | None,
     name: str,
     seed: int,
 ) -> Trained:
@@ -198,41 +240,58 @@ def trained(
                 adapted, args=arguments, train_dataset=Dataset.from_list(texts), processing_class=tokenizer
             ).train()
         adapted.eval()
-        found = by_problem(losses(replace(model, module=adapted), solutions), solutions)  # type: ignore[arg-type]
+        outcomes, tokens = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
     finally:
         adapted.unload()
         model.module.eval().requires_grad_(False)
-    tokens = round(request.epochs * sum(len(text["input_ids"]) for text in texts))
-    return Trained(name, seed, found, tokens)
+    tokens += round(request.epochs * sum(len(text["input_ids"]) for text in texts))
+    return Trained(name, seed, outcomes, tokens)
 
 
-def judge(made: Sequence[Trained], before: np.ndarray) -> tuple[list[Effect], Control]:
-    """Effects of the selections along directions: how much lower the loss is than after random ones. Intervals
-    hold the differences between problems, random selections and seeds. A selection counts where it is further off
-    than every random one, and no likely draw from the normal distribution that these are of."""
-    from scipy.stats import t
-
+def judge(
+    made: Sequence[Trained], before: Mapping[str, np.ndarray], measures: Sequence[Measure] = (LOSS,)
+) -> tuple[list[Effect], list[Control]]:
+    """Effects of the selections along directions: how much better than after random ones. Intervals hold the
+    differences between problems, random selections and seeds. A selection counts where it is further off than
+    every random one, and no likely draw from the normal distribution that these are of."""
     by_name: dict[str, list[Trained]] = {}
     for one in made:
         by_name.setdefault(one.name, []).append(one)
-    arms = [name for name in by_name if not name.startswith("random")]
-    chance = np.stack([by_name[name][0].losses for name in by_name if name.startswith("random")])
-    null = chance.mean(axis=0).mean() - chance.mean(axis=1)
-    gains = {name: chance.mean(axis=0) - np.mean([one.losses for one in by_name[name]], axis=0) for name in arms}
-    values = np.array([gains[name].mean() for name in arms])
+    effects: list[Effect] = []
+    controls: list[Control] = []
+    for measure in measures:
+        outcomes = {name: [one.outcomes[measure.name] for one in ones] for name, ones in by_name.items()}
+        found, control = _judged(outcomes, before[measure.name], measure)
+        effects += found
+        controls.append(control)
+    return effects, controls
+
+
+def _judged(
+    outcomes: Mapping[str, Sequence[np.ndarray]], before: np.ndarray, measure: Measure
+) -> tuple[list[Effect], Control]:
+    from scipy.stats import t
+
+    chance = np.stack([ones[0] for name, ones in outcomes.items() if name.startswith("random")])
+    null = chance.mean(axis=1) - chance.mean()
+    gains = {
+        name: np.mean(ones, axis=0) - chance.mean(axis=0)
+        for name, ones in outcomes.items()
+        if not name.startswith("random")
+    }
+    values = np.array([gain.mean() for gain in gains.values()])
     outlying = p_outlier(values, null)
     adjusted, furthest = false_discovery(outlying), float(np.abs(null).max())
     effects = []
-    for i, name in enumerate(arms):
-        gain, seeds = gains[name], len(by_name[name])
-        spread = float(null.var(ddof=1)) * (1 / len(null) + 1 / seeds)
+    for i, (name, gain) in enumerate(gains.items()):
+        spread = float(null.var(ddof=1)) * (1 / len(null) + 1 / len(outcomes[name]))
         problems = float(gain.var(ddof=1)) / len(gain) if len(gain) > 1 else math.nan
         half = float(t.ppf(0.975, len(null) - 1)) * math.sqrt(spread + problems)
         interval = Interval(float(values[i]), float(values[i]) - half, float(values[i]) + half, len(gain))
-        direction, polarity = int(name[:-1]), name[-1]
         numbers = (float(outlying[i]), float(adjusted[i]), abs(float(values[i])) - furthest)
-        effects.append(Effect(direction, polarity, GAIN.name, interval, *numbers))
+        effects.append(Effect(int(name[:-1]), name[-1], measure.name, interval, *numbers))
     level = Interval(furthest, float(null.min()), float(null.max()), len(null))
-    detail = f"the furthest of {len(null)} random selections of as many tokens; training alone gives "
-    detail += f"{before.mean() - chance.mean():+.3g} nats per token"
-    return effects, Control("random selections", GAIN.name, level, detail)
+    detail = f"the furthest of {len(null)} random selections of as many tokens; training alone changes it by "
+    return effects, Control(
+        "random selections", measure.name, level, f"{detail}{chance.mean() - before.mean():+.3g}"
+    )
