@@ -13,11 +13,13 @@ from synthetic import synthetic_run
 
 from core.cli import main
 from core.errors import BasiscopeError
+from core.evaluation import Interval
 from core.selection import FORMATS
 from core.selection.card import PLOTS, _code
 from core.selection.export import EPOCHS, LEARNING_RATE, export, formatted
 from core.selection.pool import Constraints, Quota, Rule
-from core.selection.step import Request, reproduce, select
+from core.selection.step import Request, reproduce, select, stored_sentences
+from core.usefulness.evidence import BOTH, Cost, Effect, Evidence, Measure
 from core.workspace import Workspace
 
 
@@ -290,6 +292,25 @@ def test_a_manifest_and_other_options_contradict_each_other(kept, gsm8k_copy, ru
     assert status == 2 and "leave out --along, --budget, --seed" in err
     assert [one.name for one in gsm8k_copy.selections()] == ["twenty"]
     assert run_cli(*again, "--name", "x")[0] == 0
+
+
+def test_the_utility_that_is_kept_with_a_run_splits_the_budget(gsm8k_copy, run, run_cli):
+    effects = tuple(
+        Effect(j, BOTH, "r", Interval(value, value - 0.1, value + 0.1, 50)) for j, value in ((1, 0.3), (2, -0.1))
+    )
+    measure = Measure("r", "correlation", "")
+    kept = Evidence("utility", run.id, "r", (measure,), effects, (), {"column": "none"}, Cost(1.0, 0))
+    gsm8k_copy.save_evidence(kept)
+    weighted = ("select", run.id, "--budget", 20, "--workspace", gsm8k_copy.root, "--weights", "utility")
+    assert run_cli(*weighted, "--along", "1+,2-", "--name", "own")[0] == 0
+    assert gsm8k_copy.selection("own").manifest["rule"]["weights"] == pytest.approx([0.3, 0.1])
+    plain = ("--weights", "3,1", "--along", "1+,2-", "--name", "plain")
+    assert run_cli(*weighted[:-2], *plain)[0] == 0
+    assert gsm8k_copy.selection("own").example_ids == gsm8k_copy.selection("plain").example_ids
+    assert "utility +0.100 (+0.000 to +0.200, 50 traces)" in stored_sentences(run.id, (-2,), gsm8k_copy)[0]
+    for along, status, sentence in (("1-,2+", 2, "none of these ends"), ("1+,3-", 2, "none for direction 3")):
+        found = run_cli(*weighted, "--along", along)
+        assert found[0] == status and sentence in found[2]
 
 
 def test_the_manifest_has_scores_and_duplicates_in_full(gsm8k_copy, run, write_rows):

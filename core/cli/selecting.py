@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,10 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     many: dict[str, Any] = {"multiple": True}
     options = [
         click.option("--along", help='Directions with polarity, such as "1+,3-": the highest scores.'),
-        click.option("--weights", help='How they share the budget: "3,1", or utility:COLUMN of verdicts.'),
+        click.option(
+            "--weights",
+            help='How they share the budget: "3,1", utility (the run\'s own), or utility:COLUMN of verdicts.',
+        ),
         click.option("--floor", type=float, help="Least score, in standard deviations, with --along."),
         click.option("--coverage", is_flag=True, help="Farthest points; with --along, within the useful end."),
         click.option("--useful-end", type=float, help="Its share of the pool.  [default: 0.2]"),
@@ -166,11 +170,13 @@ def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Requ
     """A Request from the options of `select`. Raises click.UsageError where they contradict each other."""
     from core.provenance import Origins
     from core.selection.pool import Constraints, parse_quotas
-    from core.selection.step import Request
+    from core.selection.step import Request, stored_weights
 
     opened = space.run(run)
     try:
         rule, weights_by = build_rule(options)
+        if options["weights"] == "utility":
+            rule = replace(rule, weights=stored_weights(opened.id, rule.directions, space))
         constraints = Constraints(
             budget=options["budget"],
             budget_tokens=options["budget_tokens"],
@@ -226,7 +232,7 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
     weights_by = None
     if options["weights"] and options["weights"].startswith("utility:"):
         weights_by = options["weights"].removeprefix("utility:")
-    elif options["weights"]:
+    elif options["weights"] and options["weights"] != "utility":
         weights = tuple(_number(part, "--weights") for part in options["weights"].split(","))
     rule = Rule(
         name,

@@ -324,7 +324,7 @@ def _yaml_value(value: Any) -> str:
 def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
     pool = pool_of(run)
     rows = pool.rows(tuple(kept.example_ids), "Selection")
-    chance = choose(pool, Rule("random"), Constraints(budget=len(rows)), list).rows
+    chance = choose(pool, Rule("random"), Constraints(budget=len(rows)), lambda: pool.whitened).rows
     curves = {name: curve(pool, own[:MOST_MEASURED]) for name, own in (("selection", rows), ("random", chance))}
     plots.write_plot(folder / "covering.svg", lambda axes: plots.draw_covering(axes, curves), 2)
     plots.write_plot(folder / "directions.svg", lambda axes: plots.draw_directions(axes, pool, rows), 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BLUE, GREY, ORANGE = "#3b6fb6", "#9aa0a6", "#d9822b"
 COLOURS = (BLUE, GREY, ORANGE, "#3d9970")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "basiscope",
     "text.parse_math": False,
     "axes.spines.top": False,
@@ -81,7 +81,7 @@ def draw_map(axes: list[Axes], points: np.ndarray, rows: np.ndarray) -> None:
     place.scatter(points[:, 0], points[:, 1], s=3, color=GREY, alpha=0.35, lw=0, rasterized=True, label="pool")
     place.scatter(points[rows, 0], points[rows, 1], s=9, color=BLUE, lw=0, rasterized=True, label="selection")
     place.set(xticks=[], yticks=[], xlabel="map, across", ylabel="map, up")
-    place.legend(frameon=False)
+    place.legend(frameon=False, loc="upper right")  # to look for the best place is slow
 
 
 def _short(value: object) -> str:

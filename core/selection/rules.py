@@ -4,7 +4,7 @@ prefix of a larger one."""
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -279,7 +279,11 @@ def utilities(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[Int
 
 def utility_weights(pool: Pool, directions: tuple[int, ...], column: str) -> tuple[float, ...]:
     """The utility of each signed direction, none below zero. Raises BasiscopeError where none is above it."""
-    found = [one.value for one in utilities(pool, directions, column)]
+    return positive([one.value for one in utilities(pool, directions, column)], f"a higher {column!r}")
+
+
+def positive(found: Sequence[float], what: str) -> tuple[float, ...]:
+    """Utilities as weights, none of them below zero. Raises BasiscopeError where none is above it."""
     if not max(found) > 0:
-        raise BasiscopeError(f"Weights by utility: none of these ends goes with a higher {column!r}.")
+        raise BasiscopeError(f"Weights by utility: none of these ends goes with {what}.")
     return tuple(max(value, 1e-9) for value in found)

@@ -14,6 +14,7 @@ import pandas as pd
 from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.evaluation import Interval
 from core.provenance import Origins, ledger, licence_conflicts
 from core.selection.choose import choose
 from core.selection.measures import MOST_MEASURED, curve, summary
@@ -29,7 +30,7 @@ from core.selection.pool import (
     rule_from,
     show_directions,
 )
-from core.selection.rules import utilities, utility_weights
+from core.selection.rules import positive, utilities, utility_weights
 from core.selection.screening import Screening, file_digest, screen
 from core.selection.vectors import text_vectors
 from core.workspace import KeptSelection, Run, Workspace, content_hash
@@ -98,6 +99,40 @@ def rule_of(request: Request, pool: Pool) -> Rule:
         return request.rule
     weights = utility_weights(pool, request.rule.directions, request.weights_by)
     return replace(request.rule, weights=weights)
+
+
+def stored_utilities(run_id: str, directions: tuple[int, ...], workspace: Workspace) -> tuple[Interval, ...]:
+    """What the run's newest `utility` found for each signed direction, as a difference from no association. Raises
+    BasiscopeError where it found nothing for one of them."""
+    newest = next((one for one in workspace.evidence(run_id).values() if one.proxy == "utility"), None)
+    if newest is None:
+        raise BasiscopeError(
+            f"Weights by utility: run {run_id} has none yet; start `basiscope utility` on it, or name a column of "
+            "verdicts, utility:COLUMN."
+        )
+    null = newest.measure(newest.primary).null
+    found = {effect.direction: effect.effect for effect in newest.by(newest.primary)}
+    missing = [abs(j) for j in directions if abs(j) not in found or not isfinite(found[abs(j)].value)]
+    if missing:
+        raise BasiscopeError(f"Weights by utility: run {run_id} has none for direction {missing[0]}.")
+    ends = []
+    for j in directions:
+        one, sign = found[abs(j)], 1 if j > 0 else -1
+        low, high = sorted((sign * (one.low - null), sign * (one.high - null)))
+        ends.append(Interval(sign * (one.value - null), low, high, one.n))
+    return tuple(ends)
+
+
+def stored_weights(run_id: str, directions: tuple[int, ...], workspace: Workspace) -> tuple[float, ...]:
+    """The run's utility of each signed direction, none below zero. Raises BasiscopeError where none is above."""
+    return positive([one.value for one in stored_utilities(run_id, directions, workspace)], "right answers")
+
+
+def stored_sentences(run_id: str, directions: tuple[int, ...], workspace: Workspace) -> tuple[str, ...]:
+    return tuple(
+        f"{show_directions((j,))}: utility {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}, {one.n:,} traces)"
+        for j, one in zip(directions, stored_utilities(run_id, directions, workspace), strict=True)
+    )
 
 
 def utility_sentences(request: Request, pool: Pool) -> tuple[str, ...]:

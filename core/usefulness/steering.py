@@ -160,8 +160,8 @@ def make_plan(arms: int, random: int, r: int, problems: int, rate: float, second
         need = LEAST_PROBLEMS * r * (rows.max() + rows.min()) / rate
         raise BasiscopeError(
             f"--cost: {seconds:,.0f} s at {rate:.2g} rollouts a second are {int(rate * seconds):,} rollouts, too "
-            f"few to compare {arms} arms on {problems} problems. Give about {need:,.0f} seconds, more problems, fewer "
-            "--directions, or fewer --rollouts."
+            f"few to compare {arms} arms on {problems} problems. Give about {need:,.0f} seconds, more problems, "
+            "fewer --directions, or fewer --rollouts."
         )
     sizes = sizes[sizes > 0]
     return Plan(

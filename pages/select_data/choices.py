@@ -10,15 +10,15 @@ import streamlit as st
 
 from core.errors import BasiscopeError
 from core.selection.live import first_budgets
-from core.selection.pool import RULES, Pool, show_directions, show_quotas
-from core.selection.step import Request
+from core.selection.pool import RULES, Pool, parse_directions, show_directions, show_quotas
+from core.selection.step import Request, stored_sentences
 from core.tables import colour_columns, one_line
 from core.workspace import Run
 from pages.common.session import table, workspace
 
 WITH_DIRECTIONS = ("along", "both")
 WITH_COLUMN = ("label", "quality")
-SPLITS = ("equally", "by weights", "by utility")
+SPLITS = ("equally", "by weights", "by the run's utility", "by a column of verdicts")
 ORIGINS = ("source", "licence", "author", "date")
 PINNED, DROPPED = "select_pinned", "select_dropped"
 """Session keys: example id -> reason, by run."""
@@ -79,9 +79,13 @@ def choose_directions(run: Run, rule: str) -> list[str]:
         return [*arguments, "--coverage", "--useful-end", str(end)]
     if len(chosen) > 1:
         split: str = st.selectbox("Split the budget", SPLITS, key="split")
-        if split == "by weights":
+        if split == SPLITS[1]:
             arguments += option("--weights", st.text_input("Weights", key="weights", placeholder="3,1"))
-        elif split == "by utility":
+        elif split == SPLITS[2]:
+            arguments += ["--weights", "utility"]
+            for sentence in stored_sentences(run.id, parse_directions(",".join(chosen)), workspace()):
+                st.text(sentence)
+        elif split == SPLITS[3]:
             column = st.selectbox(
                 "Column of verdicts",
                 colour_columns(run),
@@ -164,7 +168,7 @@ def state_of(run: Run, pool: Pool, request: Request) -> dict[str, Any]:
     """Session key -> value of every control, such that the page asks for the request. Raises BasiscopeError where
     no control can say a part of it."""
     rule, wanted, origins = request.rule, request.constraints, request.origins
-    split = "by utility" if request.weights_by else "by weights" if rule.weights else "equally"
+    split = SPLITS[3] if request.weights_by else SPLITS[1] if rule.weights else SPLITS[0]
     unit = "examples" if wanted.budget_tokens is None else "tokens"
     budget = wanted.budget_tokens if wanted.budget is None else wanted.budget
     most, reach, _ = first_budgets(pool, unit)
