@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m bench [extraction|basis|app|steering] [--quick]`, all of them without a name."""
+"""Run the benchmarks: `python -m bench [NAME] [--quick]`, all of NAMES without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from importlib.util import find_spec
 
-NAMES = ("extraction", "basis", "selection", "app", "steering")
+NAMES = ("extraction", "basis", "selection", "app", "steering", "usefulness")
 
 
 def main() -> None:

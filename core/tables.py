@@ -227,6 +227,10 @@ STEPS = {
     "overlaps": ("Looking for overlaps", "examples"),
     "generate": ("Generating", "tokens a text"),
     "sweep": ("Generating and reading texts", "texts"),
+    "rollouts": ("Writing and verifying texts", "texts"),
+    "controls": ("Holding against controls", "of them"),
+    "first-order": ("Differentiating the loss", "solutions"),
+    "training": ("Training and measuring", "trainings"),
     "export": ("Writing, loading it again, comparing", ""),
 }
 """What each step of a job is doing, and what it counts."""

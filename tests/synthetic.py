@@ -111,7 +111,7 @@ def _kind(column: list[Any]) -> str:
 
 def _basis(scores: np.ndarray, rng: np.random.Generator) -> Basis:
     k, d = scores.shape[1], len(BLOCKS) * HIDDEN
-    directions = np.linalg.qr(rng.standard_normal((d, k)))[0].T.astype(np.float32)
+    directions = np.linalg.qr(rng.standard_normal((d, k)))[0].T.astype(np.float32, order="C")
     singular_values = np.sort(np.linalg.norm(scores, axis=0))[::-1].astype(np.float32)
     total = 1.5 * float((singular_values**2).sum()) / (len(scores) - 1)
     ones = np.ones(len(BLOCKS), np.float32)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from test_cli import run_cli  # noqa: F401
 
 from core.errors import BasiscopeError
 from core.evaluation import verifier
@@ -46,6 +45,7 @@ def server(monkeypatch):
     """A server that answers what `reply(body)` returns, (status, text); `asked` holds what came."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
         models = ("m",)
         asked: list = []  # noqa: RUF012
 
@@ -290,7 +290,7 @@ def test_nothing_is_left_where_nothing_can_be_verified(stories, write_rows, tmp_
 # --- the command ----------------------------------------------------------------------------------------
 
 
-def test_evaluate_steers_beside_the_unsteered_model(run_cli, gsm8k_copy, data_folder):  # noqa: F811
+def test_evaluate_steers_beside_the_unsteered_model(run_cli, gsm8k_copy, data_folder):
     options = ("--problems", data_folder / "gsm8k" / "test.jsonl", "--limit", 4, "--rollouts", 2)
     options += ("--max-new-tokens", 10, "--wording", "bare", "--device", "cpu", "--workspace", gsm8k_copy.root)
     status, out, err = run_cli("evaluate", "latest", *options, "--steer", "1:+2,3:-1", "--unit", "sd")
@@ -320,14 +320,14 @@ def test_evaluate_steers_beside_the_unsteered_model(run_cli, gsm8k_copy, data_fo
         (("--problems", "SUMS", "--endpoint", "nowhere"), 1, "give its address"),
     ],
 )
-def test_evaluate_refuses_in_a_sentence(run_cli, gsm8k_copy, sums, options, status, sentence):  # noqa: F811
+def test_evaluate_refuses_in_a_sentence(run_cli, gsm8k_copy, sums, options, status, sentence):
     given = [sums if option == "SUMS" else option for option in options]
     found, out, err = run_cli("evaluate", "latest", *given, "--device", "cpu", "--workspace", gsm8k_copy.root)
     assert found == status and sentence in err and "Traceback" not in err and out == ""
     assert not list(gsm8k_copy.root.glob("evaluations/*/"))
 
 
-def test_evaluate_needs_a_run_a_model_or_a_server(run_cli, sums, tmp_path):  # noqa: F811
+def test_evaluate_needs_a_run_a_model_or_a_server(run_cli, sums, tmp_path):
     for target, status, sentence in (
         ((), 2, "Give a RUN, a MODEL, or --endpoint"),
         (("nothing",), 1, "Run 'nothing' is not in"),
@@ -369,7 +369,7 @@ def real_server(chat_stories, tmp_path_factory):
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
-def test_a_real_server_is_evaluated(real_server, chat_stories, data_folder, tmp_path, run_cli, template):  # noqa: F811
+def test_a_real_server_is_evaluated(real_server, chat_stories, data_folder, tmp_path, run_cli, template):
     options = ("--problems", data_folder / "gsm8k" / "test.jsonl", "--limit", 3, "--rollouts", 2)
     options += ("--max-new-tokens", 12, "--endpoint", real_server, "--model-name", chat_stories)
     options += ("--template", template, "--concurrency", 2, "--workspace", tmp_path)

@@ -1,26 +1,16 @@
 """Utility and proxies against plain references: brute force, SciPy, finite differences, simulation."""
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic import synthetic_run
-from tiny import save_tiny
-from transformers import GPT2Config
 
-from core.basis import Basis
 from core.errors import BasiscopeError
 from core.evaluation import Interval
-from core.evaluation.problems import read_problems
-from core.model import load_model
-from core.recovery import load_run_model
-from core.steering.intervention import Directions, Steering, steered
 from core.usefulness import association as assoc
-from core.usefulness.controls import bag_of_words, random_scores, random_units
-from core.usefulness.development import Solutions, losses, overlap_notes, written_solutions
+from core.usefulness.controls import bag_of_words, random_scores
 from core.usefulness.evidence import (
     Cost,
     Effect,
@@ -29,14 +19,6 @@ from core.usefulness.evidence import (
     false_discovery,
     level_of_best,
     p_against_best,
-)
-from core.usefulness.first_order import (
-    by_problem,
-    contrasts,
-    derivatives,
-    first_order,
-    loss_gradients,
-    random_derivatives,
 )
 from core.usefulness.recommend import recommend
 from core.usefulness.traces import column_values, read_traces
@@ -305,118 +287,6 @@ def test_words_are_judged_on_problems_not_seen():
     by_problem = bag_of_words([f"word{p}" for p in problem], solved[problem], problem, 0)
     assert abs(assoc.area_under_curve(assoc.average_ranks(by_problem[:, None]), solved[problem])[0] - 0.5) < 0.2
     assert bag_of_words(["a b"] * 8, right[:8], problem[:8], 0) is None
-
-
-# --- first-order ----------------------------------------------------------------------------------------
-
-
-def solutions_of(texts, first, problem=None, right=None):
-    n = len(texts)
-    problem = np.arange(n) if problem is None else np.asarray(problem)
-    right = np.ones(n, dtype=bool) if right is None else np.asarray(right)
-    return Solutions(tuple(map(tuple, texts)), tuple(first), problem, right, {})
-
-
-def random_directions(model, blocks, k=3, seed=0, scale=None):
-    rng = np.random.default_rng(seed)
-    d = len(blocks) * model.hidden_size
-    rows = np.linalg.qr(rng.standard_normal((d, k)))[0].T.astype(np.float32)
-    scale = np.ones(len(blocks), np.float32) if scale is None else np.asarray(scale, np.float32)
-    zeros = np.zeros(d, np.float32)
-    basis = Basis(rows, zeros, np.ones(k, np.float32), scale, 1.0, 10, np.zeros(k))
-    return Directions(basis, blocks)
-
-
-def double(folder):
-    model = load_model(folder, dtype="float32", device="cpu")
-    model.module.double()
-    return model
-
-
-def central_difference(model, directions, solutions, direction, step, block=None):
-    """Of actual steering, by the hooks that steer."""
-    found = []
-    for sign in (1, -1):
-        blocks = None if block is None else (block,)
-        with steered(model, directions, Steering(((direction, sign * step),), blocks=blocks)):
-            found.append(losses(model, solutions))
-    return (found[0] - found[1]) / (2 * step)
-
-
-def test_the_derivative_is_that_of_actual_steering_in_float64(tmp_path):
-    """Of a model that computes in float64 throughout; a Llama's norms are in float32 whatever it is loaded as."""
-    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)
-    model = double(save_tiny(config, tmp_path))
-    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(3, 90, n).tolist() for n in (9, 30, 17, 9)]
-    solutions = solutions_of(texts, (3, 11, 1, 8))
-    gradients = loss_gradients(model, solutions, directions.blocks)
-    np.testing.assert_allclose(gradients.losses, losses(model, solutions), rtol=1e-12)
-    slopes = derivatives(directions, gradients.sums)
-    for j in (1, 2, 3):
-        # what is added is rounded to float32, 6e-8 of it; the step's own error is of its square
-        whole = central_difference(model, directions, solutions, j, 2**-9)
-        np.testing.assert_allclose(slopes[:, j - 1].sum(axis=1), whole, rtol=2e-5, atol=1e-7)
-        for place, block in enumerate(directions.blocks):
-            part = central_difference(model, directions, solutions, j, 2**-9, block)
-            np.testing.assert_allclose(slopes[:, j - 1, place], part, rtol=2e-5, atol=1e-7)
-    assert not any(block._forward_hooks for block in model.blocks)
-
-
-def test_random_directions_are_derived_the_same_way(llama_folder):
-    model = double(llama_folder)
-    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
-    sums = np.random.default_rng(1).standard_normal((4, 2, model.hidden_size))
-    (units,) = random_units(3, 2 * model.hidden_size, 5)
-    same = Directions(replace(directions.basis, directions=units), directions.blocks)
-    np.testing.assert_allclose(
-        random_derivatives(directions, sums, 3, 5), derivatives(same, sums).sum(axis=2), rtol=1e-6
-    )
-
-
-def test_the_derivative_on_the_real_small_model(gsm8k_run, stories, data_folder):
-    """Float32 against float64 differences of the same model, on real text."""
-    text = (data_folder / "text" / "tinystories_sample.txt").read_text().split("<|endoftext|>")[:6]
-    run = gsm8k_run
-    model = load_run_model(run, "cpu")
-    ids = [model.tokenizer(story.strip())["input_ids"][:120] for story in text]
-    solutions = solutions_of(ids, [len(one) // 2 for one in ids])
-    directions = Directions.of(run)
-    slopes = derivatives(directions, loss_gradients(model, solutions, directions.blocks).sums).sum(axis=2)
-    wide = double(stories)
-    for j in (1, 2, 3):
-        plain = central_difference(wide, directions, solutions, j, 2**-6)
-        np.testing.assert_allclose(slopes[:, j - 1], plain, rtol=2e-3, atol=2e-5)
-
-
-def test_problems_and_contrasts_are_means_of_means():
-    values = np.array([1.0, 3.0, 10.0, 20.0, 7.0])
-    solutions = solutions_of([[1]] * 5, [0] * 5, [0, 0, 1, 1, 2], [True, False, True, True, False])
-    np.testing.assert_allclose(by_problem(values, solutions), [2.0, 15.0, 7.0])
-    np.testing.assert_allclose(contrasts(values, solutions), [3.0 - 1.0])
-
-
-def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
-    model = load_run_model(gsm8k_run, "cpu")
-    development = read_problems(gsm8k, "question", "answer", limit=12)
-    rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:12]]
-    written = {i: row["answer"] for i, row in enumerate(rows)}
-    solutions = written_solutions(model, development.problems, written, "bare")
-    kept = next(
-        i for i in range(12) if len(model.tokenizer(rows[i]["question"])["input_ids"]) == solutions.first[0] - 1
-    )
-    text = model.tokenizer.decode(solutions.ids[0])
-    assert rows[kept]["answer"][:40] in text
-    notes = overlap_notes(gsm8k_run, [problem.prompt for problem in development.problems])
-    assert notes and notes[0].startswith("12 of the 12 development problems")
-    assert overlap_notes(gsm8k_run, ["Who sells seven zebras to the moon on a Monday in June then?", ""]) == []
-    found = first_order(gsm8k_run, model, solutions, {"x": 1}, notes)
-    assert found.primary == "gain" and len(found.by("gain")) == 3 and notes[0] in found.notes
-    for effect in found.by("gain"):
-        assert effect.effect.value == pytest.approx(sum(effect.blocks), rel=1e-6)
-        assert effect.effect.low < effect.effect.value < effect.effect.high
-    assert Evidence.from_dict(json.loads(json.dumps(found.as_dict()))).by("gain") == found.by("gain")
 
 
 # --- recommendation -------------------------------------------------------------------------------------

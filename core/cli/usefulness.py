@@ -131,6 +131,12 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Random ones as controls.",
 )
+@click.option(
+    "--examples", type=click.IntRange(1), default=64, show_default=True, help="For sft, of each selection."
+)
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="For sft, of each training.")
+@click.option("--epochs", type=float, default=1.0, show_default=True, help="For sft.")
+@click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="For sft.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy, with --rollouts 1.")
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is left to chance.")
@@ -142,6 +148,7 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
 
     first-order: the derivative of the loss on solutions along all directions, from one backward pass.
     steering: the change of Pass@k when each direction steers, within --cost seconds; a stopped one continues.
+    sft: the loss on solutions after a short LoRA training along each direction, against random selections.
     """
     from core.recovery import load_run_model
 
@@ -152,6 +159,8 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
         model = load_run_model(opened, device)
         if kind == "steering":
             found = _steering(space, opened, model, options, progress)
+        elif kind == "sft":
+            found = _sft(opened, model, options, progress)
         else:
             found = _first_order(opened, model, options, progress)
     return _kept(space, found)
@@ -218,6 +227,25 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
         notes = overlap_notes(run, [problem.prompt for problem in development.problems])
         asked["fingerprint"] = development.fingerprint
     return first_order(run, model, solutions, asked, notes, options["seed"], progress)
+
+
+def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
+    from core.usefulness.development import overlap_notes, written_solutions
+    from core.usefulness.sft import SftRequest, train_proxy
+    from core.usefulness.steering import named_problems
+
+    development = _problems(options)
+    written = _solutions(options, development)
+    asked = {"problems": named_problems(development), "solution": options["solution"]}
+    chosen = _directions(run, options["directions"])
+    numbers = {name: options[name] for name in ("examples", "seeds", "epochs", "seed")}
+    request = SftRequest(
+        chosen, random=options["random_arms"], rate=options["learning_rate"], asked=asked, **numbers
+    )
+    wording = options["wording"] or "bare"
+    solutions = written_solutions(model, development.problems, written, wording, options["template"])
+    notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+    return train_proxy(run, model, solutions, request, notes, progress)
 
 
 def _problems(options: dict[str, Any]) -> Any:

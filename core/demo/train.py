@@ -41,7 +41,7 @@ class Settings:
     million tokens and had not begun to tell words of one kind (names, things) apart, so it copied none.
     """
 
-    steps: int = 4000
+    steps: int = 6_000
     seed: int = 0
     rows: int = 2
     length: int = 768
@@ -52,8 +52,8 @@ class Settings:
     rate: float = 4e-3
     spread: float = 1.0
     warmup: int = 150
-    horizon: int = 6500
-    cooldown: int = 1000
+    horizon: int = 11_000
+    cooldown: int = 1500
     decay: float = 0.1
     clip: float = 1.0
     mix: tuple[tuple[str, float], ...] = (("fraction", 0.25), ("conversion", 0.25))

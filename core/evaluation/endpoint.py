@@ -99,7 +99,7 @@ class Server:
         finished, total = len(done), len(done) + len(jobs)
         waiting, is_readable = iter(jobs), bool(done)
         made: list[Rollout] = []
-        asked: set[asyncio.Task[_Reply]] = set()
+        asked: set[asyncio.Task[_Reply | BasiscopeError]] = set()
         with asyncio.Runner() as runner:
             client, loop = self._client(AsyncOpenAI), runner.get_loop()
             try:
@@ -111,9 +111,12 @@ class Server:
                     if not asked:
                         break
                     ready, asked = runner.run(_first_of(asked))
-                    for task in sorted(ready, key=lambda task: task.exception() is not None):
-                        made.append(_rollout(task.result(), verify))
+                    replies = [task.result() for task in ready]
+                    made += [_rollout(reply, verify) for reply in replies if isinstance(reply, _Reply)]
                     is_readable = is_readable or any(one.note != GARBAGE for one in made)
+                    for reply in replies:
+                        if isinstance(reply, BasiscopeError):
+                            raise reply
                     if not is_readable and len(made) >= min(HOPELESS, len(jobs)):
                         made = []
                         raise BasiscopeError(
@@ -127,14 +130,23 @@ class Server:
                 if is_readable and made:
                     yield made
                 raise
+            finally:
+                for task in asked:
+                    task.cancel()
+                runner.run(client.close())
         if made:
             yield made
 
-    async def _one(self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling) -> _Reply:
+    async def _one(
+        self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling
+    ) -> _Reply | BasiscopeError:
         seed = noise_seed(sampling.seed, problem.problem_id, i) % 2**31
-        for _ in range(1 + GARBAGE_TRIES):
-            if found := _read(await self._reply(client, prompt, sampling, seed)):
-                return _Reply(problem, i, found)
+        try:
+            for _ in range(1 + GARBAGE_TRIES):
+                if found := _read(await self._reply(client, prompt, sampling, seed)):
+                    return _Reply(problem, i, found)
+        except BasiscopeError as error:
+            return error
         return _Reply(problem, i, None)
 
     async def _reply(
@@ -173,7 +185,7 @@ class Server:
         from openai import APIStatusError
 
         key = os.environ.get(KEY_VARIABLE)
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(f"{error} {getattr(error, 'body', None) or ''}".split())[:300]
         reason = reason.replace(key, "***") if key else reason
         if isinstance(error, APIStatusError) and error.status_code in (401, 403):
             return BasiscopeError(f"The server {self.url} wants a key: set {KEY_VARIABLE} ({reason}).")
@@ -186,8 +198,8 @@ class Server:
 
 
 async def _first_of(
-    asked: set[asyncio.Task[_Reply]],
-) -> tuple[set[asyncio.Task[_Reply]], set[asyncio.Task[_Reply]]]:
+    asked: set[asyncio.Task[_Reply | BasiscopeError]],
+) -> tuple[set[asyncio.Task[_Reply | BasiscopeError]], set[asyncio.Task[_Reply | BasiscopeError]]]:
     return await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
 

@@ -150,10 +150,11 @@ def agreement_sentence(one: Evidence, other: Evidence) -> str:
     found = agreement(one, other)
     if math.isnan(found.value):
         return f"{one.proxy} and {other.proxy} share too few directions, or do not tell them apart."
-    return (
-        f"Rank correlation of {one.proxy} and {other.proxy} over {found.n} directions: {found.value:+.2f} "
-        f"(95% interval {found.low:+.2f} to {found.high:+.2f})."
-    )
+    doubt = "too few for an interval"
+    if not math.isnan(found.low):
+        doubt = f"95% interval {found.low:+.2f} to {found.high:+.2f}"
+    said = f"Rank correlation of {one.proxy} and {other.proxy} over {found.n} directions"
+    return f"{said}: {found.value:+.2f} ({doubt})."
 
 
 def _cell(effect: Effect, evidence: Evidence, polarity: str) -> str:

@@ -4,6 +4,7 @@ kept in the workspace, so that a stopped report goes on."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -89,10 +90,9 @@ def compare_rules(run: Run, workspace: Workspace, tell: Callable[[str], None]) -
     """Every rule under every seed, and the model as it is (arm "not tuned")."""
     pool = pool_of(run)
     done = [untuned(run, workspace)]
-    for name, asked in rules(pool).items():
-        for seed in SEEDS:
-            done.append(tuned(name, asked(seed), seed, run, pool, workspace))
-            tell(f"{name}, seed {seed}: {np.mean(done[-1].right):.1%}")
+    for seed, (name, asked) in itertools.product(SEEDS, rules(pool).items()):
+        done.append(tuned(name, asked(seed), seed, run, pool, workspace))
+        tell(f"{name}, seed {seed}: {np.mean(done[-1].right):.1%}")
     return done
 
 

@@ -1,0 +1,293 @@
+"""The proxies: first-order against finite differences of actual steering, steering and SFT by simulation."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import synthetic_run
+
+from core.basis import Basis
+from core.errors import BasiscopeError
+from core.evaluation.problems import read_problems
+from core.evaluation.rollouts import UNSTEERED, Rollout
+from core.model import load_model
+from core.recovery import load_run_model
+from core.selection.pool import pool_of
+from core.steering.generation import Sampling
+from core.steering.intervention import Directions, Steering, steered
+from core.usefulness.controls import random_units
+from core.usefulness.development import Solutions, losses, overlap_notes, written_solutions
+from core.usefulness.evidence import Evidence, p_outlier
+from core.usefulness.first_order import (
+    by_problem,
+    contrasts,
+    derivatives,
+    first_order,
+    loss_gradients,
+    random_derivatives,
+)
+from core.usefulness.sft import SftRequest, Trained, selections
+from core.usefulness.sft import judge as judge_trained
+from core.usefulness.steering import Arm, SteeringRequest, judge, make_plan, random_arms, steer_proxy, with_random
+from core.workspace import Workspace
+
+# --- first-order ----------------------------------------------------------------------------------------
+
+
+def solutions_of(texts, first, problem=None, right=None):
+    n = len(texts)
+    problem = np.arange(n) if problem is None else np.asarray(problem)
+    right = np.ones(n, dtype=bool) if right is None else np.asarray(right)
+    return Solutions(tuple(map(tuple, texts)), tuple(first), problem, right, {})
+
+
+def random_directions(model, blocks, k=3, seed=0, scale=None):
+    rng = np.random.default_rng(seed)
+    d = len(blocks) * model.hidden_size
+    rows = np.linalg.qr(rng.standard_normal((d, k)))[0].T.astype(np.float32)
+    scale = np.ones(len(blocks), np.float32) if scale is None else np.asarray(scale, np.float32)
+    zeros = np.zeros(d, np.float32)
+    basis = Basis(rows, zeros, np.ones(k, np.float32), scale, 1.0, 10, np.zeros(k))
+    return Directions(basis, blocks)
+
+
+def double(folder):
+    model = load_model(folder, dtype="float32", device="cpu")
+    model.module.double()
+    return model
+
+
+def central_difference(model, directions, solutions, direction, step, block=None):
+    """Of actual steering, by the hooks that steer."""
+    found = []
+    for sign in (1, -1):
+        blocks = None if block is None else (block,)
+        with steered(model, directions, Steering(((direction, sign * step),), blocks=blocks)):
+            found.append(losses(model, solutions))
+    return (found[0] - found[1]) / (2 * step)
+
+
+def test_the_derivative_is_that_of_actual_steering_in_float64(tmp_path):
+    """Of a model that computes in float64 throughout; a Llama's norms are in float32 whatever it is loaded as."""
+    from tiny import save_tiny
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+    model = double(save_tiny(config, tmp_path))
+    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 90, n).tolist() for n in (9, 30, 17, 9)]
+    solutions = solutions_of(texts, (3, 11, 1, 8))
+    gradients = loss_gradients(model, solutions, directions.blocks)
+    np.testing.assert_allclose(gradients.losses, losses(model, solutions), rtol=1e-12)
+    slopes = derivatives(directions, gradients.sums)
+    for j in (1, 2, 3):
+        # what is added is rounded to float32, 6e-8 of it; the step's own error is of its square
+        whole = central_difference(model, directions, solutions, j, 2**-9)
+        np.testing.assert_allclose(slopes[:, j - 1].sum(axis=1), whole, rtol=2e-5, atol=1e-7)
+        for place, block in enumerate(directions.blocks):
+            part = central_difference(model, directions, solutions, j, 2**-9, block)
+            np.testing.assert_allclose(slopes[:, j - 1, place], part, rtol=2e-5, atol=1e-7)
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_random_directions_are_derived_the_same_way(llama_folder):
+    model = double(llama_folder)
+    directions = random_directions(model, (0, 2), scale=(1.5, 0.5))
+    sums = np.random.default_rng(1).standard_normal((4, 2, model.hidden_size))
+    (units,) = random_units(3, 2 * model.hidden_size, 5)
+    same = Directions(replace(directions.basis, directions=units), directions.blocks)
+    np.testing.assert_allclose(
+        random_derivatives(directions, sums, 3, 5), derivatives(same, sums).sum(axis=2), rtol=1e-6
+    )
+
+
+def test_the_derivative_on_the_real_small_model(gsm8k_run, stories, data_folder):
+    """Float32 against float64 differences of the same model, on real text."""
+    text = (data_folder / "text" / "tinystories_sample.txt").read_text().split("<|endoftext|>")[:6]
+    run = gsm8k_run
+    model = load_run_model(run, "cpu")
+    ids = [model.tokenizer(story.strip())["input_ids"][:120] for story in text]
+    solutions = solutions_of(ids, [len(one) // 2 for one in ids])
+    directions = Directions.of(run)
+    slopes = derivatives(directions, loss_gradients(model, solutions, directions.blocks).sums).sum(axis=2)
+    wide = double(stories)
+    for j in (1, 2, 3):
+        plain = central_difference(wide, directions, solutions, j, 2**-6)
+        np.testing.assert_allclose(slopes[:, j - 1], plain, rtol=2e-3, atol=2e-5)
+
+
+def test_problems_and_contrasts_are_means_of_means():
+    values = np.array([1.0, 3.0, 10.0, 20.0, 7.0])
+    solutions = solutions_of([[1]] * 5, [0] * 5, [0, 0, 1, 1, 2], [True, False, True, True, False])
+    np.testing.assert_allclose(by_problem(values, solutions), [2.0, 15.0, 7.0])
+    np.testing.assert_allclose(contrasts(values, solutions), [3.0 - 1.0])
+
+
+def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
+    model = load_run_model(gsm8k_run, "cpu")
+    development = read_problems(gsm8k, "question", "answer", limit=12)
+    rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:12]]
+    written = {i: row["answer"] for i, row in enumerate(rows)}
+    solutions = written_solutions(model, development.problems, written, "bare")
+    kept = next(
+        i for i in range(12) if len(model.tokenizer(rows[i]["question"])["input_ids"]) == solutions.first[0] - 1
+    )
+    text = model.tokenizer.decode(solutions.ids[0])
+    assert rows[kept]["answer"][:40] in text
+    notes = overlap_notes(gsm8k_run, [problem.prompt for problem in development.problems])
+    assert notes and notes[0].startswith("12 of the 12 development problems")
+    assert overlap_notes(gsm8k_run, ["Who sells seven zebras to the moon on a Monday in June then?", ""]) == []
+    found = first_order(gsm8k_run, model, solutions, {"x": 1}, notes)
+    assert found.primary == "gain" and len(found.by("gain")) == 3 and notes[0] in found.notes
+    for effect in found.by("gain"):
+        assert effect.effect.value == pytest.approx(sum(effect.blocks), rel=1e-6)
+        assert effect.effect.low < effect.effect.value < effect.effect.high
+    assert Evidence.from_dict(json.loads(json.dumps(found.as_dict()))).by("gain") == found.by("gain")
+
+
+# --- steering -------------------------------------------------------------------------------------------
+
+
+def test_a_plan_spends_the_cost_and_halves_the_arms():
+    plan = make_plan(arms=20, random=8, r=4, problems=1_000, rate=10.0, seconds=1_800.0)
+    assert plan.arms == (20, 10, 5) and 0.9 * 1_800 <= plan.seconds <= 1_800
+    rows = [n * (arms + 9) for n, arms in zip(plan.problems, plan.arms, strict=True)]
+    assert max(rows) - min(rows) <= 29, "every round costs the same"
+    assert sum(make_plan(20, 8, 4, 30, 10.0, 1e6).problems) <= 30
+    with pytest.raises(BasiscopeError, match=r"--cost: 10 s at 1 rollouts a second .* Give about"):
+        make_plan(20, 8, 4, 30, 1.0, 10.0)
+
+
+def test_random_arms_have_the_norms_of_the_others(tmp_path):
+    run = synthetic_run(Workspace(tmp_path))
+    arms = [Arm("1+", 1, 1.0), Arm("1-", 1, -1.0), Arm("2+", 2, 3.0), Arm("2-", 2, -3.0)]
+    found = random_arms(arms, 6, run.k)
+    assert [arm.direction for arm in found] == [5, 6, 7, 8, 9, 10] and all(arm.is_random for arm in found)
+    assert {arm.polarity for arm in found} == {"+", "-"}
+    assert {abs(arm.strength) for arm in found} >= {1.0, 3.0}
+    wide = with_random(Directions.of(run), 6, 0)
+    assert wide.basis.k == 10
+    np.testing.assert_allclose(np.linalg.norm(wide.basis.directions, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(wide.basis.directions[:4], run.basis().directions)
+
+
+def simulated(arms, helps, problems=40, r=4, seed=0):
+    """Rollouts of arms, of which those in `helps` change the log-odds of being right by so much."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.standard_normal(problems)
+    found = {}
+    for name in (UNSTEERED, *arms):
+        odds = difficulty + helps.get(name, 0.0)
+        right = rng.random((problems, r)) < 1 / (1 + np.exp(-odds[:, None]))
+        found[name] = [
+            Rollout(name, p, i, "", bool(right[p, i]), False, 1) for p in range(problems) for i in range(r)
+        ]
+    return found
+
+
+ARMS = [Arm(f"{j}{sign}", j, 1.0 if sign == "+" else -1.0) for j in range(1, 6) for sign in "+-"]
+CHANCE = [Arm(f"random {i}", 5 + i, 1.0, True) for i in range(1, 9)]
+
+
+def test_an_arm_that_helps_is_told_from_random_directions():
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    effects, (control,) = judge(simulated(names, {"2+": 3.0, "4-": -3.0}), ARMS, CHANCE, {"5-": 1}, 1, "pass@1")
+    told = {effect.name: effect for effect in effects if effect.is_evidence}
+    assert told["2+"].effect.low > 0 > told["4-"].effect.high and len(told) == 2
+    assert math.isnan(next(one for one in effects if one.name == "5-").adjusted)
+    assert control.level.n == 8
+
+
+def test_where_all_directions_are_random_few_are_told():
+    """20 experiments of 10 arms, 200 directions in all: false findings in at most 5% of the experiments, with the
+    arms halved by what they showed on the first half of the problems."""
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    false = 0
+    for seed in range(20):
+        rollouts = simulated(names, {}, problems=20, seed=seed)
+        early = {name: np.mean([one.right for one in rollouts[name] if one.problem_id < 10]) for name in names}
+        base = np.mean([one.right for one in rollouts[UNSTEERED] if one.problem_id < 10])
+        order = sorted(ARMS, key=lambda arm: -abs(early[arm.name] - base))
+        dropped = {arm.name: 1 for arm in order[5:]}
+        effects, _ = judge(rollouts, ARMS, CHANCE, dropped, 1, "pass@1", seed)
+        false += any(effect.is_evidence for effect in effects)
+    assert false <= 1
+
+
+def test_p_values_of_outliers_are_uniform_where_there_is_none():
+    rng = np.random.default_rng(0)
+    p = np.array([p_outlier(draws[:1], draws[1:])[0] for draws in rng.standard_normal((4_000, 9))])
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.012)
+    assert np.isnan(p_outlier(np.ones(1), np.zeros(4))).all()
+
+
+def test_the_proxy_on_a_real_run_is_kept_and_continues(gsm8k_copy, gsm8k):
+    """The small model solves nothing of it: the result says so, and repeats itself from what is kept."""
+    run = gsm8k_copy.run()
+    model = load_run_model(run, "cpu")
+    problems = read_problems(gsm8k, "question", "answer", limit=6)
+    request = SteeringRequest(
+        problems, "numeric", (1,), (1.0,), 400.0, 1, 3, Sampling(4, temperature=1.0), wording="bare"
+    )
+    found = steer_proxy(run, model, request, gsm8k_copy)
+    kept = gsm8k_copy.evaluation(found.parts["evaluation"])
+    assert kept.is_complete and {one.name for one in found.effects} == {"1+", "1-"}
+    assert not any(effect.is_evidence for effect in found.effects)
+    rollouts = len(kept.rollouts())
+    again = steer_proxy(run, model, request, gsm8k_copy)
+    assert len(kept.rollouts()) == rollouts
+    assert [e.effect for e in again.effects] == [e.effect for e in found.effects]
+    assert any("reached the token limit" in note for note in found.notes)
+    assert any("also among the run's examples" in note for note in found.notes)
+    with pytest.raises(BasiscopeError, match="too few to compare"):
+        steer_proxy(run, model, replace(request, seconds=0.01), gsm8k_copy)
+
+
+# --- sft ------------------------------------------------------------------------------------------------
+
+
+def test_selections_are_of_as_many_tokens(tmp_path):
+    run = synthetic_run(Workspace(tmp_path), n=80)
+    found = selections(pool_of(run), SftRequest((1, 3), examples=10, random=4))
+    assert set(found) == {"1+", "1-", "3+", "3-", "random 1", "random 2", "random 3", "random 4"}
+    scores = run.scores()["d3"].to_numpy()
+    assert set(found["3-"]) == set(np.argsort(scores)[:10])
+    assert len({tuple(rows) for rows in found.values()}) == 8
+    tokens = {name: pool_of(run).lengths[rows].sum() for name, rows in found.items()}
+    assert max(tokens.values()) - min(tokens.values()) <= 13
+
+
+def test_trainings_are_judged_against_random_selections():
+    rng = np.random.default_rng(0)
+    base = rng.normal(2, 0.3, 30)
+
+    def one(name, seed, shift):
+        return Trained(name, seed, base + shift + rng.normal(0, 0.005, 30) + rng.normal(0, 0.004), 10)
+
+    chance = [one(f"random {i}", 0, -0.1) for i in range(8)]
+    arms = [one("1+", s, -0.2) for s in range(2)] + [one("1-", s, -0.1) for s in range(2)]
+    effects, control = judge_trained([*arms, *chance], base)
+    told = {effect.name: effect for effect in effects}
+    assert told["1+"].is_evidence and told["1+"].effect.low < 0.1 < told["1+"].effect.high
+    assert not told["1-"].is_evidence and "training alone gives +0.1" in control.detail
+
+
+def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
+    pytest.importorskip("trl")
+    from core.usefulness.sft import train_proxy
+
+    model = load_run_model(gsm8k_run, "cpu")
+    rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:4]]
+    problems = read_problems(gsm8k, "question", "answer", limit=4).problems
+    solutions = written_solutions(model, problems, {i: row["answer"] for i, row in enumerate(rows)}, "bare")
+    before = losses(model, solutions)
+    request = SftRequest((1,), examples=2, random=3, seeds=1, rate=1e-2)
+    found = train_proxy(gsm8k_run, model, solutions, request)
+    np.testing.assert_array_equal(losses(model, solutions), before)
+    after = [one["loss"] for one in found.facts["trainings"]]
+    assert len(after) == len(set(after)) == 5 and found.facts["before"] not in after
+    assert {effect.name for effect in found.effects} == {"1+", "1-"} and found.cost.tokens > 0

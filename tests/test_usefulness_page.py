@@ -1,0 +1,165 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from test_pages import show, texts
+
+from core import figures
+from core.evaluation import Interval
+from core.evaluation.changes import changes
+from core.evaluation.rollouts import UNSTEERED, Rollout
+from core.jobs import find_job
+from core.usefulness.cost import cost_sentence
+from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
+from core.usefulness.table import agreement, agreement_sentence, towards
+from core.usefulness.utility import UtilityRequest, utility
+from core.workspace import Workspace
+
+PAGE = "usefulness"
+
+
+@pytest.fixture(scope="module")
+def template(gsm8k_run, tmp_path_factory):
+    """A real run whose verdicts are made to follow direction 2."""
+    folder = tmp_path_factory.mktemp("usefulness") / "workspace"
+    shutil.copytree(gsm8k_run.folder.parent.parent, folder)
+    run = Workspace(folder).run()
+    path = run.folder / "examples.parquet"
+    examples, scores = pd.read_parquet(path), run.scores()["d2"]
+    examples["correct"] = (scores > scores.median()).to_numpy()
+    examples.to_parquet(path)
+    return folder
+
+
+@pytest.fixture
+def run(workspace):
+    return workspace.run()
+
+
+@pytest.fixture
+def evidence(run, workspace):
+    """What utility finds, kept."""
+    found = utility(run, UtilityRequest("correct"), lambda: pytest.fail("no model is needed"))
+    workspace.save_evidence(found)
+    return found
+
+
+def interval(value, half=0.1):
+    return Interval(value, value - half, value + half, 50)
+
+
+def steering(run, values, **parts):
+    """Evidence of steering with these differences of Pass@1 for the ends `1+`, `1-`, `2+`, ..."""
+    ends = [(j, polarity) for j in range(1, len(values) // 2 + 1) for polarity in "+-"]
+    effects = tuple(
+        Effect(j, polarity, "pass@1", interval(value), 0.001, 0.001 if abs(value) > 0.3 else 0.5, abs(value) - 0.2)
+        for (j, polarity), value in zip(ends, values, strict=True)
+    )
+    controls = (Control("random directions", "pass@1", interval(0.2), "8 of the same norm"),)
+    measure = Measure("pass@1", "change of Pass@1", "Pass@1")
+    asked = {"problems": {"path": "p.jsonl"}}
+    return Evidence("steering", run.id, "pass@1", (measure,), effects, controls, asked, Cost(1, 1), parts=parts)
+
+
+def test_a_run_without_evidence_says_where_to_begin(run):
+    at = show(PAGE)
+    assert "Nothing is measured on this run yet" in texts(at)
+    assert f"basiscope utility {run.id}" in texts(at)
+    assert "no model is loaded" in texts(at)
+
+
+def test_evidence_is_shown_with_the_recommendation_and_leads_to_a_selection(run, evidence):
+    at = show(PAGE)
+    assert "2+ goes with right answers" in texts(at)
+    assert at.button(key="select_useful").label == "Select along 2+"
+    shown = at.dataframe[0].value
+    assert shown.loc[shown["beats controls"] == "yes", "direction"].tolist() == ["2"]
+    at.button(key="select_useful").click().run()
+    assert at.session_state[f"ends_{run.id}"] == ["2+"] and at.session_state["rule"] == "along"
+
+
+def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):
+    at = show(PAGE)
+    at.selectbox(key=f"verdict_{run.id}").select("correct").run()
+    at.button(key="measure").click().run()
+    job = find_job(workspace, at.session_state["usefulness_job"])
+    assert job.facts["arguments"] == ["utility", run.id, "--correct", "correct", "--control", "length"]
+    job.cancel()
+
+
+def test_problems_are_needed_for_a_proxy(run):
+    at = show(PAGE)
+    at.segmented_control(key="proxy_kind").set_value("steering").run()
+    assert at.button(key="measure").disabled and "At most 600 seconds" in texts(at)
+    at.text_input(key="problems").input("dev.jsonl").run()
+    assert not at.button(key="measure").disabled
+    assert f"basiscope proxies {run.id} --kind steering --problems dev.jsonl --cost 600" in texts(at)
+
+
+def test_two_proxies_are_held_against_each_other(run, workspace, evidence):
+    values = [0.1, -0.1, 0.4, -0.4, -0.3, 0.2]
+    other = steering(run, values)
+    workspace.save_evidence(other)
+    at = show(PAGE)
+    found = agreement(evidence, other)
+    ends = towards(evidence)
+    expected = spearmanr([ends[f"{j}+"].value for j in range(1, 4)], [0.1, 0.4, -0.3]).statistic
+    assert found.value == pytest.approx(expected) and found.n == 3
+    assert agreement_sentence(evidence, other) in texts(at)
+
+
+def test_what_speaks_of_both_ends_is_mirrored(evidence):
+    ends = towards(evidence)
+    for j in range(1, 4):
+        assert ends[f"{j}-"].value == -ends[f"{j}+"].value
+        assert ends[f"{j}-"].low == -ends[f"{j}+"].high <= ends[f"{j}-"].value
+
+
+def test_the_forest_fills_what_beats_the_controls(run):
+    figure = figures.forest(steering(run, [0.1, -0.1, 0.4, -0.4]), "pass@1").to_dict()
+    beyond, others, control = figure["data"]
+    assert beyond["y"] == ["2-", "2+"] and beyond["x"] == [-0.4, 0.4]
+    assert others["y"] == ["1-", "1+"]
+    np.testing.assert_allclose(beyond["error_x"]["array"], 0.1)
+    assert control["name"] == "random directions" and control["x"] == [0.2, 0.2]
+
+
+def rollout(variant, problem, number, right, text):
+    return Rollout(variant, problem, number, text, right, False, 3)
+
+
+@pytest.fixture
+def kept(workspace):
+    rollouts = [
+        rollout(UNSTEERED, 1, 0, True, "was right"),
+        rollout("2+", 1, 0, False, "is wrong"),
+        rollout(UNSTEERED, 2, 0, None, "could not be told"),
+        rollout("2+", 2, 0, True, "is right"),
+        rollout(UNSTEERED, 3, 0, True, "right"),
+        rollout("2+", 3, 0, True, "still right"),
+        rollout(UNSTEERED, 4, 0, None, "no"),
+        rollout("2+", 4, 0, False, "no"),
+        rollout("2+", 5, 0, True, "no baseline"),
+    ]
+    with workspace.start_evaluation({"run": "x", "r": 1}) as kept:
+        kept.save_manifest({"request": {"run": "x"}, "status": "complete", "problems": {}})
+        kept.append(rollouts)
+    return kept
+
+
+def test_changes_are_those_whose_verdict_turned_the_right_ones_first(kept):
+    found = changes(kept, "2+")
+    assert [(change.before.problem_id, change.became_right) for change in found] == [(2, True), (1, False)]
+    assert changes(kept, "3-") == []
+
+
+def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
+    per_example = gsm8k_run.manifest["data"]["tokens"] / gsm8k_run.manifest["n"]
+    rate = gsm8k_run.manifest["steps"]["activations"]["tokens_per_second"]
+    said = cost_sentence(gsm8k_run, ["proxies", gsm8k_run.id, "--kind", "first-order", "--limit", "100"])
+    assert said.startswith(f"About {3 * 100 * per_example / rate:,.0f} seconds for 100 texts")
+    assert "At most 90 seconds" in cost_sentence(gsm8k_run, ["proxies", "x", "--kind", "steering", "--cost", "90"])
+    models = cost_sentence(gsm8k_run, ["utility", "x", "--controls", "random-model,random-blocks"])
+    assert f"{2 * gsm8k_run.manifest['n']} texts" in models
