@@ -304,7 +304,7 @@ def test_the_utility_that_is_kept_with_a_run_splits_the_budget(gsm8k_copy, run, 
     weighted = ("select", run.id, "--budget", 20, "--workspace", gsm8k_copy.root, "--weights", "utility")
     assert run_cli(*weighted, "--along", "1+,2-", "--name", "own")[0] == 0
     assert gsm8k_copy.selection("own").manifest["rule"]["weights"] == pytest.approx([0.3, 0.1])
-    plain = ("--weights", "3,1", "--along", "1+,2-", "--name", "plain")
+    plain = ("--weights", "0.3,0.1", "--along", "1+,2-", "--name", "plain")
     assert run_cli(*weighted[:-2], *plain)[0] == 0
     assert gsm8k_copy.selection("own").example_ids == gsm8k_copy.selection("plain").example_ids
     assert "utility +0.100 (+0.000 to +0.200, 50 traces)" in stored_sentences(run.id, (-2,), gsm8k_copy)[0]
