@@ -106,8 +106,8 @@ class Server:
                 while True:
                     progress("rollouts", finished + len(made), total)
                     for problem, i in islice(waiting, self.concurrency - len(asked)):
-                        reply = self._one(client, problem, i, prompts[problem.problem_id], sampling)
-                        asked.add(loop.create_task(reply))
+                        asking = self._one(client, problem, i, prompts[problem.problem_id], sampling)
+                        asked.add(loop.create_task(asking))
                     if not asked:
                         break
                     ready, asked = runner.run(_first_of(asked))

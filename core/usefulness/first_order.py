@@ -70,7 +70,7 @@ def loss_gradients(
     for rows in batches_of(model, solutions):
         with torch.enable_grad(), _block_gradients(model, blocks) as gradients:
             each = row_losses(model, solutions, rows)
-            each.sum().backward()  # type: ignore[no-untyped-call]
+            each.sum().backward()
         found[rows] = each.detach().double().cpu().numpy()
         for place, block in enumerate(blocks):
             sums[rows, place] = gradients[block].double().cpu().numpy()
@@ -225,8 +225,8 @@ def _only_right(solutions: Solutions) -> tuple[np.ndarray, Solutions] | None:
     if not len(rows):
         return None
     codes = np.unique(solutions.problem[rows], return_inverse=True)[1]
-    ids, first = (tuple(part[i] for i in rows) for part in (solutions.ids, solutions.first))
-    return rows, Solutions(ids, first, codes, solutions.right[rows], {})
+    ids = tuple(solutions.ids[i] for i in rows)
+    return rows, Solutions(ids, tuple(solutions.first[i] for i in rows), codes, solutions.right[rows], {})
 
 
 def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray) -> tuple[list[Effect], Control]:
@@ -263,5 +263,5 @@ def _in_deviations(effect: Effect, deviation: float) -> Effect:
     one = effect.effect
     scaled = Interval(one.value * deviation, one.low * deviation, one.high * deviation, one.n)
     blocks = tuple(part * deviation for part in effect.blocks)
-    nothing = {"adjusted": math.nan, "gap": math.nan}
-    return replace(effect, measure=GAIN_SD.name, effect=scaled, blocks=blocks, **nothing)
+    plain = replace(effect, measure=GAIN_SD.name, effect=scaled, blocks=blocks)
+    return replace(plain, adjusted=math.nan, gap=math.nan)

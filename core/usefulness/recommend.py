@@ -95,7 +95,8 @@ def find(evidence: Evidence, proxies: int = 1) -> list[Finding]:
 
 def _both_ends(proxy: str, effect: Effect, null: float, corrected: float) -> list[Finding]:
     """An effect above its null helps; one number for both ends speaks of the end that helps."""
-    away = Interval(*(value - null for value in _ends(effect.effect)), effect.effect.n)
+    value, low, high = (end - null for end in _ends(effect.effect))
+    away = Interval(value, low, high, effect.effect.n)
     if effect.polarity != BOTH:
         helps = away.value > 0
         return [Finding(effect.direction, effect.polarity, proxy, effect.measure, helps, away, corrected)]

@@ -71,12 +71,17 @@ def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
     for j in request.directions:
         for sign, polarity in ((1, "+"), (-1, "-")):
             rule = Rule("along", directions=(sign * j,))
-            found[f"{j}{polarity}"] = choose(pool, rule, Constraints(budget=request.examples), list).rows
+            found[f"{j}{polarity}"] = choose(pool, rule, Constraints(budget=request.examples), _no_texts).rows
     tokens = int(np.median([pool.lengths[rows].sum() for rows in found.values()]))
     for i in range(request.random):
         rule = Rule("random", seed=request.seed + i)
-        found[f"random {i + 1}"] = choose(pool, rule, Constraints(budget_tokens=tokens), list).rows
+        found[f"random {i + 1}"] = choose(pool, rule, Constraints(budget_tokens=tokens), _no_texts).rows
     return found
+
+
+def _no_texts() -> np.ndarray:
+    """For rules that read none."""
+    return np.zeros(0)
 
 
 def train_proxy(
@@ -112,7 +117,7 @@ def train_proxy(
         {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked,
         Cost(
             round(time.monotonic() - start, 3),
-            sum(one.tokens for one in made) + solutions.tokens * (1 + len(made)),
+            tokens + solutions.tokens * (1 + len(made)),
         ),
         (
             f"{len(plan):,} trainings on {min(sizes):,} to {max(sizes):,} examples, {solutions.problems:,} "

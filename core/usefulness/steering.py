@@ -238,7 +238,7 @@ class _Trial:
         plan, earlier = self._plan(len(arms), len(chance), stored)
         self.total = plan.rollouts
         seen: list[Problem] = []
-        alive, dropped = list(arms), {}
+        alive, dropped = list(arms), dict[str, int]()
         for round_, size in enumerate(plan.problems):
             if round_:
                 told = self._strength_of_evidence(alive)

@@ -111,7 +111,7 @@ def utility(
     progress("controls", 3, 4)
     away = np.abs(np.array([estimate.interval.value for estimate in found[primary]]) - 0.5)
     gap = away - (max(c.level.value for c in controls if c.measure == primary) - 0.5)
-    tokens, notes = 0, []
+    tokens, notes = 0, list[str]()
     if request.models:
         if load is None:
             raise BasiscopeError("Random models as controls need the run's model.")
@@ -126,14 +126,14 @@ def utility(
     effects = []
     for name, column in found.items():
         for j, estimate in enumerate(column):
-            extra = {}
-            if name == primary:
-                extra = {"p": own_p[j], "adjusted": adjusted[j], "gap": gap[j]}
-            note = "its score is the same on all traces" if constant[j] else ""
-            if note:
-                estimate, extra = assoc.none_of(traces.n), {}
-            fields = {"p": estimate.p, **{key: float(value) for key, value in extra.items()}}
-            effects.append(Effect(j + 1, BOTH, name, estimate.interval, **fields, note=note))
+            if constant[j]:
+                nothing = assoc.none_of(traces.n).interval
+                effects.append(Effect(j + 1, BOTH, name, nothing, note="its score is the same on all traces"))
+            elif name == primary:
+                numbers = (float(own_p[j]), float(adjusted[j]), float(gap[j]))
+                effects.append(Effect(j + 1, BOTH, name, estimate.interval, *numbers))
+            else:
+                effects.append(Effect(j + 1, BOTH, name, estimate.interval, estimate.p))
     return Evidence(
         "utility",
         run.id,

@@ -178,9 +178,10 @@ def fine_tune(model, tokenizer, texts: Sequence[str], seed: int) -> None:  # typ
 
 
 def verdicts(model, tokenizer) -> tuple[bool, ...]:  # type: ignore[no-untyped-def]
-    """One rollout of each problem at temperature 1, with the same seed for every model."""
-    problems = train.held_out(PROBLEMS, "tuning")
-    responses = train.sample(model, tokenizer, [problem.prompt for problem in problems], 0)
+    """One rollout of each problem at temperature 1, with the same seed for every model; in batches of problems of
+    like length, whose solutions end together."""
+    problems = sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt))
+    responses = train.sample(model, tokenizer, [problem.prompt for problem in problems], 0, size=40)
     return tuple(world.verify(problem, text) for problem, text in zip(problems, responses, strict=True))
 
 
