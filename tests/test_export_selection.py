@@ -296,7 +296,7 @@ def test_a_manifest_and_other_options_contradict_each_other(kept, gsm8k_copy, ru
 
 def test_the_utility_that_is_kept_with_a_run_splits_the_budget(gsm8k_copy, run, run_cli):
     effects = tuple(
-        Effect(j, BOTH, "r", Interval(value, value - 0.1, value + 0.1, 50)) for j, value in ((1, 0.3), (2, -0.1))
+        Effect(j, BOTH, "r", Interval(value, value - 0.05, value + 0.05, 50)) for j, value in ((1, 0.3), (2, -0.1))
     )
     measure = Measure("r", "correlation", "")
     kept = Evidence("utility", run.id, "r", (measure,), effects, (), {"column": "none"}, Cost(1.0, 0))
@@ -307,7 +307,7 @@ def test_the_utility_that_is_kept_with_a_run_splits_the_budget(gsm8k_copy, run, 
     plain = ("--weights", "0.3,0.1", "--along", "1+,2-", "--name", "plain")
     assert run_cli(*weighted[:-2], *plain)[0] == 0
     assert gsm8k_copy.selection("own").example_ids == gsm8k_copy.selection("plain").example_ids
-    assert "utility +0.100 (+0.000 to +0.200, 50 traces)" in stored_sentences(run.id, (-2,), gsm8k_copy)[0]
+    assert "utility +0.100 (+0.050 to +0.150, 50 traces)" in stored_sentences(run.id, (-2,), gsm8k_copy)[0]
     for along, status, sentence in (("1-,2+", 2, "none of these ends"), ("1+,3-", 2, "none for direction 3")):
         found = run_cli(*weighted, "--along", along)
         assert found[0] == status and sentence in found[2]
