@@ -1,7 +1,7 @@
 """What ranking k = 10 directions costs by each proxy on the demo model, in units of one evaluation (every
 development problem, ROLLOUTS texts each), and what the first-order proxy costs in forward passes as k grows. The
-directions are random: cost does not depend on what they mean. Steering is counted by its plan when time is no limit;
-SFT is not measured here."""
+directions are random: cost does not depend on what they mean. Steering is counted by its plan when time is no
+limit; SFT is not measured here."""
 
 from __future__ import annotations
 
