@@ -200,6 +200,7 @@ def trained(
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
+    from transformers.trainer_callback import PrinterCallback
     from transformers.utils import logging
     from trl import SFTConfig, SFTTrainer
 
@@ -236,9 +237,11 @@ def trained(
             tokenizer = model.tokenizer
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-            SFTTrainer(
+            trainer = SFTTrainer(
                 adapted, args=arguments, train_dataset=Dataset.from_list(texts), processing_class=tokenizer
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)  # it prints to the standard output, which is --json's
+            trainer.train()
         adapted.eval()
         outcomes, tokens = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
     finally:
