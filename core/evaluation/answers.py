@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from fractions import Fraction
 
 TAIL = 100_000
 """An answer is looked for in so many characters at the end of a text."""
 LONGEST = 2_000
 """So many characters of what stands after a mark are looked at."""
 NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
-HASHES, WORDS = r"####\s*(.+)", r"(?i:answer)\s*(?:is|:)\s*(.+)"
+THOUSANDS = r"\d{1,3}(?:,\d{2,3})*,\d{3}"
+DIGITS = 1_000
+"""A number of more characters is not read."""
+HASHES, WORDS = r"(?<!#)####(?!#)[ \t]*(.+)", r"(?i:answer)\s*(?:is|:)\s*(.+)"
+FUNCTIONS = r"\\[a-zA-Z]+|(?:sqrt|sin|cos|tan|log|exp)(?![a-zA-Z])"
+WORD = r"[a-zA-Z]{3}|[^\W\d_a-zA-Z]{2}"
 BOX = r"\\(?:boxed|fbox)\b\s*"
 LATEX = (
     (r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r" \1"),
@@ -24,15 +31,15 @@ def verify(answer: str, text: str) -> bool:
     """Whether the text's final answer is the one asked for: the same number, or the same words or formula but
     for case, spaces and punctuation that means nothing."""
     expected = marked_answer(answer) or answer.strip()
-    if numbers := numbers_of(expected):
-        found = final_answer(text)
-        return found is not None and bool(numbers & (numbers_of(found) or number_in_words(found)))
+    if number := number_of(expected):
+        found = final_answer(text) or ""
+        return same_number(number, number_of(found) or number_in_words(found))
     words = stated_answer(text)
     return bool(expected) and words is not None and plain(expected) == plain(words)
 
 
 def final_answer(text: str) -> str | None:
-    """What stands after the text's last mark (`####` or a box; else `answer is` or `Answer:`); without one its
+    """What stands after the text's last mark (a box; else `####`; else `answer is` or `Answer:`); without one its
     last number, or its last line where it holds none.
 
     >>> final_answer("So 3 + 4 = 7 apples."), final_answer("The answer is 12.")
@@ -52,14 +59,21 @@ def stated_answer(text: str) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """What stands after the text's last mark, or None where it has none. A box or `####` goes before words."""
+    """What stands after the text's last mark, or None where it has none. A box goes before `####`, which counts
+    where a number or formula is all that follows on its line (else it is a heading), and that before words."""
     text = text[-TAIL:]
-    found = [(match.start(), match[1]) for match in re.finditer(HASHES, text)]
     boxes = [match for match in re.finditer(BOX, text) if text[match.end() : match.end() + 1].strip()]
     if boxes:
-        found.append((boxes[-1].start(), _boxed(text[boxes[-1].end() :])))
-    found = found or [(match.start(), match[1]) for match in re.finditer(WORDS, text)]
-    return max(found)[1][:LONGEST].strip().rstrip(".") if found else None
+        return _boxed(text[boxes[-1].end() :])[:LONGEST].strip().rstrip(".")
+    hashes = [match[1] for match in re.finditer(HASHES, text) if _is_formula(match[1][:LONGEST])]
+    found = hashes or [match[1] for match in re.finditer(WORDS, text)]
+    return found[-1][:LONGEST].strip(" \t\r*").rstrip(".").rstrip("*") if found else None
+
+
+def _is_formula(line: str) -> bool:
+    """Whether a line has no words."""
+    bare = re.sub(FUNCTIONS, "", without_latex(line))
+    return re.search(r"\w", line) is not None and re.search(WORD, bare) is None
 
 
 def _boxed(text: str) -> str:
@@ -76,28 +90,65 @@ def _boxed(text: str) -> str:
 
 def _last_line(text: str) -> str | None:
     lines = text[-TAIL:].strip().splitlines()
-    return lines[-1].strip()[:LONGEST] if lines else None
+    return re.sub(r"^#+\s+", "", lines[-1].strip())[:LONGEST] if lines else None
 
 
-def numbers_of(text: str) -> set[float]:
-    """The number that a text is as a whole; a percentage is also its share. Empty where it is something else."""
+@dataclass(frozen=True)
+class Number:
+    """A number as it was written: that of percents where it is a percentage."""
+
+    value: Fraction
+    percent: bool = False
+
+
+def readings(expected: Number, found: Number | None) -> list[tuple[Fraction, Fraction]]:
+    """What is asked for and what was found, as values to compare; none where nothing was found.
+
+    A percentage that is asked for may be given without its sign or as a share. A percentage for a plain number is
+    a share where that number can be one, else its percents: `50%` is 0.5 and 50, `0.5%` is not 0.5.
+    """
+    if found is None:
+        return []
+    a, b = expected.value, found.value
+    if expected.percent == found.percent:
+        return [(a, b)]
+    if expected.percent:
+        return [(a, b), (a / 100, b)]
+    return [(a, b)] * (abs(a) >= 1) + [(a, b / 100)] * (abs(a) <= 1)
+
+
+def same_number(expected: Number, found: Number | None) -> bool:
+    """Whether a number is exactly the one asked for, in one of its readings."""
+    return any(a == b for a, b in readings(expected, found))
+
+
+def number_of(text: str) -> Number | None:
+    """The number that a text is as a whole, exactly; None where it is something else, or divided by nothing.
+
+    >>> number_of("1,200.50"), number_of("\\\\frac{5}{0}")
+    (Number(value=Fraction(2401, 2), percent=False), None)
+    """
     match = re.fullmatch(rf"(?:\w\s*=\s*)?[$€£]?\s*({NUMBER})\s*(%?)\.?", without_latex(text).strip(" $"))
-    if match is None:
-        return set()
-    top, _, bottom = re.sub("[,$]", "", match[1]).partition("/")
-    value = float(top) / float(bottom) if bottom and float(bottom) else float(top)
-    return {value, value / 100} if match[2] else {value}
+    if match is None or len(match[1]) > DIGITS:
+        return None
+    top, _, bottom = match[1].replace("$", "").partition("/")
+    top = top.rstrip(",")
+    if "," in top and not re.fullmatch(rf"[-+]?{THOUSANDS}(?:\.\d+)?", top):
+        return None
+    if bottom and not int(bottom):
+        return None
+    return Number(Fraction(top.replace(",", "")) / int(bottom or 1), bool(match[2]))
 
 
-def number_in_words(text: str) -> set[float]:
+def number_in_words(text: str) -> Number | None:
     """The number that a text begins with before words, or the only one among them; none in a formula."""
     plain = without_latex(text)
     number = rf"({NUMBER}\s*%?)"
     if match := re.match(rf"\s*[$€£]?{number}(?:[.,;:]?\s+(?=[^\W\d_]{{2,}})|[.;:]\s)", plain):
-        return numbers_of(match[1])
+        return number_of(match[1])
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
     match = re.fullmatch(rf"(?:{around})*?(?<![^\W_]){number}(?![^\W\d_]\b)(?:{around})*", plain)
-    return numbers_of(match[1]) if match else set()
+    return number_of(match[1]) if match else None
 
 
 def without_latex(text: str) -> str:

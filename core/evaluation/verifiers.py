@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 
 from core.errors import BasiscopeError
 from core.evaluation.answers import (
     LONGEST,
     TAIL,
+    Number,
     final_answer,
     marked_answer,
     number_in_words,
-    numbers_of,
+    number_of,
     plain,
+    readings,
+    same_number,
     stated_answer,
     without_latex,
 )
@@ -26,6 +30,14 @@ Verify = Callable[[str, str], bool | None]
 
 VERIFIERS = ("math", "numeric", "exact", "normalised", "choice", "regex", "world")
 TOLERANCE = 1e-6
+"""Where none is given: for numbers that are not whole. Whole ones are met exactly."""
+LETTER = r"[\s\"$*(]{0,9}(?!I\s+[a-z])([A-J])(?![\w'’])"
+MARKED_LETTER = (
+    rf"(?i:answer|option|choice)\s{{0,9}}(?i:is|:)[\s:*]{{0,9}}(?i:(?:the\s)?(?:option|choice)\s)?{LETTER}"
+)
+LONE_LETTER = r"\(?([A-Ja-j])(?:[).:]\W|[).:]?\**$|\*\*)"
+LOOSE_LETTER = r"\*\*\(?([A-J])[).:]?\*\*|\(([A-J])\)|(?<!not )\b([B-HJ])\b(?!['’])|\b(A)(?=[\s.*]{0,9}$)"
+"""A choice: right after a mark; as all that is stated or before its option; else anywhere, but an article."""
 FORMULA_CHARACTERS = 1_000
 """A longer formula is not compared: parsing takes more than linear time."""
 
@@ -55,9 +67,11 @@ def can_verify(name: str, answer: str) -> bool:
     return bool(answer.strip()) and (name.startswith("regex:") or any(verify(answer, text) for text in stated))
 
 
-def _tolerance(detail: str) -> float:
+def _tolerance(detail: str) -> float | None:
+    if not detail:
+        return None
     try:
-        tolerance = float(detail or TOLERANCE)
+        tolerance = float(detail)
     except ValueError:
         tolerance = math.nan
     if not 0 <= tolerance < math.inf:
@@ -80,8 +94,8 @@ def _same_value(answer: str, text: str) -> bool | None:
     expected, found = marked_answer(answer) or answer.strip(), final_answer(text)
     if not expected or found is None:
         return False
-    if numbers := numbers_of(expected):
-        if numbers & (numbers_of(found) or number_in_words(found)):
+    if number := number_of(expected):
+        if same_number(number, number_of(found) or number_in_words(found)):
             return True
     elif _is_words(expected):
         return plain(expected) == plain(stated_answer(text) or "")
@@ -105,17 +119,23 @@ def _formula(found: str) -> str:
     return found.replace("$", "").strip()
 
 
-def _same_number(tolerance: float, answer: str, text: str) -> bool | None:
+def _same_number(tolerance: float | None, answer: str, text: str) -> bool | None:
     """Within the tolerance, which counts multiples of the answer where that is larger than 1."""
-    expected, found = (_numbers(part) for part in (answer, final_answer(text) or ""))
-    if not expected:
+    expected, found = (_number(part) for part in (answer, final_answer(text) or ""))
+    if expected is None:
         return None
-    return any(abs(a - b) <= tolerance * max(1.0, abs(a)) for a in expected for b in found)
+    return any(_near(a, b, tolerance) for a, b in readings(expected, found))
 
 
-def _numbers(text: str) -> set[float]:
+def _near(a: Fraction, b: Fraction, tolerance: float | None) -> bool:
+    if tolerance is None and 1 in (a.denominator, b.denominator):
+        return a == b
+    return abs(a - b) <= Fraction(TOLERANCE if tolerance is None else tolerance) * max(1, abs(a))
+
+
+def _number(text: str) -> Number | None:
     stated = marked_answer(text) or text.strip()
-    return numbers_of(stated) or number_in_words(stated)
+    return number_of(stated) or number_in_words(stated)
 
 
 def _exact(answer: str, text: str) -> bool:
@@ -130,15 +150,17 @@ def _normalised(answer: str, text: str) -> bool:
 
 def _choice(answer: str, text: str) -> bool | None:
     """One letter from A to J, alone or before its option: `B`, `(B)`, `B. 12`, `answer is B`."""
-    expected, found = _letter(answer), _letter(stated_answer(text) or "")
-    return None if expected is None else expected == found
+    expected = _letter(answer)
+    return None if expected is None else expected == _letter(text[-TAIL:])
 
 
-def _letter(stated: str) -> str | None:
-    stated = without_latex(marked_answer(stated) or stated).strip(" $*")
-    if match := re.match(r"\(?([A-Ja-j])(?:[).:]|$)", stated):
+def _letter(text: str) -> str | None:
+    """The letter right after a mark, else what is stated, else the last one that stands for an option."""
+    marked = without_latex(marked_answer(text) or "")
+    stated = marked or without_latex(stated_answer(text) or "")
+    if match := re.match(LETTER, marked) or re.match(LONE_LETTER, stated.strip(" $*")):
         return match[1].upper()
-    found: list[str] = re.findall(r"\(([A-J])\)|\b([B-HJ])\b", stated)
+    found: list[tuple[str, ...] | str] = re.findall(MARKED_LETTER, text) or re.findall(LOOSE_LETTER, stated)
     return "".join(found[-1]) if found else None
 
 
@@ -151,8 +173,8 @@ def _same_group(pattern: str, answer: str, text: str) -> bool | None:
     (found,) = reply
     if found is None:
         return False
-    numbers = numbers_of(answer)
-    return bool(numbers & numbers_of(found[:LONGEST])) or plain(answer) == plain(found[:LONGEST]) != ""
+    number, other = number_of(answer), number_of(found[:LONGEST])
+    return (number is not None and same_number(number, other)) or plain(answer) == plain(found[:LONGEST]) != ""
 
 
 def _world(answer: str, text: str) -> bool:
