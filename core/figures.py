@@ -546,8 +546,9 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
             "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
         }
         for name, colour, symbol, group in (
-            ("beyond every control", ORANGE, "circle", [effect for effect in shown if effect.is_evidence]),
-            ("not", BLUE, "circle-open", [effect for effect in shown if not effect.is_evidence]),
+            ("beyond every control", ORANGE, "circle", [e for e in shown if e.is_evidence]),
+            ("not", BLUE, "circle-open", [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)]),
+            ("not judged by this measure", GREY, "circle-open", [e for e in shown if not np.isfinite(e.adjusted)]),
         )
         if group
     ]

@@ -34,6 +34,8 @@ def none_of(n: int) -> Estimate:
 
 def within_problem(values: np.ndarray, problem: np.ndarray) -> np.ndarray:
     """Differences of the rows from their problem's mean. values (n,) or (n, c); problem: (n,) codes from 0."""
+    if not values.size:
+        return values.astype(np.float64)
     columns = values.reshape(len(values), -1).astype(np.float64)
     counts = np.maximum(np.bincount(problem), 1)
     means = np.stack([np.bincount(problem, column) for column in columns.T], axis=1) / counts[:, None]

@@ -174,16 +174,18 @@ def _problems(run: Run, name: str | None) -> pd.Series:
         return column_values(run, name, "--problem").astype(str)
     columns = run.columns()
     if "prompt" in columns:
-        return run.examples(["prompt"])["prompt"].fillna("")
+        asked = run.examples(["prompt", "example_id"])
+        return asked["prompt"].fillna("example " + asked["example_id"].astype(str))
     return run.examples(["example_id"])["example_id"]
 
 
 def _control(run: Run, name: str) -> np.ndarray:
     """(n, c) a column to control for: a number as it is, words as one column for each but the first; the length
-    as tokens and their logarithm."""
+    as tokens, their logarithm and their inverse, the form in which a mean over tokens carries it."""
     if name == LENGTH:
         tokens = run.examples(["n_tokens"])["n_tokens"].to_numpy().astype(np.float64)
-        return np.column_stack([tokens, np.log(np.maximum(tokens, 1))])
+        some = np.maximum(tokens, 1)
+        return np.column_stack([tokens, np.log(some), 1 / some])
     values = column_values(run, name, "--control")
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.notna().sum() == values.notna().sum() and numbers.notna().any():

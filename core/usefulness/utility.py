@@ -106,11 +106,11 @@ def utility(
         ),
         *best_shuffled,
         *_words(run, traces, primary, request.seed),
-        *_length(run, traces),
+        *_length(run, traces, None if LENGTH in request.control else primary),
     ]
     progress("controls", 3, 4)
     away = np.abs(np.array([estimate.interval.value for estimate in found[primary]]) - 0.5)
-    gap = away - (max(c.level.value for c in controls if c.measure == primary) - 0.5)
+    gap = _gap(found[primary], [control for control in controls if control.measure == primary])
     tokens, notes = 0, list[str]()
     if request.models:
         if load is None:
@@ -118,8 +118,9 @@ def utility(
         sample = traces.of_problems(request.model_traces, request.seed)
         tokens, made, notes = _random_models(run, load(), sample, request, primary)
         controls += made
-        own = np.abs(values(primary, scores[np.isin(traces.rows, sample.rows)], sample) - 0.5) if made else away
-        gap = np.fmin(gap, own - max((c.level.value - 0.5 for c in made), default=-np.inf))
+        if made:
+            own = estimates(primary, scores[np.isin(traces.rows, sample.rows)], sample)
+            gap = np.fmin(gap, _gap(own, made))
     progress("controls", 4, 4)
     own_p = p if p is not None else np.array([estimate.p for estimate in found[primary]])
     adjusted = np.fmax(false_discovery(own_p), p_against_best(away, np.abs(draws - 0.5), run.k))
@@ -242,14 +243,28 @@ def _words(run: Run, traces: Traces, measure: str, seed: int) -> list[Control]:
     return [Control("bag of words", measure, _helping(estimate.interval), detail)]
 
 
-def _length(run: Run, traces: Traces) -> list[Control]:
-    """Length alone, by the measures that do not control for it."""
+def _length(run: Run, traces: Traces, primary: str | None) -> list[Control]:
+    """Length alone, by the measures that do not control for it, the primary one among them where it does not."""
     tokens = run.examples(["n_tokens"])["n_tokens"].to_numpy(dtype=np.float64)[traces.rows, None]
     measures = ["auc", "auc-within"] if traces.is_within else ["auc"]
+    measures += [primary] if primary else []
     return [
         Control("length alone", name, _helping(estimates(name, tokens, traces)[0].interval), "number of tokens")
         for name in measures
     ]
+
+
+def _gap(own: Sequence[Estimate], controls: Sequence[Control]) -> np.ndarray:
+    """(k,) how much further from a half each area is than every control. From a control that is one estimate, less
+    the 95% interval of the difference, taken as of independent ones: that is wider than of the same traces."""
+    away = np.array([abs(one.interval.value - 0.5) for one in own])
+    half = np.array([(one.interval.high - one.interval.low) / 2 for one in own])
+    gaps = []
+    for control in controls:
+        doubt = (control.level.high - control.level.low) / 2
+        margin = 0.0 if math.isnan(doubt) else np.hypot(half, doubt)
+        gaps.append(away - (control.level.value - 0.5) - margin)
+    return np.min(gaps, axis=0)
 
 
 def _helping(area: Interval) -> Interval:

@@ -36,8 +36,9 @@ def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
         st.session_state["rule"] = "along"
         st.session_state[f"ends_{run.id}"] = list(found.helpful)
         st.switch_page("pages/select_data/page.py")
-    if found.helpful and right.button(f"Steer with {found.helpful[0]}", key="steer_useful"):
-        steer_with(run, int(found.helpful[0][:-1]))
+    first = found.helpful[0][:-1] if found.helpful else ""
+    if first and right.button(f"Steer with direction {first}, both ways", key="steer_useful"):
+        steer_with(run, int(first))
 
 
 def steer_with(run: Run, direction: int) -> None:
@@ -83,7 +84,7 @@ def show_direction(run: Run, evidence: Evidence, name: str) -> None:
     if left.button(f"Look at direction {direction}", key="look_at"):
         st.session_state["direction"] = direction
         st.switch_page("pages/directions/page.py")
-    if right.button(f"Steer with direction {direction}", key="steer_this"):
+    if right.button(f"Steer with direction {direction}, both ways", key="steer_this"):
         steer_with(run, direction)
     variant = evidence.parts.get("variants", {}).get(name)
     if variant is None:

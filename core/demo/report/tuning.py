@@ -24,7 +24,7 @@ from core.selection.step import Request as Asked
 from core.selection.step import find_selection
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
-POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 200
+POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1), 200
 RATE, WARMUP = 1e-3, 10
 RESAMPLES = 2_000
 USEFUL, HUMAN = "along useful directions", "human label (operation)"
