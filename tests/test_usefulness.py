@@ -309,7 +309,8 @@ def test_the_recommendation_names_what_beats_its_controls():
     found = recommend("run", 4, {"a": evidence_of("steering", effects, 4)})
     assert found.sentences == (
         "4- is a failure mode (-8.0 points of Pass@1, 95% interval -12.0 to -4.0); 1+ helps (+6.2 points of "
-        "Pass@1, 95% interval 2.1 to 10.4); the others (2, 3) cannot be told from a random direction.",
+        "Pass@1, 95% interval 2.1 to 10.4); the other (2) cannot be told from a random direction; direction 3 was "
+        "not tried.",
     )
     assert found.helpful == ("1+",)
     both = [Effect(3, "±", "m", Interval(0.3, 0.25, 0.35, 40), 0.001, 0.03, 0.1)]
@@ -317,7 +318,10 @@ def test_the_recommendation_names_what_beats_its_controls():
     assert alone.helpful == ("3-",) and "3- goes with right answers (AUC +0.2 from chance" in alone.sentences[0]
     two = recommend("run", 4, {"a": evidence_of("utility", both, 4), "b": evidence_of("steering", [], 4)})
     assert not two.findings, "0.03 does not hold for two proxies"
-    assert two.sentences[0].startswith("No direction can be recommended: none of 4 beats the controls")
+    assert two.sentences[0].startswith(
+        "No direction can be recommended: none of the 1 tried beats the controls of utility and steering; "
+        "directions 1, 2, 4 were not tried."
+    )
     with pytest.raises(BasiscopeError, match="no evidence yet"):
         recommend("run", 4, {})
 

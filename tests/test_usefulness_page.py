@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 from test_pages import show, texts
 
 from core import figures
+from core.cli.usefulness import proxies
 from core.evaluation import Interval
 from core.evaluation.changes import changes
 from core.evaluation.rollouts import UNSTEERED, Rollout
@@ -96,6 +97,35 @@ def test_problems_are_needed_for_a_proxy(run):
     at.text_input(key="problems").input("dev.jsonl").run()
     assert not at.button(key="measure").disabled
     assert f"basiscope proxies {run.id} --kind steering --problems dev.jsonl --cost 600" in texts(at)
+
+
+def test_a_training_is_asked_what_it_heeds(run):
+    at = show(PAGE)
+    at.segmented_control(key="proxy_kind").set_value("sft").run()
+    at.text_input(key="problems").input("dev.jsonl")
+    at.text_input(key="solution_column").input("worked")
+    at.number_input(key="sft_seeds").set_value(3).run()
+    asked = f"basiscope proxies {run.id} --kind sft --problems dev.jsonl --solution worked --examples 64 --seeds 3"
+    assert f"{asked} --random 8\n" in texts(at) + "\n"
+    keys = {widget.key for kind in (at.text_input, at.number_input) for widget in kind}
+    assert not keys & {"verifier", "proxy_cost", "proxy_rollouts", "proxy_tokens"}
+    assert f"{3 * (2 * run.k + 8)} trainings" in texts(at)
+    at.toggle(key="sft_passes").set_value(True).run()
+    at.text_input(key="verifier").input("numeric").run()
+    passes = "--random 8 --passes --verifier numeric --rollouts 4 --max-new-tokens 512"
+    assert passes in texts(at) and "--cost" not in texts(at)
+    command = next(code.value for code in at.code if "--kind sft" in code.value)
+    known = {name for option in proxies.params for name in option.opts}
+    assert {part for part in command.split() if part.startswith("--")} <= known
+
+
+def test_first_order_is_asked_for_solutions_and_no_verifier(run):
+    at = show(PAGE)
+    at.segmented_control(key="proxy_kind").set_value("first-order").run()
+    at.text_input(key="problems").input("dev.jsonl")
+    at.text_input(key="solution_column").input("worked").run()
+    assert "--kind first-order --problems dev.jsonl --solution worked" in texts(at)
+    assert "verifier" not in {widget.key for widget in at.text_input}
 
 
 def test_two_proxies_are_held_against_each_other(run, workspace, evidence):

@@ -122,19 +122,36 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--strengths",
     help="For steering, in standard deviations, such as 0.5,1; half of the suggested range by default.",
 )
-@click.option("--rollouts", "r", type=click.IntRange(1), default=4, show_default=True, help="Texts per problem.")
+@click.option(
+    "--rollouts",
+    "r",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Texts per problem, for steering and --passes.",
+)
 @click.option(
     "--random",
     "random_arms",
     type=click.IntRange(3),
     default=8,
     show_default=True,
-    help="Random ones as controls.",
+    help="Random directions or selections as controls, for steering and sft.",
 )
 @click.option(
-    "--examples", type=click.IntRange(1), default=64, show_default=True, help="For sft, of each selection."
+    "--examples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="For sft: each selection has as many tokens as so many examples of mean length.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="For sft, of each training.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="For sft: trainings of each selection, random ones too.",
+)
 @click.option("--epochs", type=float, default=1.0, show_default=True, help="For sft.")
 @click.option("--passes", is_flag=True, help="For sft, measure Pass@1, too, not the loss alone.")
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="For sft.")

@@ -27,7 +27,7 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         arms = (
             2 * run.k if given.get("--directions", "all") == "all" else 2 * len(given["--directions"].split(","))
         )
-        trainings = arms * int(given.get("--seeds", 2)) + int(given.get("--random", 8))
+        trainings = (arms + int(given.get("--random", 8))) * int(given.get("--seeds", 2))
         trained = _about(run, trainings * int(given.get("--examples", 64)), FORWARDS + 1)
         return f"{trainings} trainings. {trained} Measuring each on the problems comes on top."
     return f"At most {float(given.get('--cost', 600)):,.0f} seconds, fixed beforehand, after the model is loaded."

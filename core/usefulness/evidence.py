@@ -55,6 +55,11 @@ class Effect:
         return self.adjusted < SIGNIFICANCE and self.gap > 0
 
     @property
+    def was_dropped(self) -> bool:
+        """Whether its proxy gave it up before the end."""
+        return "dropped after round" in self.note
+
+    @property
     def name(self) -> str:
         return f"{self.direction}{self.polarity}"
 

@@ -7,7 +7,8 @@ of proxies asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,6 +38,14 @@ class Finding:
     def name(self) -> str:
         return f"{self.direction}{self.polarity}"
 
+    def contradicts(self, other: Finding) -> bool:
+        """Whether one end helps and harms, or by two proxies either end helps."""
+        if self.direction != other.direction:
+            return False
+        if self.polarity == other.polarity:
+            return self.helps != other.helps
+        return self.proxy != other.proxy and self.helps and other.helps
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -52,9 +61,12 @@ class Recommendation:
 
     @property
     def helpful(self) -> tuple[str, ...]:
-        """Names such as `1+` of what helps and by no proxy harms, for a selection along directions."""
-        harmful = {one.name for one in self.findings if not one.helps}
-        return tuple(dict.fromkeys(one.name for one in self.findings if one.helps and one.name not in harmful))
+        """Names such as `1+` of what helps and no proxy contradicts, for a selection along directions."""
+        return tuple(
+            dict.fromkeys(
+                one.name for one in self.findings if one.helps and not any(map(one.contradicts, self.findings))
+            )
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "helpful": list(self.helpful)}
@@ -117,25 +129,71 @@ SAYS = {
     "steering": "helps",
     "sft": "helps as training data",
 }
+SAYS_MEASURE = {"contrast": "favours right solutions over wrong ones"}
 SAYS_HARM = {"steering": "is a failure mode", "sft": "harms as training data"}
 
 
 def _sentences(k: int, findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
-    parts = [_clause(one, evidence[one.proxy]) for one in findings]
     told = {one.direction for one in findings}
-    rest = [str(j) for j in range(1, k + 1) if j not in told]
-    named = " and ".join(evidence)
-    if not parts:
-        return [
-            f"No direction can be recommended: none of {k} beats the controls of {named}. What they show "
-            "can be had from random directions, words or chance."
-        ]
-    others = f"the other{'s' if len(rest) > 1 else ''} ({', '.join(rest)}) cannot be told from a random direction"
-    return ["; ".join([*parts, others] if rest else parts) + "."]
+    tried, dropped, untried = _fates([j for j in range(1, k + 1) if j not in told], evidence.values())
+    gaps = []
+    if dropped:
+        gaps.append(f"{_directions(dropped)} dropped early, before there was enough evidence")
+    if untried:
+        gaps.append(f"{_directions(untried)} not tried")
+    if not findings:
+        many = f"none of {k}" if len(tried) == k else f"none of the {len(tried)} tried"
+        said = f"No direction can be recommended: {many} beats the controls of {' and '.join(evidence)}"
+        return ["; ".join([said, *gaps]) + ". What they show can be had from random directions, words or chance."]
+    parts = [_clause(one, evidence[one.proxy]) for one in findings]
+    if tried:
+        others = f"the other{'s' if len(tried) > 1 else ''} ({_numbers(tried)})"
+        parts.append(f"{others} cannot be told from a random direction")
+    return ["; ".join([*parts, *gaps]) + ".", *_disagreements(findings)]
+
+
+def _fates(rest: Sequence[int], evidence: Iterable[Evidence]) -> tuple[list[int], list[int], list[int]]:
+    """Of directions without a finding those that were tried to the end, only dropped early, and not tried."""
+    effects = [effect for one in evidence for effect in one.by(one.primary) if math.isfinite(effect.effect.value)]
+    tried = {effect.direction for effect in effects if not effect.was_dropped}
+    dropped = {effect.direction for effect in effects} - tried
+    return (
+        [j for j in rest if j in tried],
+        [j for j in rest if j in dropped],
+        [j for j in rest if j not in tried | dropped],
+    )
+
+
+def _numbers(directions: Sequence[int]) -> str:
+    return ", ".join(map(str, directions))
+
+
+def _directions(directions: Sequence[int]) -> str:
+    """
+    >>> _directions([2, 5])
+    'directions 2, 5 were'
+    """
+    many = len(directions) > 1
+    return f"direction{'s' if many else ''} {_numbers(directions)} {'were' if many else 'was'}"
+
+
+def _disagreements(findings: Sequence[Finding]) -> list[str]:
+    """A sentence for each direction on which proxies contradict each other."""
+    found = []
+    for j in dict.fromkeys(one.direction for one in findings):
+        mine = [one for one in findings if one.direction == j]
+        at_odds = [one for one in mine if any(map(one.contradicts, mine))]
+        if at_odds:
+            proxies = " and ".join(dict.fromkeys(one.proxy for one in at_odds))
+            names = list(dict.fromkeys(one.name for one in at_odds if one.helps))
+            are = "are" if len(names) > 1 else "is"
+            found.append(f"On direction {j} {proxies} disagree: {' and '.join(names)} {are} not recommended.")
+    return found
 
 
 def _clause(one: Finding, evidence: Evidence) -> str:
-    says = SAYS[one.proxy] if one.helps else SAYS_HARM.get(one.proxy, "harms")
+    helps = SAYS_MEASURE.get(one.measure, SAYS[one.proxy])
+    says = helps if one.helps else SAYS_HARM.get(one.proxy, "harms")
     return f"{one.name} {says} ({effect_text(one.effect, evidence.measure(one.measure).unit)})"
 
 

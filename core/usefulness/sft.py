@@ -1,4 +1,7 @@
-"""The proxy SFT: a short LoRA training on examples along each direction, against random ones of as many tokens.
+"""The proxy SFT: a short LoRA training on examples along each direction, against random ones.
+
+All selections have as many tokens and are trained with the same seeds: what a seed does to all of them alike is in
+no difference between them.
 
 Training is TRL's (the extra `train`), the adapter PEFT's; the model's own weights are never changed. An arm is
 judged by the loss on held-out solutions, and where it is asked for by Pass@1 on their problems.
@@ -24,8 +27,9 @@ from core.evaluation.passk import Tally
 from core.evaluation.problems import Problem
 from core.evaluation.rollouts import roll_out
 from core.model import LanguageModel
-from core.selection.choose import choose
-from core.selection.pool import Constraints, Pool, Rule, pool_of
+from core.reading import rank_examples
+from core.selection.pool import Pool, Rule, pool_of
+from core.selection.rules import check_rule
 from core.steering.generation import Sampling
 from core.usefulness.development import Solutions, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
@@ -36,6 +40,8 @@ LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token
 PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy", "scipy")
 IGNORED = -100
+SLACK = 0.01
+"""The share of its tokens that a selection may lack."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class SftRequest:
-    """How to train. directions: from 1; examples: of each selection; random: how many random selections; seeds: of
-    the training, for each selection along a direction; the other numbers as PEFT and TRL take them."""
+    """How to train. directions: from 1; examples: every selection has as many tokens as so many examples of mean
+    length; random: how many random selections; seeds: how often each selection is trained, random ones too; the
+    other numbers as PEFT and TRL take them."""
 
     directions: tuple[int, ...]
     examples: int = 64
@@ -89,23 +96,39 @@ class Trained:
 
 
 def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
-    """Name -> rows of the pool: each direction and polarity by its extremes, and random ones of as many tokens as
-    the middle of these, names `random 1` and so on."""
-    found = {}
-    for j in request.directions:
-        for sign, polarity in ((1, "+"), (-1, "-")):
-            rule = Rule("along", directions=(sign * j,))
-            found[f"{j}{polarity}"] = choose(pool, rule, Constraints(budget=request.examples), _no_texts).rows
-    tokens = int(np.median([pool.lengths[rows].sum() for rows in found.values()]))
+    """Name -> rows of the pool: each direction and polarity from its end inwards, and random ones, names
+    `random 1` and so on; all of the same tokens, to within SLACK where the pool has texts as short as that.
+
+    Raises BasiscopeError where the pool has no more than the examples asked for.
+    """
+    check_rule(pool, Rule("along", directions=request.directions))
+    if request.examples >= pool.n:
+        raise BasiscopeError(
+            f"SFT: selections of {request.examples:,} examples do not differ where run {pool.run} has {pool.n:,}. "
+            "Lower --examples."
+        )
+    orders = {
+        f"{j}{polarity}": rank_examples(pool.scores[:, j - 1], sign)
+        for j in request.directions
+        for sign, polarity in ((1, "+"), (-1, "-"))
+    }
     for i in range(request.random):
-        rule = Rule("random", seed=request.seed + i)
-        found[f"random {i + 1}"] = choose(pool, rule, Constraints(budget_tokens=tokens), _no_texts).rows
-    return found
+        orders[f"random {i + 1}"] = np.random.default_rng(request.seed + i).permutation(pool.n)
+    tokens = round(request.examples * float(pool.lengths.mean()))
+    return {name: fill(order, pool.lengths, tokens) for name, order in orders.items()}
 
 
-def _no_texts() -> np.ndarray:
-    """For rules that read none."""
-    return np.zeros(0)
+def fill(order: np.ndarray, lengths: np.ndarray, tokens: int) -> np.ndarray:
+    """The rows of an order that fit into `tokens`, passing over those that are longer than what is left, until
+    less than SLACK of it is left."""
+    chosen, left = [], tokens
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        if length <= left:
+            chosen.append(row)
+            left -= length
+            if left < SLACK * tokens:
+                break
+    return np.array(chosen, dtype=np.int64)
 
 
 def train_proxy(
@@ -123,8 +146,9 @@ def train_proxy(
     """
     check_installed()
     start = time.monotonic()
-    chosen = selections(pool_of(run), request)
-    plan = [(name, s) for name in chosen for s in range(1 if name.startswith("random") else request.seeds)]
+    pool = pool_of(run)
+    chosen = selections(pool, request)
+    plan = [(name, s) for name in chosen for s in range(request.seeds)]
     before, tokens = measured(model, solutions, answers)
     made: list[Trained] = []
     progress("training", 0, len(plan))
@@ -135,6 +159,7 @@ def train_proxy(
     effects, controls = judge(made, before, measures)
     dropped = [f"{count:,} solutions left out: {why}" for why, count in solutions.left_out.items()]
     sizes = [len(rows) for rows in chosen.values()]
+    lengths = [int(pool.lengths[rows].sum()) for rows in chosen.values()]
     tokens += sum(one.tokens for one in made)
     return Evidence(
         "sft",
@@ -146,8 +171,9 @@ def train_proxy(
         {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked,
         Cost(round(time.monotonic() - start, 3), tokens),
         (
-            f"{len(plan):,} trainings on {min(sizes):,} to {max(sizes):,} examples, {solutions.problems:,} "
-            f"held-out problems; before training the loss is {-before[LOSS.name].mean():.3f} nats per token",
+            f"{len(plan):,} trainings on {min(lengths):,} to {max(lengths):,} tokens of {min(sizes):,} to "
+            f"{max(sizes):,} examples, {solutions.problems:,} held-out problems; before training the loss is "
+            f"{-before[LOSS.name].mean():.3f} nats per token",
             *dropped,
             *notes,
         ),
@@ -254,44 +280,46 @@ def trained(
 def judge(
     made: Sequence[Trained], before: Mapping[str, np.ndarray], measures: Sequence[Measure] = (LOSS,)
 ) -> tuple[list[Effect], list[Control]]:
-    """Effects of the selections along directions: how much better than after random ones. Intervals hold the
-    differences between problems, random selections and seeds. A selection counts where it is further off than
-    every random one, and no likely draw from the normal distribution that these are of."""
-    by_name: dict[str, list[Trained]] = {}
-    for one in made:
-        by_name.setdefault(one.name, []).append(one)
+    """Effects of the selections along directions: how much better than after random ones with the same seeds.
+    Intervals hold the differences between problems, and between selections, one of which has been drawn for each
+    direction however often it is trained. A selection counts where it is further off than every random one, and no
+    likely draw from the normal distribution that these are of.
+
+    made: every selection with every seed
+    """
+    names, seeds = dict.fromkeys(one.name for one in made), sorted({one.seed for one in made})
+    found = {(one.name, one.seed): one.outcomes for one in made}
     effects: list[Effect] = []
     controls: list[Control] = []
     for measure in measures:
-        outcomes = {name: [one.outcomes[measure.name] for one in ones] for name, ones in by_name.items()}
-        found, control = _judged(outcomes, before[measure.name], measure)
-        effects += found
+        outcomes = np.array([[found[name, seed][measure.name] for seed in seeds] for name in names])
+        judged, control = _judged(tuple(names), outcomes, before[measure.name], measure)
+        effects += judged
         controls.append(control)
     return effects, controls
 
 
 def _judged(
-    outcomes: Mapping[str, Sequence[np.ndarray]], before: np.ndarray, measure: Measure
+    names: Sequence[str], outcomes: np.ndarray, before: np.ndarray, measure: Measure
 ) -> tuple[list[Effect], Control]:
+    """From outcomes (selections, seeds, problems)."""
     from scipy.stats import t
 
-    chance = np.stack([ones[0] for name, ones in outcomes.items() if name.startswith("random")])
-    null = chance.mean(axis=1) - chance.mean()
-    gains = {
-        name: np.mean(ones, axis=0) - chance.mean(axis=0)
-        for name, ones in outcomes.items()
-        if not name.startswith("random")
-    }
-    values = np.array([gain.mean() for gain in gains.values()])
+    is_random = np.array([name.startswith("random") for name in names])
+    chance = outcomes[is_random]
+    gains = (outcomes - chance.mean(axis=0)).mean(axis=1)
+    null, gains = gains[is_random].mean(axis=1), gains[~is_random]
+    values = gains.mean(axis=1)
     outlying = p_outlier(values, null)
     adjusted, furthest = false_discovery(outlying), float(np.abs(null).max())
+    between = float(null.var(ddof=1)) * (1 + 1 / len(null))
     effects = []
-    for i, (name, gain) in enumerate(gains.items()):
-        spread = float(null.var(ddof=1)) * (1 / len(null) + 1 / len(outcomes[name]))
-        problems = float(gain.var(ddof=1)) / len(gain) if len(gain) > 1 else math.nan
-        half = float(t.ppf(0.975, len(null) - 1)) * math.sqrt(spread + problems)
-        interval = Interval(float(values[i]), float(values[i]) - half, float(values[i]) + half, len(gain))
-        numbers = (float(outlying[i]), float(adjusted[i]), abs(float(values[i])) - furthest)
+    for i, name in enumerate(name for name in names if not name.startswith("random")):
+        problems = float(gains[i].var(ddof=1)) / len(gains[i]) if len(gains[i]) > 1 else math.nan
+        half = float(t.ppf(0.975, len(null) - 1)) * math.sqrt(between + problems)
+        value = float(values[i])
+        interval = Interval(value, value - half, value + half, len(gains[i]))
+        numbers = (float(outlying[i]), float(adjusted[i]), abs(value) - furthest)
         effects.append(Effect(int(name[:-1]), name[-1], measure.name, interval, *numbers))
     level = Interval(furthest, float(null.min()), float(null.max()), len(null))
     detail = f"the furthest of {len(null)} random selections of as many tokens; training alone changes it by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.jobs import command_line, start_job
 from core.tables import colour_columns
@@ -84,20 +85,45 @@ def choose_problems(run: Run, kind: str) -> list[str]:
     first, second, third = st.columns(3)
     problem = first.text_input("Column with the problems", key="problem_column", placeholder="of a usual name")
     answer = second.text_input("Column with the answers", key="answer_column", placeholder="of a usual name")
-    verifier = third.text_input("Verifier", key="verifier", placeholder="math, or the problem set's own")
     arguments = [*option("--problems", file), *option("--limit", most), *option("--problem", problem)]
-    return [*arguments, *option("--answer", answer), *option("--verifier", verifier)]
+    arguments += option("--answer", answer)
+    if kind == "steering":
+        return arguments + choose_verifier(third)
+    solution = third.text_input("Column with worked solutions", key="solution_column", placeholder="the answers")
+    return [*arguments, *option("--solution", solution)]
+
+
+def choose_verifier(place: DeltaGenerator) -> list[str]:
+    placeholder = "math, or the problem set's own"
+    return option("--verifier", place.text_input("Verifier", key="verifier", placeholder=placeholder))
 
 
 def choose_proxy(run: Run, kind: str) -> list[str]:
     if kind == "first-order":
-        solution = st.text_input("Column with worked solutions", key="solution_column", placeholder="the answers")
-        return option("--solution", solution)
+        return []
     chosen = st.multiselect("Directions", range(1, run.k + 1), key=f"proxy_directions_{run.id}", placeholder="all")
     arguments = option("--directions", ",".join(map(str, chosen)))
-    left, middle, right = st.columns(3)
-    seconds = left.number_input("Cost in seconds", 10, None, 600, key="proxy_cost", help="Fixed beforehand.")
-    rollouts = middle.number_input("Rollouts a problem", 1, 64, 4, key="proxy_rollouts")
+    if kind == "sft":
+        return arguments + choose_training()
+    seconds, *places = st.columns(3)
+    cost = seconds.number_input("Cost in seconds", 10, None, 600, key="proxy_cost", help="Fixed beforehand.")
+    return [*arguments, *option("--cost", cost), *choose_rollouts(*places)]
+
+
+def choose_rollouts(left: DeltaGenerator, right: DeltaGenerator) -> list[str]:
+    rollouts = left.number_input("Rollouts a problem", 1, 64, 4, key="proxy_rollouts")
     tokens = right.number_input("New tokens at most", 16, 8_192, 512, key="proxy_tokens")
-    arguments += option("--cost", seconds)
-    return [*arguments, *option("--rollouts", rollouts), *option("--max-new-tokens", tokens)]
+    return [*option("--rollouts", rollouts), *option("--max-new-tokens", tokens)]
+
+
+def choose_training() -> list[str]:
+    left, middle, right = st.columns(3)
+    meaning = "Each selection has as many tokens as so many examples of mean length."
+    examples = left.number_input("Examples", 1, None, 64, key="sft_examples", help=meaning)
+    seeds = middle.number_input("Trainings of each selection", 1, 32, 2, key="sft_seeds")
+    random = right.number_input("Random selections", 3, 64, 8, key="sft_random", help="As controls.")
+    arguments = [*option("--examples", examples), *option("--seeds", seeds), *option("--random", random)]
+    if not st.toggle("Measure Pass@1, too", key="sft_passes", help="The loss alone takes far less time."):
+        return arguments
+    verifier, *places = st.columns(3)
+    return [*arguments, "--passes", *choose_verifier(verifier), *choose_rollouts(*places)]
