@@ -2,6 +2,7 @@ import io
 import json
 import re
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -359,3 +360,14 @@ def test_steering_with_another_model_than_the_run_s_is_refused(run_cli, gsm8k_co
     path.write_text(json.dumps(manifest))
     status, out, err = run_cli(*STEER, "--strength", 1, "--prompt", "x", "--workspace", gsm8k_copy.root)
     assert status == 1 and out == "" and "has changed since run" in err
+
+
+def test_a_port_in_use_is_said_and_starts_nothing(run_cli, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = run_cli("app", "--headless", "--port", str(port), "--workspace", tmp_path / "w")
+    assert status == 1
+    assert f"Port {port} cannot be used" in err and f"--port {port + 1}" in err
+    assert not (tmp_path / "w").exists()

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from core.cli.group import Reporter, cli, json_option, workspace_option
+from core.errors import BasiscopeError
 from core.workspace import Workspace
 
 
@@ -40,6 +41,21 @@ def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
     return facts | {"lines": [f"{name}: {value}" for name, value in facts.items()]}
 
 
+def _check_port(port: int) -> None:
+    """Raises BasiscopeError where another program listens there."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("localhost", port))
+        except OSError as error:
+            raise BasiscopeError(
+                f"Port {port} cannot be used ({error.strerror}); perhaps the app is already open at "
+                f"http://localhost:{port}. Another: --port {port + 1}."
+            ) from error
+
+
 @cli.command()
 @click.option("--port", type=int, default=8501, show_default=True, help="Port on localhost.")
 @click.option("--headless", is_flag=True, help="Do not open a browser.")
@@ -54,8 +70,14 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
 
     root = Path(__file__).resolve().parents[2]
     space = Workspace(workspace)
-    if not space.runs() and not any(job.state == "running" for job in list_jobs(space)):
+    _check_port(port)
+    jobs = list_jobs(space)
+    refused = any(job.step == "demo" and job.state == "cancelled" for job in jobs)
+    if not space.runs() and not refused and not any(job.state == "running" for job in jobs):
         start_job(space, ["demo"])
+        click.echo(
+            "The embedded demo is recovered in the background; it goes on when the app is closed.", err=True
+        )
     if as_json:
         place = {"url": f"http://localhost:{port}", "workspace": str(workspace.resolve())}
         click.echo(json.dumps(place))
