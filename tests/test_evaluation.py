@@ -12,11 +12,15 @@ from scipy.stats import bootstrap, permutation_test
 from core.errors import BasiscopeError
 from core.evaluation import Interval, final_answer, verifier
 from core.evaluation.child import Child
-from core.evaluation.intervals import bootstrap_intervals, expanded_tail
+from core.evaluation.intervals import (
+    bootstrap_intervals,
+    difference_interval,
+    expanded_tail,
+    mean_share_interval,
+)
 from core.evaluation.passk import (
     Result,
     Tally,
-    difference_interval,
     paired_difference,
     pass_at_intervals,
     pass_at_k,
@@ -293,22 +297,69 @@ def test_the_bootstrap_is_scipys():
     assert expanded_tail(10_000) == pytest.approx(0.025, abs=1e-4) and expanded_tail(10) < 0.02
 
 
-@pytest.mark.parametrize(("n", "k"), [(40, 1), (100, 4), (200, 8)])
-def test_intervals_cover_what_they_say(n, k):
-    """Problems of all difficulties, 8 rollouts each: 95% intervals cover 93 to 97%, as do those of differences."""
+def solved_half_the_time(share):
+    return lambda rng, n: (rng.random(n) < share) * 0.5
+
+
+@pytest.mark.parametrize(
+    ("n", "rollouts", "k", "drawn", "highest"),
+    [
+        (40, 8, 1, lambda rng, n: rng.beta(0.8, 1.2, n), 0.98),
+        (100, 8, 4, lambda rng, n: rng.beta(0.8, 1.2, n), 0.98),
+        (200, 8, 8, lambda rng, n: rng.beta(0.8, 1.2, n), 0.98),
+        (30, 4, 1, solved_half_the_time(0.05), 1),
+        (100, 4, 1, solved_half_the_time(0.05), 1),
+        (100, 4, 4, lambda rng, n: rng.beta(0.1, 2, n), 1),
+        (40, 8, 1, lambda rng, n: np.where(rng.random(n) < 0.95, 0.97, 0), 1),
+    ],
+)
+def test_intervals_cover_what_they_say(n, rollouts, k, drawn, highest):
+    """95% intervals cover 93 to 98%, as do those of differences; never less where few are ever solved."""
     rng, covered, paired = np.random.default_rng(n + k), [], []
-    difficulty = rng.beta(0.8, 1.2, 2_000_000)
-    harder = np.clip(difficulty - 0.1, 0, 1)
-    truth, change = np.mean(1 - (1 - difficulty) ** k), np.mean((1 - difficulty) ** k - (1 - harder) ** k)
-    for trial in range(1_000):
+    difficulty = drawn(rng, 200_000)
+    truth = np.mean(1 - (1 - difficulty) ** k)
+    change = np.mean((1 - difficulty) ** k - (1 - changed(difficulty)) ** k)
+    for _ in range(500):
         chosen = rng.choice(difficulty, n)
-        a = pass_at_k(rng.binomial(8, chosen), 8, k)
-        b = pass_at_k(rng.binomial(8, np.clip(chosen - 0.1, 0, 1)), 8, k)
-        first, second = bootstrap_intervals(np.stack([a, b - a], axis=1), resamples=500, seed=trial)
+        a = pass_at_k(rng.binomial(rollouts, chosen), rollouts, k)
+        b = pass_at_k(rng.binomial(rollouts, changed(chosen)), rollouts, k)
+        first, second = mean_share_interval(a), difference_interval(b - a)
         covered.append(first.low <= truth <= first.high)
         paired.append(second.low <= change <= second.high)
-    assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)
-    assert 0.93 <= np.mean(paired) <= 0.97, np.mean(paired)
+    assert 0.93 <= np.mean(covered) <= highest, np.mean(covered)
+    assert 0.93 <= np.mean(paired) <= highest, np.mean(paired)
+
+
+def changed(difficulty):
+    return np.clip(difficulty - 0.1, 0, 1)
+
+
+def test_problems_that_come_to_be_solved_are_covered_by_the_interval_of_the_difference():
+    """5% of the problems go from never to every other time."""
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(500):
+        differences = rng.binomial(4, solved_half_the_time(0.05)(rng, 30)) / 4
+        found = difference_interval(differences)
+        covered.append(found.low <= 0.025 <= found.high)
+    assert np.mean(covered) >= 0.93
+
+
+def test_intervals_of_shares_and_differences_are_the_published_ones():
+    """Wilson's by t where each problem is all or nothing; Bonett and Price's where each difference is."""
+    from scipy.stats import binomtest, norm, t
+
+    solved = np.repeat([0.0, 1.0], [14, 6])
+    level = 1 - 2 * norm.sf(t.ppf(0.975, 19))
+    wilson = binomtest(6, 20).proportion_ci(level, "wilson")
+    found = mean_share_interval(solved)
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high))
+    n, up, down = 20, 6, 2
+    found = difference_interval(np.repeat([-1.0, 0.0, 1.0], [down, n - up - down, up]))
+    shares = (up + 1) / (n + 2), (down + 1) / (n + 2)
+    middle = shares[0] - shares[1]
+    half = t.ppf(0.975, n - 1) * np.sqrt((sum(shares) - middle**2) / (n + 1))
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
+    assert difference_interval(np.ones(20)).high == 1
 
 
 def test_nothing_solved_is_not_certainty():
@@ -324,7 +375,7 @@ def test_nothing_solved_is_not_certainty():
 def test_a_difference_is_paired_by_problem():
     before, after = rollouts_of([0, 1, 2, 3] * 10), rollouts_of([1, 2, 3, 4] * 10, "1:+2")
     found = paired_difference("1:+2", after, before, 1)
-    assert found.difference.value == pytest.approx(0.25) and found.difference.low == pytest.approx(0.25)
+    assert found.difference.value == pytest.approx(0.25) and 0.2 < found.difference.low < 0.25
     assert (found.better, found.worse, found.variant, found.baseline) == (40, 0, "1:+2", UNSTEERED)
     assert found.p == pytest.approx(1 / 10_001)
     (unpaired,) = bootstrap_intervals(Tally.of(after).pass_at(1)[:, None])

@@ -51,6 +51,43 @@ def share_interval(hits: Sequence[bool]) -> Interval:
     return Interval(sum(hits) / len(hits), float(interval.low), float(interval.high), len(hits))
 
 
+def mean_share_interval(shares: np.ndarray) -> Interval:
+    """The mean of n shares, each from 0 to 1, and Wilson's interval for as many cases as would be as sure of it
+    (Korn and Graubard 1998), by Student's t.
+
+    One more case that is all or nothing is counted when their variance is compared with that of all or nothing:
+    where few shares differ, their own variance says too little. Where none does, it is Wilson's of the cases.
+    """
+    from scipy.stats import t
+
+    shares = np.asarray(shares, dtype=np.float64)
+    n, mean = len(shares), float(shares.mean()) if len(shares) else float("nan")
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"), n)
+    mean = min(1.0, max(0.0, mean))
+    within, whole = float(((shares - mean) ** 2).sum()), n * mean * (1 - mean)
+    spread = float(t.ppf(0.975, n - 1)) ** 2 * (within + 1) / (whole + 1) / n
+    middle = (mean + spread / 2) / (1 + spread)
+    half = np.sqrt(spread * mean * (1 - mean) + spread**2 / 4) / (1 + spread)
+    return Interval(mean, float(min(mean, middle - half)), float(max(mean, middle + half)), n)
+
+
+def difference_interval(differences: np.ndarray) -> Interval:
+    """The mean of n differences, each from -1 to 1, and its t interval with two more cases, one up and one down
+    (Bonett and Price 2012), which are as large as the differences are, and 1 where there are none."""
+    from scipy.stats import t
+
+    differences = np.asarray(differences, dtype=np.float64)
+    n, mean = len(differences), float(differences.mean()) if len(differences) else float("nan")
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"), n)
+    size = ((differences**2).sum() + 1) / (np.abs(differences).sum() + 1)
+    added = np.append(differences, [size, -size])
+    half = t.ppf(0.975, n - 1) * added.std(ddof=1) / np.sqrt(n + 2)
+    low, high = np.clip([added.mean() - half, added.mean() + half], -1, 1).tolist()
+    return Interval(mean, min(mean, low), max(mean, high), n)
+
+
 def bootstrap_intervals(
     values: np.ndarray, weights: np.ndarray | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Interval]:

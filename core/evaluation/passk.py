@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from core.evaluation.intervals import Interval, bootstrap_intervals, share_interval
+from core.evaluation.intervals import Interval, bootstrap_intervals, difference_interval, mean_share_interval
 from core.evaluation.rollouts import GARBAGE, UNSTEERED, Rollout
 
 FLIPS = 10_000
@@ -72,7 +72,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What one variant did. Intervals are by bootstrap over problems.
+    """What one variant did. Intervals are over problems: Wilson's for Pass@k, else by bootstrap.
 
     pass_at: k -> Pass@k
     logprob, logprob_right: mean log-probability per token of all texts, and of the right ones
@@ -99,7 +99,7 @@ def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> 
     known = [(one, one.logprob) for one in rollouts if one.logprob is not None]
     return VariantResult(
         variant,
-        pass_at_intervals(tally, every, seed),
+        pass_at_intervals(tally, every),
         _mean_by_problem([(one.problem_id, logprob) for one, logprob in known], seed),
         _mean_by_problem([(one.problem_id, logprob) for one, logprob in known if one.right], seed),
         _mean_by_problem([(one.problem_id, one.n_tokens) for one in rollouts], seed),
@@ -112,18 +112,9 @@ def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> 
     )
 
 
-def pass_at_intervals(tally: Tally, every_k: Sequence[int], seed: int = 0) -> dict[int, Interval]:
-    """k -> Pass@k with its interval, all k over the same resamples. Where all problems are alike, none or all of
-    them solved, resampling knows no doubt: then it is Wilson's, of the share of problems."""
-    if not len(every_k) or not len(tally.n):
-        return {}
-    values = np.stack([tally.pass_at(k) for k in every_k], axis=1)
-    found = bootstrap_intervals(values, seed=seed)
-    for i, column in enumerate(values.T):
-        if len(column) > 0 and (column == column[0]).all() and column[0] in (0, 1):
-            wilson = share_interval([bool(column[0])] * len(column))
-            found[i] = replace(found[i], low=wilson.low, high=wilson.high)
-    return dict(zip(every_k, found, strict=True))
+def pass_at_intervals(tally: Tally, every_k: Sequence[int]) -> dict[int, Interval]:
+    """k -> Pass@k with its interval over problems."""
+    return {k: mean_share_interval(tally.pass_at(k)) for k in every_k if len(tally.n)}
 
 
 def _mean_by_problem(pairs: Sequence[tuple[int, float]], seed: int) -> Interval:
@@ -158,7 +149,7 @@ def paired_difference(
     differences = problem_differences(Tally.of(rollouts), Tally.of(baseline), k)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return Difference(
-        variant, name, k, difference_interval(differences, seed), sign_flip_p(differences, seed), better, worse
+        variant, name, k, difference_interval(differences), sign_flip_p(differences, seed), better, worse
     )
 
 
@@ -167,18 +158,6 @@ def problem_differences(a: Tally, b: Tally, k: int) -> np.ndarray:
     _, of_a, of_b = np.intersect1d(a.problem_ids, b.problem_ids, return_indices=True)
     found = a.pass_at(k)[of_a] - b.pass_at(k)[of_b]
     return found[np.isfinite(found)]
-
-
-def difference_interval(differences: np.ndarray, seed: int = 0) -> Interval:
-    """The mean difference and its interval. Where no problem differs it is as wide as the share of problems that
-    could differ and were not met."""
-    if not len(differences):
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
-    (found,) = bootstrap_intervals(differences[:, None], seed=seed)
-    if len(differences) > 1 and not differences.any():
-        unseen = share_interval([False] * len(differences)).high
-        return replace(found, low=-unseen, high=unseen)
-    return found
 
 
 def sign_flip_p(differences: np.ndarray, seed: int = 0) -> float:

@@ -22,7 +22,8 @@ from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
-from core.evaluation.passk import Result, Tally, difference_interval, problem_differences, sign_flip_p
+from core.evaluation.intervals import difference_interval
+from core.evaluation.passk import Result, Tally, problem_differences, sign_flip_p
 from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, roll_out
 from core.evaluation.verifiers import can_verify
@@ -422,7 +423,7 @@ def judge(
             arm.direction,
             arm.polarity,
             measure,
-            difference_interval(differences[arm.name], seed),
+            difference_interval(differences[arm.name]),
             float(p[i]),
             float(adjusted[i]) if tested[i] else math.nan,
             abs(float(values[i])) - furthest,
