@@ -177,7 +177,7 @@ def test_too_little_time_for_a_comparison_is_said(trial):
 
 def test_what_helps_stays_to_the_end_and_is_told(trial):
     drawn = Drawn(helps={"2+": 3.0, "4-": -3.0})
-    found = trial(drawn)
+    found = trial(drawn, problems=40)
     assert {e.name for e in found.by("pass@1") if e.is_evidence} == {"2+", "4-"}
     on = problems_of(drawn.made)
     assert on["2+"] == on["4-"] == on["random 1"] == on[UNSTEERED] and len(on["1+"]) < len(on["2+"])
