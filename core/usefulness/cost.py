@@ -30,7 +30,10 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         trainings = (arms + int(given.get("--random", 8))) * int(given.get("--seeds", 2))
         trained = _about(run, trainings * int(given.get("--examples", 64)), FORWARDS + 1)
         return f"{trainings} trainings. {trained} Measuring each on the problems comes on top."
-    return f"At most {float(given.get('--cost', 600)):,.0f} seconds, fixed beforehand, after the model is loaded."
+    return (
+        f"At most {float(given.get('--cost', 600)):,.0f} seconds after the model is loaded: no batch is begun "
+        "that would likely end later, and the arms are compared on the problems that all were through with."
+    )
 
 
 def _about(run: Run, texts: int | None, passes: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +25,7 @@ from core.evaluation import Interval, verifier
 from core.evaluation.intervals import difference_interval
 from core.evaluation.passk import Result, Tally, problem_differences, sign_flip_p
 from core.evaluation.problems import Problem, ProblemSet
-from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, roll_out
+from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
 from core.evaluation.verifiers import can_verify
 from core.model import LanguageModel
 from core.steering.generation import Sampling
@@ -41,6 +41,9 @@ MOST_ROUNDS = 3
 LEAST_PROBLEMS = 5
 RANDOM_ARMS = 8
 SHARE_OF_RANGE = 0.5
+FULL_BATCHES = 4
+"""Problems are asked so many batches at a time: fewer leave rows empty, more leave more problems half through when
+the time is up."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ def steer_proxy(
     run: Run, model: LanguageModel, request: SteeringRequest, workspace: Workspace, progress: Progress = silent
 ) -> Evidence:
     """Try all arms within the cost. The rollouts are kept as an evaluation; given again after it was stopped, it
-    continues by the plan that was made then.
+    continues by the plan that was made then, and a finished one is only read. When the time is up before the plan
+    is through, the arms are compared on the problems that they all were through with.
 
     Raises BasiscopeError where no problem can be verified or asked, or the cost buys too little.
     """
@@ -215,7 +219,7 @@ def _variants(arms: Sequence[Arm]) -> dict[str, Steering]:
 
 
 class _Trial:
-    """The rollouts of a proxy under way."""
+    """The rollouts of a proxy under way. After every batch the manifest has the seconds of all sittings so far."""
 
     def __init__(
         self,
@@ -231,99 +235,150 @@ class _Trial:
         self.problems, self.prompts, self.progress = list(problems), prompts, progress
         self.verify = verifier(request.verifier)
         self.start = time.monotonic()
+        self.manifest: dict[str, Any] = {}
+        self.earlier = self.longest = 0.0
         self.total = 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, in earlier sittings, too."""
+        return self.earlier + time.monotonic() - self.start
 
     def run(
         self, run: Run, arms: Sequence[Arm], chance: Sequence[Arm], stored: Mapping[str, Any], left_out: int
     ) -> Evidence:
-        plan, earlier = self._plan(len(arms), len(chance), stored)
-        self.total = plan.rollouts
-        seen: list[Problem] = []
-        alive, dropped = list(arms), dict[str, int]()
-        for round_, size in enumerate(plan.problems):
-            if round_:
-                told = self._strength_of_evidence(alive)
-                staying = sorted(alive, key=lambda arm: -told[arm.name])[: plan.arms[round_]]
-                dropped |= {arm.name: round_ for arm in alive if arm not in staying}
-                alive = [arm for arm in alive if arm in staying]
-            fresh = self.problems[len(seen) : len(seen) + size]
-            seen += fresh
-            self._roll(fresh, [*alive, *chance])
-        seconds = earlier + time.monotonic() - self.start
-        rollouts = self.kept.rollouts()
-        manifest = self.kept.manifest
-        result = Result.of(rollouts, self.request.sampling.seed).as_dict()
-        self.kept.save_manifest(
-            manifest | {"status": "complete", "finished": now(), "seconds": round(seconds, 3), "result": result}
-        )
-        return self._evidence(run, arms, chance, plan, dropped, rollouts, seconds, left_out, len(seen))
+        self.manifest = self._manifest(stored)
+        if self.manifest["status"] == "complete" and "evidence" in self.manifest:
+            return Evidence.from_dict(self.manifest["evidence"])
+        self.earlier = float(self.manifest["seconds"])
+        try:
+            plan = self._plan(len(arms), len(chance))
+            dropped, counted, problems = self._rounds(plan, arms, chance)
+        finally:
+            if self.kept.folder.exists():
+                self._save()
+        found = self._evidence(run, arms, chance, plan, dropped, counted, left_out, problems)
+        result = Result.of(counted, self.request.sampling.seed).as_dict()
+        self._save(status="complete", finished=now(), result=result, evidence=found.as_dict())
+        return found
 
-    def _plan(self, arms: int, random: int, stored: Mapping[str, Any]) -> tuple[Plan, float]:
-        """The plan, made by the rate of a pilot where none is kept, and the seconds spent before."""
+    def _manifest(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The kept one, or that of a new evaluation, which is kept now."""
         if (self.kept.folder / "manifest.json").exists():
-            manifest = self.kept.manifest
-            made = manifest["plan"]
-            plan = Plan(tuple(made["problems"]), tuple(made["arms"]), made["rate"], made["rollouts"])
-            return plan, float(manifest["seconds"])
-        rate = self._pilot()
-        left = self.request.seconds - (time.monotonic() - self.start)
-        plan = make_plan(arms, random, self.request.r, len(self.problems), rate, max(left, 0.0))
+            return self.kept.manifest
+        self.kept.save_problems(self.request.problems.problems)
         manifest = {
             "format_version": 1,
             "request": dict(stored),
             "problems": self.request.problems.facts(),
             "left_out": {},
-            "plan": asdict(plan),
             "status": "under way",
             "created": now(),
             "seconds": 0.0,
             "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
         }
-        self.kept.save_problems(self.request.problems.problems)
         self.kept.save_manifest(manifest)
-        return plan, 0.0
+        return manifest
+
+    def _save(self, **more: Any) -> None:
+        """Keep the seconds so far, and more."""
+        self.manifest |= {"seconds": round(self.seconds, 3), **more}
+        self.kept.save_manifest(self.manifest)
+
+    def _plan(self, arms: int, random: int) -> Plan:
+        """The kept plan, or one by the rate of a pilot. The rate is kept before the plan, which may be refused:
+        given again, it is refused again."""
+        if made := self.manifest.get("plan"):
+            return Plan(tuple(made["problems"]), tuple(made["arms"]), made["rate"], made["rollouts"])
+        if "rate" not in self.manifest:
+            self._save(rate=self._pilot())
+        left = max(self.request.seconds - self.seconds, 0.0)
+        plan = make_plan(arms, random, self.request.r, len(self.problems), self.manifest["rate"], left)
+        self._save(plan=asdict(plan))
+        return plan
 
     def _pilot(self) -> float:
-        """Rollouts per second of the unsteered model on the first problems."""
-        before, begun = time.monotonic(), len(self.kept.rollouts())
-        self._roll(self.problems[: max(1, PILOT_ROLLOUTS // self.request.r)], [])
-        made = len(self.kept.rollouts()) - begun
-        return max(made, 1) / max(time.monotonic() - before, 0.01)
+        """Rollouts per second of the unsteered model on the first problems, made again where it was stopped."""
+        before, made = self.seconds, 0
+        problems = self.problems[: max(1, PILOT_ROLLOUTS // self.request.r)]
+        for batch in self._batches(problems, _variants([]), frozenset()):
+            self._keep(batch)
+            made += len(batch)
+        return made / max(self.seconds - before, 0.01)
 
-    def _roll(self, problems: Sequence[Problem], arms: Sequence[Arm]) -> None:
-        """Every problem under every arm and unsteered; what is kept already is not made again."""
-        done = frozenset(one.key for one in self.kept.rollouts())
-        batches = roll_out(
+    def _rounds(
+        self, plan: Plan, arms: Sequence[Arm], chance: Sequence[Arm]
+    ) -> tuple[dict[str, int], list[Rollout], list[Problem]]:
+        """Arm -> the round after which it was dropped; the rollouts that count, all of them on problems that every
+        arm of their round was through with; these problems. Ends with the plan or with the time."""
+        self.total = plan.rollouts
+        alive, dropped = list(arms), dict[str, int]()
+        counted, seen = list[Rollout](), list[Problem]()
+        for round_, size in enumerate(plan.problems):
+            told = _strength_of_evidence(alive, counted) if round_ else dict.fromkeys((a.name for a in alive), 0.0)
+            staying = sorted(alive, key=lambda arm: -told[arm.name])[: plan.arms[round_]]
+            full = self._roll(self.problems[len(seen) : len(seen) + size], _variants([*staying, *chance]))
+            if full:
+                dropped |= {arm.name: round_ for arm in alive if arm not in staying}
+                alive = [arm for arm in alive if arm in staying]
+                names, ids = _variants([*alive, *chance]), {problem.problem_id for problem in full}
+                counted += [o for o in self.kept.rollouts() if o.variant in names and o.problem_id in ids]
+                seen += full
+            if len(full) < size:
+                break
+        if len(seen) < LEAST_PROBLEMS:
+            raise BasiscopeError(
+                f"--cost: when the {self.request.seconds:,.0f} s were over, {len(seen)} of "
+                f"{sum(plan.problems)} problems were through, too few to compare {len(arms)} arms. Give more "
+                "seconds, fewer --directions, fewer --rollouts, or fewer --max-new-tokens."
+            )
+        return dropped, counted, seen
+
+    def _roll(self, problems: Sequence[Problem], variants: Mapping[str, Steering]) -> list[Problem]:
+        """Every problem under every variant, some problems at a time; what is kept already is not made again.
+        The problems that are through, where no further batch is likely to be in time."""
+        done = {one.key for one in self.kept.rollouts()}
+        some = math.ceil(FULL_BATCHES * BATCH_ROWS / (len(variants) * self.request.r))
+        full: list[Problem] = []
+        for i in range(0, len(problems), some):
+            part = problems[i : i + some]
+            keys = {problem.problem_id: self._keys(problem, variants) for problem in part}
+            wanted = set[Key]().union(*keys.values())
+            batches = self._batches(part, variants, frozenset(done))
+            while not wanted <= done and self.seconds + self.longest <= self.request.seconds:
+                batch = next(batches)
+                self._keep(batch)
+                done |= {one.key for one in batch}
+                self.progress("rollouts", len(done), self.total)
+            through = [problem for problem in part if keys[problem.problem_id] <= done]
+            full += through
+            if len(through) < len(part):
+                break
+        return full
+
+    def _keys(self, problem: Problem, variants: Mapping[str, Steering]) -> set[Key]:
+        return {(name, problem.problem_id, i) for name in variants for i in range(self.request.r)}
+
+    def _batches(
+        self, problems: Sequence[Problem], variants: Mapping[str, Steering], done: frozenset[Key]
+    ) -> Iterator[list[Rollout]]:
+        request = self.request
+        return roll_out(
             self.model,
             problems,
             self.prompts,
             self.verify,
-            self.request.r,
-            self.request.sampling,
-            _variants(arms),
+            request.r,
+            request.sampling,
+            variants,
             self.directions,
             done,
         )
-        count = len(done)
-        for batch in batches:
-            self.kept.append(batch)
-            count += len(batch)
-            self.progress("rollouts", count, self.total)
 
-    def _strength_of_evidence(self, arms: Sequence[Arm]) -> dict[str, float]:
-        """Arm -> how many standard errors its Pass@1 is from the unsteered model's so far."""
-        by_variant = _by_variant(self.kept.rollouts())
-        baseline = Tally.of(by_variant[UNSTEERED])
-        found = {}
-        for arm in arms:
-            differences = problem_differences(Tally.of(by_variant[arm.name]), baseline, 1)
-            error = (
-                max(float(differences.std(ddof=1)), 1e-9) / math.sqrt(len(differences))
-                if len(differences) > 1
-                else 1
-            )
-            found[arm.name] = abs(float(differences.mean())) / error
-        return found
+    def _keep(self, batch: Sequence[Rollout]) -> None:
+        self.kept.append(batch)
+        self.longest = max(self.longest, self.seconds - self.manifest["seconds"])
+        self._save()
 
     def _evidence(
         self,
@@ -332,12 +387,12 @@ class _Trial:
         chance: Sequence[Arm],
         plan: Plan,
         dropped: Mapping[str, int],
-        rollouts: Sequence[Rollout],
-        seconds: float,
+        counted: Sequence[Rollout],
         left_out: int,
-        problems: int,
+        problems: Sequence[Problem],
     ) -> Evidence:
-        by_variant = _by_variant(rollouts)
+        by_variant, rollouts = _by_variant(counted), self.kept.rollouts()
+        seconds, planned = float(self.manifest["seconds"]), sum(plan.problems)
         every_k = (1,) if self.request.r == 1 else (1, self.request.r)
         measures = tuple(Measure(f"pass@{k}", f"change of Pass@{k}", f"Pass@{k}") for k in every_k)
         effects: list[Effect] = []
@@ -352,8 +407,16 @@ class _Trial:
         strengths = ", ".join(f"{arm.name} {arm.strength:+.3g}" for arm in arms)
         notes = [
             f"{len(rollouts):,} rollouts in {seconds:,.0f} s of {self.request.seconds:,.0f} s; planned "
-            f"{plan.rollouts:,} at {plan.rate:.3g} a second, over {problems} problems in rounds of "
+            f"{plan.rollouts:,} at {plan.rate:.3g} a second, over {planned} problems in rounds of "
             f"{', '.join(map(str, plan.problems))}",
+            *(
+                [
+                    f"the time was up before the plan was through: compared on the first {len(problems)} "
+                    "problems, which all arms then left were through with"
+                ]
+                if len(problems) < planned
+                else []
+            ),
             f"the unsteered model is right in {solved:.1%} of its texts",
             f"strengths in multiples of the unit direction: {strengths}",
             *([f"{cut:,} of {len(rollouts):,} texts reached the token limit"] if cut else []),
@@ -362,7 +425,7 @@ class _Trial:
                 if left_out
                 else []
             ),
-            *overlap_notes(run, [problem.prompt for problem in self.problems[:problems]]),
+            *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
         tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
         return Evidence(
@@ -385,6 +448,17 @@ class _Trial:
             },
             {"evaluation": self.kept.id, "variants": {arm.name: arm.name for arm in arms}},
         )
+
+
+def _strength_of_evidence(arms: Sequence[Arm], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Arm -> how many standard errors its Pass@1 is from the unsteered model's."""
+    tallies = {name: Tally.of(ones) for name, ones in _by_variant(rollouts).items()}
+    found = {}
+    for arm in arms:
+        differences = problem_differences(tallies[arm.name], tallies[UNSTEERED], 1)
+        spread = max(float(differences.std(ddof=1)), 1e-9) if len(differences) > 1 else 1.0
+        found[arm.name] = abs(float(differences.mean())) / (spread / math.sqrt(len(differences)))
+    return found
 
 
 def _by_variant(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
