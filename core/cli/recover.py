@@ -117,9 +117,12 @@ def recover(estimate: bool, workspace: Path, as_json: bool, **options: Any) -> d
     from core.recovery import recover as recover_run
     from core.selection.farthest import compile_ahead
 
+    space = Workspace(workspace)
+    before = {run.id for run in space.runs()}
     with Reporter(as_json) as progress:
-        run = recover_run(request, Workspace(workspace), progress)
-        compile_ahead(progress)
+        run = recover_run(request, space, progress)
+        if run.id not in before:
+            compile_ahead(progress)
     manifest = run.manifest
     lines = [f"warning: {warning}" for warning in manifest["warnings"]]
     lines.append(f"{manifest['n']:,} examples, {manifest['d']:,} dimensions, {run.k} directions: {run.folder}")

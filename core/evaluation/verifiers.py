@@ -130,7 +130,7 @@ def _same_number(tolerance: float | None, answer: str, text: str) -> bool | None
 def _near(a: Fraction, b: Fraction, tolerance: float | None) -> bool:
     if tolerance is None and 1 in (a.denominator, b.denominator):
         return a == b
-    return abs(a - b) <= Fraction(TOLERANCE if tolerance is None else tolerance) * max(1, abs(a))
+    return abs(a - b) <= Fraction(TOLERANCE if tolerance is None else tolerance) * max(Fraction(1), abs(a))
 
 
 def _number(text: str) -> Number | None:

@@ -99,6 +99,8 @@ def write_report(
         "![Pass@1 by rule](demo-selection.png)",
         _tuned_table(arms),
         _verdict(arms),
+        "## 4. Whether the proxies foretell it",
+        "Not measured yet: it takes a training along each end of each direction.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -137,16 +139,14 @@ def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
 
 def _verdict(arms: Mapping[str, Sequence[Tuned]]) -> str:
     """What the intervals allow to say, in a sentence per comparison."""
-    ours, parts = arms[tuning.USEFUL], []
-    for other in ("random", tuning.HUMAN):
-        gap = tuning.against(ours, arms[other])
-        if gap.low > 0:
-            parts.append(f"The choice along useful directions beats {other} beyond the interval.")
-        elif gap.high < 0:
-            parts.append(f"The choice along useful directions is worse than {other}, beyond the interval.")
-        else:
-            parts.append(f"The choice along useful directions cannot be told from {other}.")
-    return " ".join(parts)
+    pairs = [(tuning.USEFUL, "random"), (tuning.USEFUL, tuning.HUMAN)]
+    pairs += [(name, "not tuned") for name in arms if name != "not tuned"]
+    said: dict[str, list[str]] = {}
+    for name, other in pairs:
+        gap = tuning.against(arms[name], arms[other])
+        told = "Better than" if gap.low > 0 else "Worse than" if gap.high < 0 else "Not to be told from"
+        said.setdefault(f"{told} {other}", []).append(name)
+    return " ".join(f"{told}: {', '.join(names)}." for told, names in said.items())
 
 
 def _factor_table(table: pd.DataFrame, model: str) -> str:
