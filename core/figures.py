@@ -568,7 +568,9 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
     order = {"type": "category", "categoryarray": [effect.name for effect in shown], "title": "direction"}
     line = {"type": "line", "x0": told.null, "x1": told.null, "y0": 0, "y1": 1, "yref": "paper"}
     line |= {"line": {"width": 1, "color": OTHER}}
-    return _figure(traces, axis, order, shapes=[line], height=110 + 24 * len(shown))
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    margin = {"l": 10, "r": 10, "t": 40, "b": 10}
+    return _figure(traces, axis, order, shapes=[line], legend=legend, margin=margin, height=140 + 24 * len(shown))
 
 
 def proxy_scatter(
@@ -589,7 +591,8 @@ def proxy_scatter(
         "marker": {"color": BLUE, "size": 8},
         "hovertemplate": "%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
     }
-    axes = ({"title": f"{title}, towards help", "zeroline": True} for title in (name, other))
+    style = {"zeroline": True, "exponentformat": "e"}
+    axes = ({"title": f"{title}, towards help", **style} for title in (name, other))
     return _figure([trace], *axes, showlegend=False, height=420)
 
 
