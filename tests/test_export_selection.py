@@ -16,7 +16,7 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.selection import FORMATS
 from core.selection.card import PLOTS, _code
-from core.selection.export import EPOCHS, LEARNING_RATE, export, formatted
+from core.selection.export import EPOCHS, LEARNING_RATE, configs, export, formatted
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select, stored_sentences
 from core.usefulness.evidence import BOTH, Cost, Effect, Evidence, Measure
@@ -526,3 +526,11 @@ def test_the_ledger_is_kept_as_csv_and_in_the_manifest(tmp_path):
     assert ledger.loc[ledger["source"] == "addition", "examples"].item() == 10
     assert [row["source"] for row in kept.manifest["ledger"]] == ledger["source"].tolist()
     assert Request.from_dict(kept.manifest["request"]) == request
+
+
+def test_the_configs_keep_to_the_context_of_the_run_s_own_model(kept, run):
+    made = configs(kept, run, "messages", "full", None)
+    context = run.manifest["model"]["context"]
+    assert context < 8_192 and f"max_length: {context}" in made["trl.yaml"]
+    assert f"cutoff_len: {context}" in made["llamafactory.yaml"]
+    assert "max_length: 8192" in configs(kept, run, "messages", "full", "another/model")["trl.yaml"]

@@ -237,12 +237,14 @@ def configs(kept: KeptSelection, run: Run, form: str, tuning: str, model: str | 
     """File name -> training config, for the trainers that read the format."""
     name = model or run.manifest["model"]["name"]
     made = {}
+    context = None if model else run.manifest["model"].get("context")
+    longest = min(MAX_LENGTH, context or MAX_LENGTH)
     if form in ("alpaca", "sharegpt", "messages"):
-        made["llamafactory.yaml"] = yaml(llamafactory_config(kept, name, tuning))
+        made["llamafactory.yaml"] = yaml(llamafactory_config(kept, name, tuning, longest))
     if form in ("trl", "messages"):
-        made["trl.yaml"] = yaml(trl_config(kept, name, tuning))
+        made["trl.yaml"] = yaml(trl_config(kept, name, tuning, longest))
     if form == "axolotl":
-        made["axolotl.yaml"] = yaml(axolotl_config(kept, name, tuning))
+        made["axolotl.yaml"] = yaml(axolotl_config(kept, name, tuning, longest))
     return made
 
 
@@ -259,7 +261,7 @@ def training(kept: KeptSelection) -> dict[str, Any]:
     }
 
 
-def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
+def llamafactory_config(kept: KeptSelection, model: str, tuning: str, longest: int) -> dict[str, Any]:
     """For `llamafactory-cli train llamafactory.yaml` in the export's folder."""
     lora = {"lora_rank": LORA_RANK, "lora_target": "all"} if tuning == "lora" else {}
     return {
@@ -272,13 +274,13 @@ def llamafactory_config(kept: KeptSelection, model: str, tuning: str) -> dict[st
         "dataset": dataset_name(kept),
         "max_samples": len(kept.example_ids),
         "template": "default",
-        "cutoff_len": MAX_LENGTH,
+        "cutoff_len": longest,
         **training(kept),
         "bf16": True,
     }
 
 
-def trl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
+def trl_config(kept: KeptSelection, model: str, tuning: str, longest: int) -> dict[str, Any]:
     """For `trl sft --config trl.yaml` in the export's folder."""
     lora = {"use_peft": True, "lora_r": LORA_RANK, "lora_target_modules": "all-linear"} if tuning == "lora" else {}
     return {
@@ -286,11 +288,11 @@ def trl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
         **lora,
         "datasets": [{"path": "json", "data_files": FILE, "split": "train"}],
         **training(kept),
-        "max_length": MAX_LENGTH,
+        "max_length": longest,
     }
 
 
-def axolotl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, Any]:
+def axolotl_config(kept: KeptSelection, model: str, tuning: str, longest: int) -> dict[str, Any]:
     """For `axolotl train axolotl.yaml` in the export's folder."""
     lora = {"adapter": "lora", "lora_r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "lora_target_linear": True}
     return {
@@ -299,7 +301,7 @@ def axolotl_config(kept: KeptSelection, model: str, tuning: str) -> dict[str, An
         "datasets": [
             {"path": FILE, "ds_type": "json", "type": "chat_template", "field_messages": "messages"},
         ],
-        "sequence_len": MAX_LENGTH,
+        "sequence_len": longest,
         "output_dir": trained(kept),
         "learning_rate": LEARNING_RATE,
         "num_epochs": EPOCHS,
