@@ -30,7 +30,7 @@ EFFICIENCY = 0.5
 """Share of the speed of its largest matrix product that a whole trunk reaches."""
 CPU_SOFTMAX = 5e8
 """Attention weights a second."""
-START_SECONDS, MAP_SECONDS, MAP_EXAMPLE_SECONDS = 5.0, 15.0, 0.005
+START_SECONDS, MAP_SECONDS, MAP_EXAMPLE_SECONDS = 5.0, 8.0, 0.0008
 PARQUET_COLUMN_BYTES = 600
 KRYLOV_STEPS = 16
 

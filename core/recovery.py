@@ -58,6 +58,7 @@ from core.workspace import FORMAT_VERSION, STORE_DTYPES, PartialRun, Run, Worksp
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "umap-learn")
 READ_BATCH = 256
 MAP_EXAMPLES = 50_000
+NEIGHBOURS, EPOCHS = 15, 200
 LABEL_EXAMPLES = 20_000
 SHADED_PER_END = 10
 CHANGED = "it changed while it was read; start again when nothing writes to it."
@@ -356,21 +357,28 @@ def _draw_map(partial: PartialRun, scores: Scores, seed: int, progress: Progress
     rows = np.arange(n)
     if n > MAP_EXAMPLES:
         rows = np.sort(np.random.default_rng(seed).choice(n, MAP_EXAMPLES, replace=False))
-    if n > 15:
+    if n > NEIGHBOURS:
         points[rows] = _umap(values[rows], seed)
     partial.save_map(scores.example_id[order], points)
     progress("map", 1, 1)
 
 
 def _umap(values: np.ndarray, seed: int) -> np.ndarray:
+    """Exact neighbours: UMAP's own search takes tens of seconds to compile, and below 4,096 points a Python call
+    for every pair."""
     import warnings
 
+    from sklearn.neighbors import NearestNeighbors
     from umap import UMAP
 
+    distances, neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(values).kneighbors(values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a seed means one thread; UMAP says so every time
         init = "spectral" if len(values) > 100 else "random"
-        points = UMAP(n_neighbors=15, random_state=seed, init=init).fit_transform(values)
+        drawn = UMAP(
+            NEIGHBOURS, n_epochs=EPOCHS, random_state=seed, init=init, precomputed_knn=(neighbours, distances)
+        )
+        points = drawn.fit_transform(values)
     return np.asarray(points, dtype=np.float32)
 
 
