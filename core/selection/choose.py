@@ -189,9 +189,9 @@ def _repeats(duplicates: Mapping[int, int], must: Set[int], gone: Set[int]) -> d
 
 
 def _too_few(rule: Rule, there: int, budget: int, dropped: Mapping[int, str]) -> str:
-    lost = f", {len(dropped):,} are dropped by rule and constraints" if dropped else ""
+    lost = f"; rule and constraints drop {len(dropped):,}" if dropped else ""
     return (
-        f"Budget {budget:,}: only {there:,} examples can be chosen {RULES[rule.name]}{lost}. "
+        f"Budget {budget:,}: only {there:,} examples can be chosen (rule: {RULES[rule.name]}{lost}). "
         "Lower --budget or loosen the constraints."
     )
 

@@ -60,9 +60,10 @@ def examples_within(pool: Pool, constraints: Constraints) -> int:
 
 
 def first_budgets(pool: Pool, unit: str) -> tuple[int, int, int]:
-    """(the whole pool, how far a slider reaches at first, where it stands) in `examples` or `tokens`."""
+    """(the whole pool, how far a slider reaches at first, where it stands) in `examples` or `tokens`. At first no
+    more than half of the pool, so that there is something to leave out, also by hand."""
     reach = min(pool.n, FIRST_LARGEST if pool.n <= 20_000 else FIRST_LARGEST // 2)
-    budget = min(pool.n, FIRST_BUDGET)
+    budget = min(max(1, pool.n // 2), FIRST_BUDGET)
     if unit == "examples":
         return pool.n, reach, budget
     mean = float(pool.lengths.mean())
