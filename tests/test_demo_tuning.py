@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from core.demo import train, world
-from core.demo.report import tuning
+from core.demo.report import proxies, tuning
 from core.demo.report.tuning import Tuned, against, fine_tune, load, pass_at_1, useful_directions
 from core.selection.pool import pool_of
+from core.usefulness.table import towards
 from core.workspace import Workspace
 
 
@@ -22,17 +25,20 @@ def test_training_on_texts_makes_them_likelier_and_is_seeded():
     texts = [" ".join(reversed(example.text.split())) for example in world.generate(16, "tuning test")]
     model, tokenizer = load()
     before = loss(model, tokenizer, texts[:8])
-    fine_tune(model, tokenizer, texts, 0)
+    fine_tune(model, tokenizer, texts, 0, 1e-3)
     assert loss(model, tokenizer, texts[:8]) < before - 0.5
     again, other = load()[0], load()[0]
-    fine_tune(again, tokenizer, texts, 0)
-    fine_tune(other, tokenizer, texts, 1)
+    fine_tune(again, tokenizer, texts, 0, 1e-3)
+    fine_tune(other, tokenizer, texts, 1, 1e-3)
     weights = [next(m.parameters()).detach() for m in (model, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def arm(name, rate, seeds, rng, n=200):
-    return [Tuned(name, seed, tuple((rng.random(n) < rate).tolist()), 0.8, 0.2, 150.0) for seed in range(seeds)]
+    return [
+        Tuned(name, seed, tuple((rng.random(n) < rate).tolist()), 1.0, 1e-3, 0.8, 0.2, 150.0)
+        for seed in range(seeds)
+    ]
 
 
 def test_intervals_cover_the_truth():
@@ -48,7 +54,7 @@ def test_intervals_cover_the_truth():
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in (("POOL", 150), ("BUDGET", 12), ("PROBLEMS", 2), ("SEEDS", (0,))):
+    for name, value in (("POOL", 150), ("BUDGET", 12), ("PROBLEMS", 2), ("SEEDS", (0,)), ("WORKERS", 1)):
         monkeypatch.setattr(tuning, name, value)
     monkeypatch.setattr(train, "LONGEST", 40)
 
@@ -57,14 +63,14 @@ def test_every_rule_is_trained_once_and_then_read(small, tmp_path, monkeypatch):
     workspace = Workspace(tmp_path)
     run = tuning.recover_pool(workspace)
     told = []
-    first = tuning.compare_rules(run, workspace, told.append)
+    first = tuning.compare_rules(run, workspace, 3e-4, told.append)
     assert [one.arm for one in first] == ["not tuned", *tuning.rules(pool_of(run))]
-    assert len(told) == 6 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 7
+    assert len(told) == 7 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 7
     assert all(0 <= one.correct <= 1 and one.tokens > 20 for one in first[1:])
     longest = next(one for one in first if one.arm == "longest")
     assert longest.tokens > next(one for one in first if one.arm == "random").tokens
     monkeypatch.setattr(tuning, "load", None)  # no model is needed any more
-    again = tuning.compare_rules(run, workspace, told.append)
+    again = tuning.compare_rules(run, workspace, 3e-4, told.append)
     assert [one.right for one in again] == [one.right for one in first]
 
 
@@ -73,3 +79,45 @@ def test_useful_directions_are_those_that_go_with_correct(small, tmp_path):
     pool = pool_of(run)
     pool.facts["correct"] = pool.scores[:, 2] < np.median(pool.scores[:, 2])
     assert -3 in useful_directions(pool)
+
+
+def test_the_rates_differ_in_nothing_but_the_rate(small, tmp_path):
+    workspace = Workspace(tmp_path)
+    run = tuning.recover_pool(workspace)
+    found = tuning.compare_rates(run, workspace, lambda _: None)
+    assert [one.rate for one in found] == list(tuning.RATES) and len({one.loss for one in found}) == 3
+    assert len({one.tokens for one in found}) == 1
+
+
+def test_the_held_out_loss_is_that_of_the_responses(small):
+    model, tokenizer = load()
+    examples = tuning.right_solutions(2, "tuning loss")
+    assert all(example.correct for example in examples)
+    plain = []
+    for example in examples:
+        ids = tokenizer(example.text, return_tensors="pt").input_ids
+        ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+        labels = ids.clone()
+        labels[:, : len(tokenizer(f"{example.prompt}\n").input_ids)] = -100
+        with torch.no_grad():
+            plain.append(float(model(ids, labels=labels).loss))
+    assert tuning.held_out_loss(model, tokenizer) == pytest.approx(np.mean(plain), abs=1e-6)
+
+
+def test_proxies_are_ranked_by_what_training_gave(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(proxies, "PROBLEMS", 6)
+    workspace = Workspace(tmp_path)
+    run = tuning.recover_pool(workspace)
+    source = tmp_path / "development.jsonl"
+    proxies.write_problems(source)
+    found = proxies.measure("first-order", run.folder, tmp_path, source)
+    assert proxies.measure("first-order", run.folder, tmp_path, source) == found  # it is read, seconds and all
+    ends = towards(found)
+    rng = np.random.default_rng(0)
+    arms = [replace(arm(end, 0.5, 1, rng)[0], loss=-ends[end].value) for end in ends]
+    (ranked, both) = proxies.foretold([found], arms, arm("random", 0.5, 2, rng))
+    assert ranked.loss.value == pytest.approx(1.0) and ranked.loss.n == run.k
+    assert both.loss.value == pytest.approx(1.0) and abs(ranked.passes.value) < 1
+    lower, more = proxies.gains(arms, arm("random", 0.5, 2, rng))
+    assert lower["2-"].value == pytest.approx(1.0 + ends["2-"].value)
+    assert max(abs(one.value) for one in more.values()) < 0.3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -131,9 +131,14 @@ def towards(evidence: Evidence) -> dict[str, Interval]:
 def agreement(one: Evidence, other: Evidence) -> Interval:
     """Rank correlation (Spearman) of two proxies over the directions that both know, the + end less the - end,
     with its interval by Fisher's transformation."""
+    return agreement_of(towards(one), towards(other))
+
+
+def agreement_of(one: Mapping[str, Interval], other: Mapping[str, Interval]) -> Interval:
+    """The same of effects by end, such as `1+`."""
     from scipy.stats import spearmanr
 
-    sides = [_by_direction(towards(evidence)) for evidence in (one, other)]
+    sides = [_by_direction(ends) for ends in (one, other)]
     shared = sorted(sides[0].keys() & sides[1].keys())
     if len(shared) < 3:
         return Interval(math.nan, math.nan, math.nan, len(shared))
@@ -141,7 +146,7 @@ def agreement(one: Evidence, other: Evidence) -> Interval:
     return correlation_interval(float(r), len(shared))
 
 
-def _by_direction(ends: dict[str, Interval]) -> dict[int, float]:
+def _by_direction(ends: Mapping[str, Interval]) -> dict[int, float]:
     both = {int(name[:-1]) for name in ends if f"{name[:-1]}+" in ends and f"{name[:-1]}-" in ends}
     return {j: ends[f"{j}+"].value - ends[f"{j}-"].value for j in both}
 

@@ -11,11 +11,18 @@ import click
 from core.demo.default import MODEL, recover_demo
 from core.demo.report.factors import carried
 from core.demo.report.measures import pass_at, recovery, steer_factor
-from core.demo.report.text import draw_arms, draw_factors, draw_sweep, write_report
-from core.demo.report.tuning import compare_rules, recover_pool, useful_directions
+from core.demo.report.proxies import foretold, measure_proxies
+from core.demo.report.text import Trainings, draw_arms, draw_factors, draw_proxies, draw_sweep, write_report
+from core.demo.report.tuning import (
+    compare_directions,
+    compare_rates,
+    compare_rules,
+    recover_pool,
+    useful_directions,
+)
 from core.model import load_model
 from core.selection.pool import pool_of, show_directions
-from core.workspace import DEFAULT_ROOT, Workspace
+from core.workspace import DEFAULT_ROOT, Run, Workspace
 
 
 @click.command()
@@ -34,16 +41,28 @@ def main(out: Path, workspace: Path) -> None:
     sweeps = {name: steer_factor(run, model, by_name[name]) for name in ("style", "check")}
     rollouts = {name: pass_at(run, model, by_name[name]) for name in ("check",)}
     pool_run = recover_pool(Workspace(workspace))
-    tuned = compare_rules(pool_run, Workspace(workspace), click.echo)
-    arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
-    useful = show_directions(useful_directions(pool_of(pool_run)))
-    draw_arms(arms, out / "demo-selection.png")
+    trainings = train(pool_run, Workspace(workspace))
+    draw_arms(trainings.arms, out / "demo-selection.png")
+    draw_proxies(trainings, out / "demo-proxies.png")
     draw_factors(found, out / "demo-factors.png")
     for name, points in sweeps.items():
         draw_sweep(name, by_name[name], points, out / f"demo-steering-{name}.png")
-    text = write_report(table, found, sweeps, rollouts, arms, useful, time.monotonic() - start)
+    text = write_report(table, found, sweeps, rollouts, trainings, time.monotonic() - start)
     (out / "demo.md").write_text(text, encoding="utf-8")
     click.echo(f"{out / 'demo.md'} written after {time.monotonic() - start:.0f} s")
+
+
+def train(run: Run, workspace: Workspace) -> Trainings:
+    """Items 3 and 4; every training and proxy that is finished is kept in the workspace."""
+    rates = compare_rates(run, workspace, click.echo)
+    rate = min(rates, key=lambda one: one.loss).rate
+    tuned = compare_rules(run, workspace, rate, click.echo)
+    arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
+    directions = compare_directions(run, workspace, rate, click.echo)
+    evidence = measure_proxies(run, workspace, click.echo)
+    useful = show_directions(useful_directions(pool_of(run)))
+    ranked = foretold(evidence, directions, arms["random"])
+    return Trainings(useful, rate, rates, arms, directions, evidence, ranked)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,31 @@ import pandas as pd
 
 from core.demo.card import read_share
 from core.demo.default import MODEL
-from core.demo.report import tuning
+from core.demo.report import proxies, tuning
 from core.demo.report.factors import BINARY, GROUPED, Carried
 from core.demo.report.measures import EXAMPLES, POOLINGS, PROBLEMS, ROLLOUTS, SCALES, SEED, K, SteeredShare
+from core.usefulness.table import all_proxies, conclusion, towards
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from core.demo.report.proxies import Foretold
     from core.demo.report.tuning import Tuned
+    from core.usefulness.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """What items 3 and 4 rest on. useful: the useful directions in words; arms: rule -> its trainings; rates: one
+    random selection at each rate, of which `rate` was taken; directions: one training along each end."""
+
+    useful: str
+    rate: float
+    rates: Sequence[Tuned]
+    arms: Mapping[str, Sequence[Tuned]]
+    directions: Sequence[Tuned]
+    evidence: Sequence[Evidence]
+    foretold: Sequence[Foretold]
 
 
 def draw_factors(found: Sequence[Carried], path: Path) -> None:
@@ -61,10 +80,10 @@ def write_report(
     found: Sequence[Carried],
     sweeps: dict[str, list[SteeredShare]],
     rollouts: dict[str, list[tuple[float, float, float, float, float]]],
-    arms: Mapping[str, Sequence[Tuned]],
-    useful: str,
+    results: Trainings,
     seconds: float,
 ) -> str:
+    arms = results.arms
     share = read_share((MODEL / "README.md").read_text(encoding="utf-8"))
     parts = [
         "# What the demo shows",
@@ -92,15 +111,28 @@ def write_report(
         *(_pass_table(name, rows) for name, rows in rollouts.items()),
         "## 3. What a selection trains",
         f"From {tuning.POOL:,} solutions each rule chooses {tuning.BUDGET:,}, and all weights of the model are "
-        f"trained on them for one epoch (peak rate {tuning.RATE:g}), with {len(tuning.SEEDS)} seeds, which order "
-        "the examples and, where a rule leaves something to chance, choose them. Pass@1: one rollout each of "
+        f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
+        "rule leaves something to chance, choose them. Pass@1: one rollout each of "
         f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
-        f"seeds. Useful directions, by the association of score and `correct` over the pool: {useful}.",
+        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token. Useful "
+        f"directions, by the association of score and `correct` over the pool: {results.useful}.",
+        "The rate is the one with the lowest loss after training on one random selection:",
+        _rate_table(results),
         "![Pass@1 by rule](demo-selection.png)",
         _tuned_table(arms),
         _verdict(arms),
         "## 4. Whether the proxies foretell it",
-        "Not measured yet: it takes a training along each end of each direction.",
+        f"Each end of each direction has {tuning.BUDGET:,} examples trained on as in item 3, with one seed. The "
+        f"proxies had {proxies.PROBLEMS} other problems: steering {proxies.ROLLOUTS} rollouts of each at "
+        f"{proxies.STRENGTH:g} sd within {proxies.SECONDS:,.0f} s, short LoRA {proxies.EXAMPLES} examples; "
+        f"utility the verdicts of all {tuning.POOL:,} solutions. Rank correlation (Spearman) over the directions "
+        "of the + end less the - end, with its 95% interval:",
+        _foretold_table(results),
+        "![proxies against fine-tuning](demo-proxies.png)",
+        "Against training on random examples, end by end; the proxies in their own units, * where they beat all "
+        "of their controls:",
+        _ends_table(results),
+        *(f"- {conclusion(one)}" for one in results.evidence),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -123,18 +155,70 @@ def draw_arms(arms: Mapping[str, Sequence[Tuned]], path: Path) -> None:
 
 def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
     lines = [
-        "| rule | Pass@1 | against random | right solutions | rare operations | mean tokens |",
-        "|---" * 6 + "|",
+        "| rule | Pass@1 | against random | loss | right solutions | rare operations | mean tokens |",
+        "|---" * 7 + "|",
     ]
     for name, arm in arms.items():
         one, gap = tuning.pass_at_1(arm), tuning.against(arm, arms["random"])
         cells = [f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"]
         cells.append("" if name == "random" else f"{gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%})")
-        for what, form in (("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
+        for what, form in (("loss", ".4f"), ("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
             values = [value for one in arm if (value := getattr(one, what)) is not None]
             cells.append(format(np.mean(values), form) if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _rate_table(results: Trainings) -> str:
+    lines = ["| peak rate | loss | Pass@1 |", "|---|---|---|"]
+    for one in (results.arms["not tuned"][0], *results.rates):
+        share, rate = tuning.pass_at_1([one]), f"{one.rate:g}" if one.rate else "not tuned"
+        taken = " (taken)" if one.rate == results.rate else ""
+        lines.append(
+            f"| {rate}{taken} | {one.loss:.4f} | {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) |"
+        )
+    return "\n".join(lines)
+
+
+def _foretold_table(results: Trainings) -> str:
+    lines = ["| proxy | with the loss | with Pass@1 | seconds |", "|---|---|---|---|"]
+    for one in results.foretold:
+        cells = [f"{r.value:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in (one.loss, one.passes)]
+        if math.isnan(one.seconds):
+            cells[0] = ""
+        lines.append(f"| {one.proxy} | " + " | ".join(cells) + f" | {one.seconds:,.0f} |".replace("nan", ""))
+    return "\n".join(lines)
+
+
+def _ends_table(results: Trainings) -> str:
+    shown = all_proxies(K, results.evidence)
+    loss, passes = proxies.gains(results.directions, results.arms["random"])
+    lines = ["| end | loss lower by | Pass@1 | " + " | ".join(shown.columns[1:]) + " |"]
+    lines.append("|---" * (len(shown.columns) + 2) + "|")
+    for row in shown.itertuples(index=False):
+        end, *cells = row
+        lines.append(f"| {end} | {loss[end].value:+.4f} | {passes[end].value:+.1%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_proxies(results: Trainings, path: Path) -> None:
+    """Every proxy against how much lower the loss is after full fine-tuning, a point for each end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    loss, _ = proxies.gains(results.directions, results.arms["random"])
+    for axes, one in zip(figure.subplots(1, len(results.evidence), sharey=True), results.evidence, strict=True):
+        ends = towards(one)
+        shared = [end for end in loss if end in ends]
+        axes.scatter([ends[end].value for end in shared], [loss[end].value for end in shared], s=14)
+        for end in shared:
+            axes.annotate(end, (ends[end].value, loss[end].value), fontsize=7)
+        axes.axhline(0, linewidth=0.5, color="grey")
+        axes.axvline(0, linewidth=0.5, color="grey")
+        axes.set_title(one.proxy)
+        axes.set_xlabel(one.measure(one.primary).unit, fontsize=8)
+    figure.supylabel("loss lower than after random by", fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 def _verdict(arms: Mapping[str, Sequence[Tuned]]) -> str:

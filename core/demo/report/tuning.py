@@ -6,9 +6,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -24,25 +28,44 @@ from core.selection.step import Request as Asked
 from core.selection.step import find_selection
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
-POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1), 200
-RATE, WARMUP = 1e-3, 10
+POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 200
+RATES, WARMUP = (1e-4, 3e-4, 1e-3), 10
 RESAMPLES = 2_000
+WORKERS = os.cpu_count() or 1
+"""Trainings at once, of one thread each: twice as fast as one training on two threads."""
+ROWS = 20
 USEFUL, HUMAN = "along useful directions", "human label (operation)"
 RARE = ("fraction", "conversion")
 """The operations that the model saw least of."""
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """One training: right has a verdict for each of PROBLEMS held-out problems; the shares and the mean length
-    are those of the examples trained on, where there are any."""
+    """One training: right has a verdict for each of PROBLEMS held-out problems, loss is on right solutions of as
+    many others in nats per token; the shares and the mean length are those of the examples trained on, where
+    there are any."""
 
     arm: str
     seed: int
     right: tuple[bool, ...]
+    loss: float
+    rate: float = 0.0
     correct: float | None = None
     rare: float | None = None
     tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training to be done: on what is `asked` of the run in `folder`, or none, which is the model as it is."""
+
+    arm: str
+    asked: Asked | None
+    seed: int
+    rate: float
+    folder: Path
+    workspace: Path
 
 
 def recover_pool(workspace: Workspace) -> Run:
@@ -86,59 +109,84 @@ def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
     }
 
 
-def compare_rules(run: Run, workspace: Workspace, tell: Callable[[str], None]) -> list[Tuned]:
+def compare_rates(run: Run, workspace: Workspace, tell: Tell) -> list[Tuned]:
+    """The same random examples at every rate; the one with the lowest loss is taken for all other trainings."""
+    asked = rules(pool_of(run))["random"](SEEDS[0])
+    return train_all([_task("random", asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
+
+
+def compare_rules(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
     """Every rule under every seed, and the model as it is (arm "not tuned")."""
-    pool = pool_of(run)
-    done = [untuned(run, workspace)]
-    for seed, (name, asked) in itertools.product(SEEDS, rules(pool).items()):
-        done.append(tuned(name, asked(seed), seed, run, pool, workspace))
-        tell(f"{name}, seed {seed}: {np.mean(done[-1].right):.1%}")
-    return done
+    asked = rules(pool_of(run))
+    tasks = [_task("not tuned", None, 0, 0.0, run, workspace)]
+    tasks += [_task(name, asked[name](s), s, rate, run, workspace) for s, name in itertools.product(SEEDS, asked)]
+    return train_all(tasks, tell)
 
 
-def compare_directions(run: Run, workspace: Workspace, tell: Callable[[str], None]) -> list[Tuned]:
-    """One training along each end of each direction; the arm is the signed direction."""
-    pool = pool_of(run)
-    done = []
-    for direction in (signed for j in range(1, pool.k + 1) for signed in (j, -j)):
-        asked = Asked(pool.run, Rule("along", (direction,)), Constraints(budget=BUDGET))
-        done.append(tuned(f"{direction:+d}", asked, SEEDS[0], run, pool, workspace))
-        tell(f"direction {direction:+d}: {np.mean(done[-1].right):.1%}")
-    return done
+def compare_directions(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
+    """One training along each end of each direction; the arm is the end, such as `1+`."""
+    ends = [(j, sign) for j in range(1, pool_of(run).k + 1) for sign in (1, -1)]
+    asked = {
+        f"{j}{'+' if sign > 0 else '-'}": Asked(run.id, Rule("along", (sign * j,)), Constraints(budget=BUDGET))
+        for j, sign in ends
+    }
+    return train_all([_task(end, one, SEEDS[0], rate, run, workspace) for end, one in asked.items()], tell)
 
 
-def untuned(run: Run, workspace: Workspace) -> Tuned:
-    def measure() -> Tuned:
-        model, tokenizer = load()
-        return Tuned("not tuned", 0, verdicts(model, tokenizer))
-
-    return _kept(workspace, {"run": run.id, "arm": "not tuned"}, measure)
+def _task(arm: str, asked: Asked | None, seed: int, rate: float, run: Run, workspace: Workspace) -> Task:
+    return Task(arm, asked, seed, rate, run.folder, workspace.root)
 
 
-def tuned(arm: str, asked: Asked, seed: int, run: Run, pool: Pool, workspace: Workspace) -> Tuned:
+def train_all(tasks: Sequence[Task], tell: Tell) -> list[Tuned]:
+    """What the trainings gave, WORKERS of them at a time."""
+
+    def collected(found: Iterable[Tuned]) -> list[Tuned]:
+        done = []
+        for one in found:
+            tell(f"{one.arm}, seed {one.seed}, rate {one.rate:g}: {np.mean(one.right):.1%}, loss {one.loss:.4f}")
+            done.append(one)
+        return done
+
+    if WORKERS == 1:
+        return collected(map(tuned, tasks))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, mp_context=context, initializer=use_one_thread) as workers:
+        return collected(workers.map(tuned, tasks))
+
+
+def use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def tuned(task: Task) -> Tuned:
     """Train on one selection, or read what an earlier training gave."""
-
-    def measure() -> Tuned:
-        found = find_selection(asked, run, pool, workspace)
-        model, tokenizer = load()
-        fine_tune(model, tokenizer, run.texts(found.rows), seed)
-        facts = pool.facts.iloc[found.rows]
-        shares = facts["correct"].mean(), facts["operation"].isin(RARE).mean(), facts["n_tokens"].mean()
-        return Tuned(arm, seed, verdicts(model, tokenizer), *map(float, shares))
-
-    return _kept(workspace, {"request": asked.as_dict(), "seed": seed}, measure)
-
-
-def _kept(workspace: Workspace, asked: dict[str, object], measure: Callable[[], Tuned]) -> Tuned:
-    identity = asked | {"training": [RATE, WARMUP, PROBLEMS], "model": _model_digest()}
-    path = workspace.root / "demo" / "tuned" / f"{content_hash(identity)}.json"
+    asked = task.asked.as_dict() if task.asked else None
+    training = [task.rate, WARMUP, PROBLEMS, ROWS]
+    identity = {"request": asked, "seed": task.seed, "training": training, "model": _model_digest()}
+    path = task.workspace / "demo" / "tuned" / f"{content_hash(identity | {'run': task.folder.name})}.json"
     if path.exists():
         stored = read_json(path)
-        return Tuned(**{**stored, "right": tuple(stored["right"])})
-    found = measure()
+        return Tuned(**{**stored, "right": tuple(stored["right"]), "arm": task.arm})
+    model, tokenizer = load()
+    facts: tuple[float, ...] = ()
+    if task.asked:
+        pool = _pool(task.folder)
+        found = find_selection(task.asked, Run(task.folder), pool, Workspace(task.workspace))
+        fine_tune(model, tokenizer, Run(task.folder).texts(found.rows), task.seed, task.rate)
+        chosen = pool.facts.iloc[found.rows]
+        facts = chosen["correct"].mean(), chosen["operation"].isin(RARE).mean(), chosen["n_tokens"].mean()
+    right, loss = verdicts(model, tokenizer), held_out_loss(model, tokenizer)
+    made = Tuned(task.arm, task.seed, right, loss, task.rate, *map(float, facts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(found))
-    return found
+    write_json(path, asdict(made))
+    return made
+
+
+@cache
+def _pool(folder: Path) -> Pool:
+    return pool_of(Run(folder))
 
 
 @cache
@@ -153,9 +201,9 @@ def load():  # type: ignore[no-untyped-def]
     return AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
 
 
-def fine_tune(model, tokenizer, texts: Sequence[str], seed: int) -> None:  # type: ignore[no-untyped-def]
+def fine_tune(model, tokenizer, texts: Sequence[str], seed: int, rate: float) -> None:  # type: ignore[no-untyped-def]
     """One epoch over the texts in the seed's order, all weights, packed as in the training; the rate rises over
-    WARMUP steps to RATE and falls linearly to 0. The last step is filled with the first texts again."""
+    WARMUP steps to `rate` and falls linearly to 0. The last step is filled with the first texts again."""
     import torch
 
     settings = train.Settings()
@@ -172,7 +220,7 @@ def fine_tune(model, tokenizer, texts: Sequence[str], seed: int) -> None:  # typ
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / WARMUP, 1 - step / steps)
+            group["lr"] = rate * min((step + 1) / WARMUP, 1 - step / steps)
         train.update(model, optimizer, batches[step], places[step], settings.clip)
     model.eval()
 
@@ -181,8 +229,28 @@ def verdicts(model, tokenizer) -> tuple[bool, ...]:  # type: ignore[no-untyped-d
     """One rollout of each problem at temperature 1, with the same seed for every model; in batches of problems of
     like length, whose solutions end together."""
     problems = sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt))
-    responses = train.sample(model, tokenizer, [problem.prompt for problem in problems], 0, size=40)
+    responses = train.sample(model, tokenizer, [problem.prompt for problem in problems], 0, size=ROWS)
     return tuple(world.verify(problem, text) for problem, text in zip(problems, responses, strict=True))
+
+
+def held_out_loss(model, tokenizer) -> float:  # type: ignore[no-untyped-def]
+    """Nats per token of right solutions to PROBLEMS problems that `verdicts` does not ask."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    found = []
+    for one in right_solutions(PROBLEMS, "tuning loss"):
+        prompt = len(tokenizer.encode(f"{one.prompt}\n"))
+        ids = torch.tensor([*tokenizer.encode(one.text), tokenizer.eos_token_id])
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, prompt - 1 : -1]
+        found.append(float(cross_entropy(logits, ids[prompt:])))
+    return float(np.mean(found))
+
+
+def right_solutions(n: int, stream: str) -> list[world.Example]:
+    """The first n right ones of the held-out problems of a stream."""
+    return [one for one in train.held_out(2 * n, stream) if one.correct][:n]
 
 
 def against(arm: Sequence[Tuned], other: Sequence[Tuned], seed: int = 0) -> Interval:

@@ -1,0 +1,120 @@
+"""What each proxy says of the directions of the large pool, beside what full fine-tuning along them then gives."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from core.demo.default import MODEL
+from core.demo.report import tuning
+from core.demo.report.tuning import Tell, Tuned, right_solutions, use_one_thread
+from core.evaluation import Interval
+from core.evaluation.problems import read_problems
+from core.examples import DataSource
+from core.model import load_model
+from core.steering.generation import Sampling
+from core.usefulness.development import written_solutions
+from core.usefulness.evidence import Evidence
+from core.usefulness.first_order import first_order
+from core.usefulness.sft import SftRequest, train_proxy
+from core.usefulness.steering import SteeringRequest, steer_proxy
+from core.usefulness.table import agreement_of, towards
+from core.usefulness.utility import UtilityRequest, utility
+from core.workspace import Run, Workspace, write_atomic
+
+NAMES = ("steering", "sft", "utility", "first-order")
+"""The slowest first, so that they run beside each other."""
+PROBLEMS, ROLLOUTS, SECONDS, STRENGTH = 200, 2, 600.0, 1.0
+NEW_TOKENS = 420
+EXAMPLES, RATE = 128, 1e-3
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Rank correlations over the directions, the + end less the - end, of one proxy with what fine-tuning gave."""
+
+    proxy: str
+    loss: Interval
+    passes: Interval
+    seconds: float
+
+
+def measure_proxies(run: Run, workspace: Workspace, tell: Tell) -> list[Evidence]:
+    """All proxies on the same development problems, which no training or test has. What is finished is kept."""
+    source = workspace.root / "demo" / "development.jsonl"
+    write_problems(source)
+    measured = partial(measure, folder=run.folder, root=workspace.root, source=source)
+    found = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(tuning.WORKERS, mp_context=context, initializer=use_one_thread) as workers:
+        for one in workers.map(measured, NAMES):
+            tell(f"{one.proxy}: {one.cost.seconds:,.0f} s")
+            found.append(one)
+    return found
+
+
+def write_problems(path: Path) -> None:
+    rows = [asdict(one) for one in right_solutions(PROBLEMS, "development")]
+    write_atomic(path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
+    run, workspace = Run(folder), Workspace(root)
+    problems = read_problems(DataSource(str(source)), "prompt", "answer")
+    asked = {"report": problems.fingerprint}
+    kept = workspace.evidence(run.id).values()
+    if before := next(
+        (one for one in kept if (one.proxy, one.request.get("report")) == (proxy, *asked.values())), None
+    ):
+        return before
+    every = tuple(range(1, run.k + 1))
+    if proxy == "utility":
+        return utility(run, UtilityRequest(correct="correct"))
+    model = load_model(str(MODEL), device="cpu")
+    if proxy == "steering":
+        sampling = Sampling(NEW_TOKENS, temperature=1.0)
+        tried = SteeringRequest(
+            problems, "world", every, (STRENGTH,), SECONDS, ROLLOUTS, sampling=sampling, wording="bare"
+        )
+        return steer_proxy(run, model, tried, workspace)
+    texts = [json.loads(line)["response"] for line in source.read_text().splitlines()]
+    written = {one.problem_id: text for one, text in zip(problems.problems, texts, strict=True)}
+    solutions = written_solutions(model, problems.problems, written, "bare")
+    if proxy == "first-order":
+        found = first_order(run, model, solutions, asked)
+    else:
+        request = SftRequest(every, examples=EXAMPLES, seeds=1, rate=RATE, asked=asked)
+        found = train_proxy(run, model, solutions, request)
+    workspace.save_evidence(found)
+    return found
+
+
+def gains(arms: Sequence[Tuned], others: Sequence[Tuned]) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """End -> how much lower the loss, and how much higher Pass@1, is than after training on random examples."""
+    loss = np.mean([one.loss for one in others])
+    right = np.mean([one.right for one in others])
+    lower = {one.arm: float(loss - one.loss) for one in arms}
+    more = {one.arm: float(np.mean(one.right) - right) for one in arms}
+    return _alone(lower), _alone(more)
+
+
+def _alone(values: dict[str, float]) -> dict[str, Interval]:
+    return {end: Interval(value, float("nan"), float("nan"), 1) for end, value in values.items()}
+
+
+def foretold(evidence: Sequence[Evidence], arms: Sequence[Tuned], others: Sequence[Tuned]) -> list[Foretold]:
+    """How well each proxy ranks the directions; the last row is how well the two outcomes agree."""
+    loss, passes = gains(arms, others)
+    found = [
+        Foretold(one.proxy, agreement_of(towards(one), loss), agreement_of(towards(one), passes), one.cost.seconds)
+        for one in sorted(evidence, key=lambda one: one.cost.seconds)
+    ]
+    same = agreement_of(loss, loss)
+    return [*found, Foretold("full fine-tuning, by loss", same, agreement_of(loss, passes), float("nan"))]
