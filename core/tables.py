@@ -318,12 +318,15 @@ SLIDER_STEPS = 40
 """From 0 to either end."""
 
 
-def slider_limit(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> float:
-    """How far a slider goes: twice the suggested range, or six standard deviations; a share goes to 1."""
+def slider_limit(
+    found: SuggestedRange | None, deviation: float, unit: str, operation: str, asked: float = 0.0
+) -> float:
+    """How far a slider goes: twice the suggested range, or six standard deviations, and to what is asked for, in
+    multiples of the unit direction; a share goes to 1."""
     if operation == "remove":
         return 1.0
     furthest = max(abs(found.low), abs(found.high)) if found else 0.0
-    limit = 2 * furthest or 6 * deviation
+    limit = max(2 * furthest or 6 * deviation, abs(asked))
     return _round_up(limit / deviation if unit == "sd" else limit)
 
 
@@ -334,20 +337,26 @@ def _round_up(value: float) -> float:
 
 
 def slider_bounds(
-    found: SuggestedRange | None, deviation: float, unit: str, operation: str
+    found: SuggestedRange | None, deviation: float, unit: str, operation: str, asked: float = 0.0
 ) -> tuple[float, float, float]:
     """The lowest strength of a slider, its highest, and its step."""
-    limit = slider_limit(found, deviation, unit, operation)
+    limit = slider_limit(found, deviation, unit, operation, asked)
     return (0.0 if operation == "remove" else -limit), limit, limit / SLIDER_STEPS
 
 
-def column_strengths(found: SuggestedRange | None, deviation: float, unit: str, operation: str) -> list[float]:
-    """The first strengths of the columns after the baseline: the ends of the suggested range, or two standard
-    deviations, then the half of both, and twice."""
+def column_strengths(
+    found: SuggestedRange | None, deviation: float, unit: str, operation: str, asked: float = 0.0
+) -> list[float]:
+    """The first strengths of the columns after the baseline: what is asked for, in multiples of the unit
+    direction, to four digits, and its opposite; else the ends of the suggested range, or two standard deviations;
+    then the half of both, and twice."""
     if operation == "remove":
         return [1.0, 0.5, 0.25, 0.75, 0.1]
-    limit = slider_limit(found, deviation, unit, operation)
+    limit = slider_limit(found, deviation, unit, operation, asked)
     scale = deviation if unit == "sd" else 1.0
+    if asked:
+        first = float(f"{asked / scale:.4g}")
+        return [float(np.clip(part * first, -limit, limit)) for part in (1, -1, 0.5, -0.5, 2)]
     high = (found.high if found and found.high else 2 * deviation) / scale
     low = (found.low if found and found.low else -2 * deviation) / scale
     step = limit / SLIDER_STEPS

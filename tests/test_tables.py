@@ -228,6 +228,17 @@ def test_sliders_hold_their_first_strengths_on_round_steps(unit, low_high):
     assert slider_bounds(found, 2.6, unit, "remove") == (0.0, 1.0, 0.025)
 
 
+@pytest.mark.parametrize("asked", [1.234, -40.0])
+def test_sliders_begin_at_the_strength_that_is_asked_for_and_reach_it(asked):
+    found = SuggestedRange(-2.6, 5.2, 2.6, 12, (True, True))
+    for unit, scale in (("unit", 1.0), ("sd", 2.6)):
+        low, high, _ = slider_bounds(found, 2.6, unit, "add", asked)
+        strengths = column_strengths(found, 2.6, unit, "add", asked)
+        assert strengths[0] * scale == pytest.approx(asked, rel=1e-3) and strengths[1] == -strengths[0]
+        assert all(low <= strength <= high for strength in strengths)
+    assert column_strengths(found, 2.6, "unit", "remove", asked) == column_strengths(found, 2.6, "unit", "remove")
+
+
 def test_only_what_every_format_can_mean_is_exportable():
     ones = np.ones(2, np.float32)
     basis = Basis(np.eye(3, 8, dtype=np.float32), np.zeros(8, np.float32), ones, ones, 1.0, 9, ones)

@@ -1,9 +1,13 @@
+import json
+import math
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from streamlit.util import calc_hash
 from test_pages import show, texts
 
 from core import figures
@@ -12,8 +16,10 @@ from core.evaluation import Interval
 from core.evaluation.changes import changes
 from core.evaluation.rollouts import UNSTEERED, Rollout
 from core.jobs import find_job
+from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
+from core.usefulness.steering import Arm, strength_of, variant_of
 from core.usefulness.table import agreement, agreement_sentence, towards
 from core.usefulness.utility import UtilityRequest, utility
 from core.workspace import Workspace
@@ -51,11 +57,21 @@ def interval(value, half=0.1):
     return Interval(value, value - half, value + half, 50)
 
 
-def steering(run, values, **parts):
-    """Evidence of steering with these differences of Pass@1 for the ends `1+`, `1-`, `2+`, ..."""
+def steering(run, values, strength=math.nan, **parts):
+    """Evidence of steering with these differences of Pass@1 for the ends `1+`, `1-`, `2+`, ..., all at one
+    strength, the sign aside."""
     ends = [(j, polarity) for j in range(1, len(values) // 2 + 1) for polarity in "+-"]
     effects = tuple(
-        Effect(j, polarity, "pass@1", interval(value), 0.001, 0.001 if abs(value) > 0.3 else 0.5, abs(value) - 0.2)
+        Effect(
+            j,
+            polarity,
+            "pass@1",
+            interval(value),
+            0.001,
+            0.001 if abs(value) > 0.3 else 0.5,
+            abs(value) - 0.2,
+            strength=strength if polarity == "+" else -strength,
+        )
         for (j, polarity), value in zip(ends, values, strict=True)
     )
     controls = (Control("random directions", "pass@1", interval(0.2), "8 of the same norm"),)
@@ -79,6 +95,52 @@ def test_evidence_is_shown_with_the_recommendation_and_leads_to_a_selection(run,
     assert shown.loc[shown["beats controls"] == "yes", "direction"].tolist() == ["2"]
     at.button(key="select_useful").click().run()
     assert at.session_state[f"ends_{run.id}"] == ["2+"] and at.session_state["rule"] == "along"
+
+
+def steered_columns(at):
+    at.button(key="steer_useful").click().run()
+    assert at.title[0].value == "Steer" and not at.exception
+    at._page_hash = calc_hash("steer")  # where the next run would be in a browser
+    return [slider.value for slider in at.slider]
+
+
+def test_steer_opens_with_what_helps_at_the_strength_that_was_tried(run, workspace, evidence):
+    sd = float(run.scores()["d2"].std())
+    at = show(PAGE)
+    assert at.button(key="steer_useful").label == "Steer with 2+"
+    assert steered_columns(at) == pytest.approx([1.0, -1.0], rel=1e-3)
+    assert at.multiselect(key=f"steer_directions_{run.id}").value == [2]
+    at.slider[0].set_value(0.5).run()
+    assert at.slider[0].value == 0.5, "it can be moved"
+    run.save_suggested_range(2, SuggestedRange(-1.0 * sd, 6.0 * sd, sd, 12, (True, True)))
+    assert steered_columns(show(PAGE)) == pytest.approx([3.0, -3.0], rel=1e-3)
+    workspace.save_evidence(steering(run, [0.1, -0.1, 0.1, -0.6, -0.1, 0.1], strength=2.5 * sd))
+    other_end = steered_columns(show(PAGE))
+    assert other_end == pytest.approx([3.0, -3.0], rel=1e-3), "steering says nothing of 2+"
+    workspace.save_evidence(steering(run, [0.1, -0.1, 0.6, -0.1, -0.1, 0.1], strength=2.5 * sd))
+    at = show(PAGE)
+    assert steered_columns(at) == pytest.approx([2.5, -2.5], rel=1e-3)
+    at.segmented_control(key="steer_unit").select("unit").run()
+    assert [slider.value for slider in at.slider] == pytest.approx([2.5 * sd, -2.5 * sd], rel=1e-3)
+
+
+def test_an_effect_is_seen_at_its_strength_towards_the_end_that_helps(run, evidence):
+    deviations = [float(run.scores()[f"d{j}"].std()) for j in range(1, 4)]
+    for effect in evidence.by(evidence.primary):
+        sign = 1 if effect.effect.value > 0.5 else -1
+        found = strength_of(run, evidence, effect)
+        assert found == pytest.approx(sign * deviations[effect.direction - 1], rel=1e-3)
+    tried = steering(run, [0.1, -0.1, 0.4, -0.4], strength=7.0)
+    assert [strength_of(run, tried, effect) for effect in tried.effects] == [7.0, -7.0, 7.0, -7.0]
+    stored = Evidence.from_dict(json.loads(json.dumps(tried.as_dict())))
+    assert [effect.strength for effect in stored.effects] == [7.0, -7.0, 7.0, -7.0]
+
+
+def test_of_several_strengths_the_texts_are_those_of_the_effect(run):
+    arms = [Arm("1+ 1 sd", 1, 2.0), Arm("1+ 2 sd", 1, 4.0), Arm("1- 1 sd", 1, -2.0), Arm("1- 2 sd", 1, -4.0)]
+    found = steering(run, [0.1, -0.1], strength=4.0, evaluation="e", variants={arm.name: arm.name for arm in arms})
+    found = replace(found, facts={"arms": [asdict(arm) for arm in arms]})
+    assert [variant_of(found, effect) for effect in found.effects] == ["1+ 2 sd", "1- 2 sd"]
 
 
 def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):

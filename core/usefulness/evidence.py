@@ -37,6 +37,7 @@ class Effect:
     gap: how much further than every control the effect is from the null, beyond the doubt in controls that are
     one estimate; below 0 where it is not
     blocks: its parts by block, where they add up to it; note: why there is no number, where there is none
+    strength: signed, in multiples of the unit direction, of what steered; not a number where nothing did
     """
 
     direction: int
@@ -48,6 +49,7 @@ class Effect:
     gap: float = math.nan
     blocks: tuple[float, ...] = ()
     note: str = ""
+    strength: float = math.nan
 
     @property
     def is_evidence(self) -> bool:
@@ -135,6 +137,7 @@ class Evidence:
 
 def _effect(stored: Mapping[str, Any]) -> Effect:
     numbers = {name: _number(stored[name]) for name in ("p", "adjusted", "gap")}
+    numbers["strength"] = _number(stored.get("strength"))
     return Effect(
         **{**stored, **numbers, "effect": _interval(stored["effect"]), "blocks": tuple(stored["blocks"])}
     )

@@ -32,7 +32,8 @@ from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import random_units
 from core.usefulness.development import overlap_notes
-from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
+from core.usefulness.evidence import BOTH, Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
+from core.usefulness.recommend import Recommendation
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
@@ -128,9 +129,57 @@ def make_arms(run: Run, request: SteeringRequest) -> list[Arm]:
 def _strengths(run: Run, request: SteeringRequest, direction: int, sign: int, deviation: float) -> list[float]:
     if request.strengths:
         return [strength * deviation for strength in request.strengths]
+    return [_usual_strength(run, direction, sign, deviation)]
+
+
+def _usual_strength(run: Run, direction: int, sign: int, deviation: float) -> float:
     suggested = run.suggested_range(direction)
     edge = (suggested.high if sign > 0 else -suggested.low) if suggested else 0.0
-    return [SHARE_OF_RANGE * edge if edge > 0 else deviation]
+    return SHARE_OF_RANGE * edge if edge > 0 else deviation
+
+
+def strength_to_try(run: Run, direction: int, polarity: str) -> float:
+    """The signed strength, in multiples of the unit direction: half of the range without damage where a sweep has
+    suggested one, else 1 standard deviation."""
+    sign = 1 if polarity == "+" else -1
+    return sign * _usual_strength(run, direction, sign, float(Directions.of(run).deviations[direction - 1]))
+
+
+def strength_of(run: Run, evidence: Evidence, effect: Effect) -> float:
+    """The strength to see an effect with: the one it was tried at, else one to try towards its end, or towards the
+    end that helps where it speaks of both."""
+    if math.isfinite(effect.strength):
+        return effect.strength
+    helping = "+" if effect.effect.value >= evidence.measure(effect.measure).null else "-"
+    return strength_to_try(run, effect.direction, helping if effect.polarity == BOTH else effect.polarity)
+
+
+def recommended_strength(
+    run: Run, found: Recommendation, kept: Mapping[str, Evidence]
+) -> tuple[int, float] | None:
+    """(direction, strength) of the first end that is recommended; None where none is. Where steering is among what
+    speaks for it, the strength is the one it was tried at."""
+    if not found.helpful:
+        return None
+    end = found.helpful[0]
+    direction, polarity = int(end[:-1]), end[-1]
+    for one in found.findings:
+        if one.name == end and one.proxy == "steering":
+            evidence = kept[found.evidence[one.proxy]]
+            effect = next(effect for effect in evidence.by(one.measure) if effect.name == end)
+            return direction, strength_of(run, evidence, effect)
+    return direction, strength_to_try(run, direction, polarity)
+
+
+def variant_of(evidence: Evidence, effect: Effect) -> str | None:
+    """The variant of the kept evaluation whose texts are behind an effect, where it has some."""
+    tried = (
+        arm["name"]
+        for arm in evidence.facts.get("arms", ())
+        if (arm["direction"], arm["strength"]) == (effect.direction, effect.strength)
+    )
+    known: dict[str, str] = evidence.parts.get("variants", {})
+    return known.get(next(tried, effect.name))
 
 
 def random_arms(arms: Sequence[Arm], n: int, k: int) -> list[Arm]:
@@ -503,6 +552,7 @@ def judge(
             abs(float(values[i])) - furthest,
             note=f"strength {arm.strength:+.3g}"
             + (f", dropped after round {dropped[arm.name]}" if not tested[i] else ""),
+            strength=arm.strength,
         )
         other = best.get((arm.direction, arm.polarity))
         if other is None or _rank(effect) < _rank(other):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -28,6 +29,8 @@ P = ParamSpec("P")
 RUN, DIRECTION = "run", "direction"
 PLAIN = {"displayModeBar": False}
 """Plotly without its tools, which lie over the legend."""
+STEER_WITH = "steer_with"
+"""Session key: the AskedStrength that another page has asked the page Steer for last."""
 KEPT = "kept_examples"
 """Session key: (run id, tuple of row numbers) last chosen with a lasso or box."""
 
@@ -198,6 +201,28 @@ def follow(job_id: str, key: str) -> Job | None:
     if st.button("Cancel", key=f"cancel_{key}"):
         job.cancel()
     return None
+
+
+@dataclass(frozen=True)
+class AskedStrength:
+    """A strength in multiples of the unit direction; `number` tells asking again from what a slider was moved to
+    since."""
+
+    run: str
+    direction: int
+    strength: float
+    number: int
+
+
+def steer_with(run: Run, direction: int, strength: float) -> None:
+    """Open the page Steer with one direction in all blocks: in the first column at this strength, in multiples of
+    the unit direction, in the second at its opposite."""
+    before: AskedStrength | None = st.session_state.get(STEER_WITH)
+    number = before.number + 1 if before else 1
+    st.session_state[STEER_WITH] = AskedStrength(run.id, direction, strength, number)
+    st.session_state[f"steer_directions_{run.id}"] = [direction]
+    st.session_state["steer_blocks"] = ""
+    st.switch_page("pages/steer/page.py")
 
 
 def is_dark() -> bool:

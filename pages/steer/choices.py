@@ -20,7 +20,7 @@ from core.tables import (
     suggested_range_sentence,
 )
 from core.workspace import Run
-from pages.common.session import DIRECTION
+from pages.common.session import DIRECTION, STEER_WITH, AskedStrength
 
 EXAMPLES = 12
 NEXT_SEED = "steer_next_seed"
@@ -178,15 +178,19 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
 def _strength(run: Run, directions: Directions, choice: Choice, direction: int, column: int) -> float:
     deviation = float(directions.deviations[direction - 1])
     suggested = run.suggested_range(direction)
-    low, high, step = slider_bounds(suggested, deviation, choice.unit, choice.operation)
-    defaults = column_strengths(suggested, deviation, choice.unit, choice.operation)
+    wanted: AskedStrength | None = st.session_state.get(STEER_WITH)
+    if wanted is None or (wanted.run, wanted.direction) != (run.id, direction) or choice.operation != "add":
+        wanted = AskedStrength(run.id, direction, 0.0, 0)
+    form = suggested, deviation, choice.unit, choice.operation, wanted.strength
+    low, high, step = slider_bounds(*form)
+    defaults = column_strengths(*form)
     chosen = st.slider(
         f"Direction {direction}",
         low,
         high,
         defaults[column - 1],
         step,
-        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{high:g}",
+        key=f"strength_{run.id}_{direction}_{column}_{choice.unit}_{choice.operation}_{high:g}_{wanted.number}",
         persist_state="session",
     )
     if choice.operation != "remove":

@@ -9,8 +9,9 @@ import streamlit as st
 from core import figures
 from core.evaluation.changes import Change, changes
 from core.tables import one_line
-from core.usefulness.evidence import Evidence
+from core.usefulness.evidence import Effect, Evidence
 from core.usefulness.recommend import recommend
+from core.usefulness.steering import recommended_strength, strength_of, variant_of
 from core.usefulness.table import (
     agreement_sentence,
     change_name,
@@ -21,9 +22,13 @@ from core.usefulness.table import (
     towards,
 )
 from core.workspace import Run
-from pages.common.session import PLAIN, show_sentence, with_sentences, workspace
+from pages.common.session import PLAIN, show_sentence, steer_with, with_sentences, workspace
 
 MOST_CHANGES = 100
+BESIDE = (
+    "In the first column at the strength at which it was tried, else half of the suggested range or 1 sd; in the "
+    "second at the opposite."
+)
 
 
 def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
@@ -36,14 +41,9 @@ def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
         st.session_state["rule"] = "along"
         st.session_state[f"ends_{run.id}"] = list(found.helpful)
         st.switch_page("pages/select_data/page.py")
-    first = found.helpful[0][:-1] if found.helpful else ""
-    if first and right.button(f"Steer with direction {first}, both ways", key="steer_useful"):
-        steer_with(run, int(first))
-
-
-def steer_with(run: Run, direction: int) -> None:
-    st.session_state[f"steer_directions_{run.id}"] = [direction]
-    st.switch_page("pages/steer/page.py")
+    first = recommended_strength(run, found, kept)
+    if first and right.button(f"Steer with {found.helpful[0]}", key="steer_useful", help=BESIDE):
+        steer_with(run, *first)
 
 
 @st.fragment
@@ -68,25 +68,26 @@ def show_evidence(run: Run, kept: Mapping[str, Evidence]) -> None:
         st.dataframe(evidence_table(evidence), hide_index=True)
         st.dataframe(control_table(evidence), hide_index=True)
         st.text("\n".join(evidence_notes(evidence)))
-    if picked:
-        show_direction(run, evidence, picked)
+    behind = next((effect for effect in evidence.by(measure) if effect.name == picked), None)
+    if behind:
+        show_direction(run, evidence, behind)
     else:
         st.caption("Click a direction's mark for what is behind it.")
 
 
-def show_direction(run: Run, evidence: Evidence, name: str) -> None:
+def show_direction(run: Run, evidence: Evidence, effect: Effect) -> None:
     """What is behind one mark: for texts that were generated, the problems that changed."""
-    direction = int(name.rstrip("+-±").split()[0].rstrip("+-"))
-    labels = run.labels()
-    st.subheader(f"Direction {name}")
+    direction, labels = effect.direction, run.labels()
+    st.subheader(f"Direction {effect.name}")
     st.text(labels[direction].text if direction in labels else "")
     left, right = st.columns(2)
     if left.button(f"Look at direction {direction}", key="look_at"):
         st.session_state["direction"] = direction
         st.switch_page("pages/directions/page.py")
-    if right.button(f"Steer with direction {direction}, both ways", key="steer_this"):
-        steer_with(run, direction)
-    variant = evidence.parts.get("variants", {}).get(name)
+    strength = strength_of(run, evidence, effect)
+    if right.button(f"Steer with {direction} at {strength:+.3g}", key="steer_this", help=BESIDE):
+        steer_with(run, direction, strength)
+    variant = variant_of(evidence, effect)
     if variant is None:
         st.caption("No texts were generated for this measure.")
         return
