@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
 from core.errors import BasiscopeError
@@ -170,6 +171,7 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     """
     from core.recovery import load_run_model
 
+    _check_used(kind, options)
     space = Workspace(workspace)
     opened = space.run(run)
     with Reporter(as_json) as progress:
@@ -182,6 +184,39 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
         else:
             found = _first_order(opened, model, options, progress)
     return _kept(space, found)
+
+
+TRACES, PASSES = "--kind first-order with --correct", "--kind sft with --passes"
+TRAINED, WRITTEN = ("--kind sft", PASSES), ("--kind first-order", "--kind sft", PASSES)
+GENERATED, PROBLEMS = ("--kind steering", PASSES), ("--kind steering", *WRITTEN)
+USED_BY = {
+    **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template"), PROBLEMS),
+    **dict.fromkeys(("verifier_name", "r", "temperature", "max_new_tokens"), GENERATED),
+    **dict.fromkeys(("directions", "random_arms"), ("--kind steering", *TRAINED)),
+    **dict.fromkeys(("cost", "strengths"), ("--kind steering",)),
+    **dict.fromkeys(("examples", "seeds", "epochs", "passes", "learning_rate"), TRAINED),
+    "solution": WRITTEN,
+    "correct": (TRACES,),
+}
+"""The options of `proxies` that not every use of it heeds -> the uses that do."""
+
+
+def _check_used(kind: str, options: dict[str, Any]) -> None:
+    """Raises UsageError where an option is given that the chosen proxy would not heed."""
+    context = click.get_current_context()
+    if options["correct"] and (options["path"] or options["preset"]):
+        raise click.UsageError("Give --correct, for the run's own traces, or --problems, not both.")
+    use = f"--kind {kind}"
+    if kind == "first-order" and options["correct"]:
+        use = TRACES
+    if kind == "sft" and options["passes"]:
+        use = PASSES
+    for option in context.command.params:
+        heeded = USED_BY.get(option.name or "", (use,))
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if is_given and use not in heeded:
+            shortest = [one for one in heeded if one != PASSES or "--kind sft" not in heeded]
+            raise click.UsageError(f"{option.opts[0]} is for {' or '.join(shortest)}; {use} does not use it.")
 
 
 def _directions(run: Run, text: str) -> tuple[int, ...]:
@@ -230,8 +265,6 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
 
     asked = {name: value for name, value in options.items() if value is not None}
     if options["correct"]:
-        if options["path"] or options["preset"]:
-            raise click.UsageError("Give --correct, for the run's own traces, or --problems, not both.")
         traces = read_traces(run, options["correct"], (), options["problem"])
         solutions = traced_solutions(run, model, traces)
         notes = ["the solutions are the run's own traces, from which the directions come, too"]
