@@ -533,6 +533,15 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
     shown = sorted(known, key=lambda effect: effect.effect.value)
     levels = [control for control in evidence.controls if control.measure == measure]
     levels = [control for control in levels if np.isfinite(control.level.value)]
+    is_judged = any(np.isfinite(effect.adjusted) for effect in shown)
+    rest = [effect for effect in shown if not np.isfinite(effect.adjusted)]
+    groups = (
+        ("beyond every control", ORANGE, "circle", [e for e in shown if e.is_evidence]),
+        ("not", BLUE, "circle-open", [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)]),
+        ("not judged by this measure", GREY, "circle-open", [] if is_judged else rest),
+        ("dropped early", GREY, "circle-open", [e for e in rest if is_judged and e.was_dropped]),
+        ("without a p-value", GREY, "diamond-open", [e for e in rest if is_judged and not e.was_dropped]),
+    )
     traces = [
         {
             "type": "scatter",
@@ -545,11 +554,7 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
             "name": name,
             "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
         }
-        for name, colour, symbol, group in (
-            ("beyond every control", ORANGE, "circle", [e for e in shown if e.is_evidence]),
-            ("not", BLUE, "circle-open", [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)]),
-            ("not judged by this measure", GREY, "circle-open", [e for e in shown if not np.isfinite(e.adjusted)]),
-        )
+        for name, colour, symbol, group in groups
         if group
     ]
     ends = {"type": "scatter", "mode": "lines", "y": [shown[0].name, shown[-1].name]} if shown else {}

@@ -19,9 +19,10 @@ from core.jobs import find_job
 from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
+from core.usefulness.first_order import CONTRAST
 from core.usefulness.steering import Arm, strength_of, variant_of
-from core.usefulness.table import agreement, agreement_sentence, towards
-from core.usefulness.utility import UtilityRequest, utility
+from core.usefulness.table import agreement, agreement_sentence, conclusion, towards
+from core.usefulness.utility import MODEL_DRAWS, UtilityRequest, utility
 from core.workspace import Workspace
 
 PAGE = "usefulness"
@@ -218,6 +219,32 @@ def test_the_forest_fills_what_beats_the_controls(run):
     assert control["name"] == "random directions" and control["x"] == [0.2, 0.2]
 
 
+def shown_groups(evidence, measure="pass@1"):
+    return {trace["name"]: list(trace["y"]) for trace in figures.forest(evidence, measure).to_dict()["data"]}
+
+
+def test_the_forest_says_why_an_effect_was_not_judged(run):
+    found = steering(run, [0.1, -0.1, 0.4, -0.4])
+    first, second, *others = found.effects
+    gone = replace(first, adjusted=math.nan, note="strength +1, dropped after round 1")
+    without = replace(second, p=math.nan, adjusted=math.nan)
+    groups = shown_groups(replace(found, effects=(gone, without, *others)))
+    assert groups["dropped early"] == ["1+"] and groups["without a p-value"] == ["1-"]
+    assert groups["beyond every control"] == ["2-", "2+"] and "not judged by this measure" not in groups
+    plain = replace(found, effects=tuple(replace(effect, adjusted=math.nan) for effect in found.effects))
+    assert len(shown_groups(plain)["not judged by this measure"]) == 4
+
+
+def test_one_proxy_says_what_it_measured(run, evidence):
+    assert conclusion(evidence) == "By utility, beyond all controls: right answers go with 2+."
+    steered = steering(run, [0.1, -0.1, 0.4, -0.4])
+    assert conclusion(steered) == "By steering, beyond all controls: 2+ helps, 2- harms."
+    contrast = Effect(1, "±", "contrast", interval(-0.4), 0.001, 0.001, 0.2)
+    measured = replace(steered, proxy="first-order", primary="contrast", measures=(CONTRAST,), effects=(contrast,))
+    said = "By first-order, beyond all controls: right solutions would gain on wrong ones along 1-."
+    assert conclusion(measured) == said
+
+
 def rollout(variant, problem, number, right, text):
     return Rollout(variant, problem, number, text, right, False, 3)
 
@@ -254,4 +281,4 @@ def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
     assert said.startswith(f"About {3 * 100 * per_example / rate:,.0f} seconds for 100 texts")
     assert "At most 90 seconds" in cost_sentence(gsm8k_run, ["proxies", "x", "--kind", "steering", "--cost", "90"])
     models = cost_sentence(gsm8k_run, ["utility", "x", "--controls", "random-model,random-blocks"])
-    assert f"{2 * gsm8k_run.manifest['n']} texts" in models
+    assert f"{2 * MODEL_DRAWS * gsm8k_run.manifest['n']} texts" in models

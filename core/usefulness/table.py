@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from core.evaluation.changes import Change
 
 
+ALONG = {
+    "utility": "right answers go with",
+    "gain": "the loss on right solutions would fall along",
+    "contrast": "right solutions would gain on wrong ones along",
+}
+"""What was measured, by measure or proxy, where nothing was done that could help or harm."""
+
+
 def number(value: float, unit: str) -> str:
     """Shares of Pass@k in points."""
     if math.isnan(value):
@@ -77,8 +85,11 @@ def conclusion(evidence: Evidence) -> str:
     found = find(evidence)
     if not found:
         return f"By {evidence.proxy} no direction beats all controls."
-    names = ", ".join(f"{one.name} {'helps' if one.helps else 'harms'}" for one in found)
-    return f"By {evidence.proxy}, beyond all controls: {names}."
+    if along := ALONG.get(evidence.primary, ALONG.get(evidence.proxy)):
+        said = f"{along} {', '.join(one.name for one in found)}"
+    else:
+        said = ", ".join(f"{one.name} {'helps' if one.helps else 'harms'}" for one in found)
+    return f"By {evidence.proxy}, beyond all controls: {said}."
 
 
 def evidence_notes(evidence: Evidence) -> list[str]:
