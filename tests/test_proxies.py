@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from core.usefulness.first_order import (
     first_order,
     loss_gradients,
     random_derivatives,
+    shuffled_control,
 )
 from core.usefulness.sft import Answers, SftRequest, Trained, selections
 from core.usefulness.sft import judge as judge_trained
@@ -125,6 +127,22 @@ def test_problems_and_contrasts_are_means_of_means():
     solutions = solutions_of([[1]] * 5, [0] * 5, [0, 0, 1, 1, 2], [True, False, True, True, False])
     np.testing.assert_allclose(by_problem(values, solutions), [2.0, 15.0, 7.0])
     np.testing.assert_allclose(contrasts(values, solutions), [3.0 - 1.0])
+
+
+def test_shuffled_verdicts_are_the_best_over_all_ways_to_exchange_right_and_wrong():
+    values = np.random.default_rng(0).normal([0, 0, 0.5, 0], 1, (10, 4))
+    ways = np.array(list(product([1, -1], repeat=10)))
+    best = np.abs(ways @ values / 10).max(axis=1)
+    control = shuffled_control(values, 0)
+    assert control.level.value == pytest.approx(np.quantile(best, 0.95), rel=0.03)
+    assert control.level.value > np.quantile(np.abs(ways @ values[:, 0] / 10), 0.95), "not that of one direction"
+
+
+def test_where_verdicts_mean_nothing_few_contrasts_exceed_shuffled_ones():
+    rng = np.random.default_rng(0)
+    found = [rng.standard_normal((40, 5)) * [1, 1, 1, 2, 5] for _ in range(200)]
+    beyond = [np.abs(one.mean(axis=0)).max() > shuffled_control(one, 0).level.value for one in found]
+    assert 0.02 <= np.mean(beyond) <= 0.08
 
 
 def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):

@@ -7,7 +7,10 @@ from conftest import DATA
 
 from core.activations import Recipe
 from core.examples import Columns, DataSource
-from core.recovery import Request, recover
+from core.recovery import Request, load_run_model, recover
+from core.usefulness.controls import random_model_scores
+from core.usefulness.traces import read_traces
+from core.usefulness.utility import estimates
 from core.workspace import Workspace
 
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -51,6 +54,21 @@ def command(run_cli, traces):
     return run
 
 
+def check_random_model(run, control):
+    """Its level is the furthest of three models with weights drawn anew, each looked at by itself."""
+    sample = read_traces(run, "verdict.is_correct", ("length", "solver")).of_problems(80, 0)
+    model, best = load_run_model(run, "cpu"), []
+    for seed in range(3):
+        scores = random_model_scores(run, model, sample.rows, "random-model", seed).astype(float)
+        found = [one.interval for one in estimates("auc-within-controlled", scores, sample)]
+        best.append(max(found, key=lambda area: abs(area.value - 0.5)))
+    away = [abs(area.value - 0.5) for area in best]
+    assert len(set(away)) > 1 and control["level"]["value"] == pytest.approx(0.5 + max(away), abs=1e-6)
+    widest = max(area.high - area.low for area in best)
+    assert control["level"]["high"] - control["level"]["low"] >= widest - 1e-6
+    assert "each of 3 models" in control["detail"]
+
+
 def test_utility_proxies_and_recommend_in_a_row(command, traces):
     chosen = ("--correct", "verdict.is_correct", "--control", "length,solver", "--controls", "random-model")
     found = command("utility", "latest", *chosen, "--control-traces", 80)
@@ -62,8 +80,15 @@ def test_utility_proxies_and_recommend_in_a_row(command, traces):
         "bag of words",
     }
     assert command("utility", "latest", *chosen, "--control-traces", 80)["effects"] == found["effects"]
+    check_random_model(traces.run(), next(one for one in found["controls"] if one["name"] == "random model"))
     contrast = command("proxies", "latest", "--kind", "first-order", "--correct", "is_correct")
     assert contrast["primary"] == "contrast" and contrast["cost"]["tokens"] > 0
+    levels = {one["name"]: one["level"]["value"] for one in contrast["controls"] if one["measure"] == "contrast"}
+    assert set(levels) == {"random directions", "shuffled verdicts"}
+    for effect in contrast["effects"]:
+        if effect["measure"] == "contrast":
+            assert effect["gap"] == pytest.approx(abs(effect["effect"]["value"]) - max(levels.values()))
+    assert "random model's loss cannot be compared" in " ".join(contrast["notes"])
     problems = ("--problems", DATA / "gsm8k" / "test.jsonl", "--limit", 8, "--device", "cpu")
     gain = command("proxies", "latest", "--kind", "first-order", *problems)
     assert gain["primary"] == "gain" and "8 of the 8 development problems are also" in " ".join(gain["notes"])
@@ -71,6 +96,38 @@ def test_utility_proxies_and_recommend_in_a_row(command, traces):
     assert set(said["evidence"]) == {"utility", "first-order"} and said["sentences"]
     kept = traces.evidence(traces.run().id)
     assert len(kept) == 3 and found["evidence"] in kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("sft --cost 60", "--cost is for --kind steering; --kind sft does not use it"),
+        ("first-order --cost 600", "--cost is for --kind steering; --kind first-order does not use it"),
+        ("steering --examples 64", "--examples is for --kind sft; --kind steering does not"),
+        ("steering --passes", "--passes is for --kind sft; --kind steering does not"),
+        ("steering --solution s", "--solution is for --kind first-order or --kind sft; --kind steering does not"),
+        ("steering --correct c", "--correct is for --kind first-order with --correct; --kind steering does not"),
+        ("first-order --directions 1", "--directions is for --kind steering or --kind sft; --kind first-order"),
+        (
+            "first-order --verifier math",
+            "--verifier is for --kind steering or --kind sft with --passes; --kind fi",
+        ),
+        ("sft --rollouts 2", "--rollouts is for --kind steering or --kind sft with --passes; --kind sft does not"),
+        ("sft --passes --strengths 1", "--strengths is for --kind steering; --kind sft with --passes does not"),
+    ],
+)
+def test_an_option_that_the_proxy_does_not_heed_is_wrong_usage(run_cli, traces, arguments, sentence):
+    problems = () if "--correct" in arguments else ("--problems", DATA / "gsm8k" / "test.jsonl")
+    asked = ("proxies", "latest", *problems, "--workspace", traces.root, "--kind", *arguments.split())
+    status, out, err = run_cli(*asked)
+    assert (status, out) == (2, "") and sentence in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_of_the_runs_own_traces_no_solutions_are_named(run_cli, traces):
+    asked = ("proxies", "latest", "--kind", "first-order", "--correct", "is_correct", "--workspace", traces.root)
+    status, _, err = run_cli(*asked, "--limit", 8)
+    assert status == 2 and "--kind first-order with --correct does not use it" in " ".join(err.split())
+    assert run_cli(*asked, "--problems", "p.jsonl")[0] == 2
 
 
 @pytest.mark.parametrize(

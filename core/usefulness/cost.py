@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.usefulness.utility import MODEL_DRAWS, MODEL_TRACES
 from core.workspace import Run
 
 FORWARDS = 3
 """A forward and a backward pass, in forward passes."""
-CONTROL_TRACES = 1_000
 
 
 def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
@@ -18,7 +18,7 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         models = [name for name in given.get("--controls", "").split(",") if name]
         if not models:
             return "Seconds: no model is loaded."
-        return _about(run, len(models) * min(CONTROL_TRACES, int(run.manifest["n"])), 1)
+        return _about(run, MODEL_DRAWS * len(models) * min(MODEL_TRACES, int(run.manifest["n"])), 1)
     if given.get("--kind") == "first-order":
         if "--correct" in given:
             return _about(run, int(run.manifest["n"]), FORWARDS)

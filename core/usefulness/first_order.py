@@ -23,6 +23,7 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval, mean_interval
 from core.model import LanguageModel, block_output
 from core.steering.intervention import Directions
+from core.usefulness import SIGNIFICANCE
 from core.usefulness.controls import draws_for, random_units
 from core.usefulness.development import Solutions, batches_of, row_losses
 from core.usefulness.evidence import (
@@ -45,6 +46,13 @@ GAIN = Measure("gain", "loss on right solutions falls by", "nats per token and u
 GAIN_SD = Measure("gain-sd", "the same in standard deviations of the scores", "nats per token and sd")
 CONTRAST = Measure("contrast", "right solutions gain on wrong ones by", "nats per token and unit of strength")
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
+FLIPS = 2_000
+NOT_APPLIED = {
+    CONTRAST: "controls that do not apply: a random model's loss cannot be compared with a trained one's, and "
+    "words and length have none",
+    GAIN: "controls that do not apply: a random model's loss cannot be compared with a trained one's, words and "
+    "length have none, and there are no verdicts to shuffle within problems",
+}
 
 
 @dataclass(frozen=True)
@@ -182,9 +190,11 @@ def first_order(
     primary = CONTRAST if is_paired else GAIN
     effects, controls = [], []
     for measure, (values, drawn) in found.items():
-        made, control = _judged(measure, values, drawn)
+        levels = [_random_control(measure, drawn, run.k)]
+        levels += [shuffled_control(values.sum(axis=2), seed)] if measure == CONTRAST else []
+        made = _judged(measure, values, drawn, levels)
         effects += made
-        controls.append(control)
+        controls += levels
         if measure == GAIN:
             effects += [_in_deviations(one, float(directions.deviations[one.direction - 1])) for one in made]
     mean_loss = mean_interval(by_problem(gradients.losses[right[0]], right[1]) if right else gradients.losses)
@@ -205,6 +215,7 @@ def first_order(
             f"loss on the {'right' if right else 'wrong'} ones {mean_loss.value:.3f} nats per token "
             f"({mean_loss.low:.3f} to {mean_loss.high:.3f})",
             *dropped,
+            NOT_APPLIED[primary],
             *notes,
         ),
         {
@@ -229,18 +240,39 @@ def _only_right(solutions: Solutions) -> tuple[np.ndarray, Solutions] | None:
     return rows, Solutions(ids, tuple(solutions.first[i] for i in rows), codes, solutions.right[rows], {})
 
 
-def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray) -> tuple[list[Effect], Control]:
-    """Effects of all directions from values (problems, k, blocks), against random ones drawn (problems, m)."""
+def _random_control(measure: Measure, drawn: np.ndarray, k: int) -> Control:
+    """From random directions drawn (problems, m)."""
+    level = level_of_best(np.abs(drawn.mean(axis=0)), k)
+    detail = f"95th percentile of the best of {k} random directions of the same norm, {drawn.shape[1]:,} drawn"
+    return Control("random directions", measure.name, Interval(level, math.nan, math.nan, drawn.shape[1]), detail)
+
+
+def shuffled_control(values: np.ndarray, seed: int) -> Control:
+    """What the best direction reaches where right and wrong are exchanged in problems chosen at random, which
+    flips the signs of these problems' contrasts (problems, k)."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(FLIPS, len(values)))
+    best = np.abs(signs @ values / len(values)).max(axis=1)
+    detail = (
+        f"95th percentile of the best of {values.shape[1]} directions over {FLIPS:,} draws, right and wrong "
+        f"exchanged in each of {len(values):,} problems or not"
+    )
+    level = Interval(float(np.quantile(best, 1 - SIGNIFICANCE)), math.nan, math.nan, FLIPS)
+    return Control("shuffled verdicts", CONTRAST.name, level, detail)
+
+
+def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray, controls: Sequence[Control]) -> list[Effect]:
+    """Effects of all directions from values (problems, k, blocks), against random ones drawn (problems, m) and
+    whatever the controls reach."""
     from scipy.stats import ttest_1samp
 
     sums, k = values.sum(axis=2), values.shape[1]
     with np.errstate(invalid="ignore"):
         p = np.asarray(ttest_1samp(sums, 0.0, axis=0).pvalue) if len(sums) > 1 else np.full(k, math.nan)
     chance = np.abs(drawn.mean(axis=0))
-    level = level_of_best(chance, k)
+    level = max(control.level.value for control in controls)
     away = np.abs(sums.mean(axis=0))
     adjusted = np.fmax(false_discovery(p), p_against_best(away, chance, k))
-    effects = [
+    return [
         Effect(
             j + 1,
             BOTH,
@@ -253,10 +285,6 @@ def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray) -> tuple[li
         )
         for j in range(k)
     ]
-    detail = f"95th percentile of the best of {k} random directions of the same norm, {len(chance):,} drawn"
-    return effects, Control(
-        "random directions", measure.name, Interval(level, math.nan, math.nan, len(chance)), detail
-    )
 
 
 def _in_deviations(effect: Effect, deviation: float) -> Effect:

@@ -39,6 +39,10 @@ from core.workspace import Run
 LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
 PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy", "scipy")
+NOT_APPLIED = (
+    "controls that do not apply: a random model's loss cannot be compared with a trained one's; the random "
+    "selections have as many tokens, so length is controlled; and no verdict enters that could be shuffled"
+)
 IGNORED = -100
 SLACK = 0.01
 """The share of its tokens that a selection may lack."""
@@ -175,6 +179,7 @@ def train_proxy(
             f"{max(sizes):,} examples, {solutions.problems:,} held-out problems; before training the loss is "
             f"{-before[LOSS.name].mean():.3f} nats per token",
             *dropped,
+            NOT_APPLIED,
             *notes,
         ),
         {

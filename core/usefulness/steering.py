@@ -42,6 +42,10 @@ MOST_ROUNDS = 3
 LEAST_PROBLEMS = 5
 RANDOM_ARMS = 8
 SHARE_OF_RANGE = 0.5
+NOT_APPLIED = (
+    "controls that do not apply: a random model writes no answers that steering could change; and every arm meets "
+    "the same problems and gets verdicts of its own, so length, words and shuffled verdicts explain nothing"
+)
 FULL_BATCHES = 4
 """Problems are asked so many batches at a time: fewer leave rows empty, more leave more problems half through when
 the time is up."""
@@ -474,6 +478,7 @@ class _Trial:
                 if left_out
                 else []
             ),
+            NOT_APPLIED,
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
         tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)

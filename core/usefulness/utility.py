@@ -34,6 +34,8 @@ from core.workspace import Run
 
 PERMUTATIONS = 2_000
 MODEL_TRACES = 1_000
+MODEL_DRAWS = 3
+"""Models of each random kind: another draw of weights reaches another level."""
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers")
 MEASURES = (
     Measure("r", "point-biserial correlation", "r"),
@@ -152,6 +154,7 @@ def utility(
             "mixed_problems": traces.mixed_problems,
             "permutations": PERMUTATIONS,
             "draws": len(draws),
+            "model_draws": MODEL_DRAWS if request.models else 0,
             "seed": request.seed,
             "model": run.manifest["model"]["fingerprint"],
             "data": run.manifest["data"].get("fingerprint"),
@@ -279,21 +282,36 @@ def _random_models(
     are held against the run's own directions over the same traces: where these are few, chance reaches further."""
     if ("within" in measure and not sample.mixed_problems) or sample.right.all() or not sample.right.any():
         return 0, [], ["random models: their sample of traces has verdicts of one kind only; take more traces"]
-    tokens = len(request.models) * int(run.windows().lengths[sample.rows].sum())
+    tokens = MODEL_DRAWS * len(request.models) * int(run.windows().lengths[sample.rows].sum())
     controls, notes = [], []
     for kind in request.models:
         try:
-            scores = random_model_scores(run, model, sample.rows, kind, request.seed)
+            drawn = [
+                random_model_scores(run, model, sample.rows, kind, request.seed + draw)
+                for draw in range(MODEL_DRAWS)
+            ]
         except BasiscopeError as error:
             notes.append(f"{kind}: {error}")
             continue
-        found = [estimate.interval for estimate in estimates(measure, scores.astype(np.float64), sample)]
-        best = max(found, key=lambda area: abs(area.value - 0.5))
+        every = [
+            [_helping(estimate.interval) for estimate in estimates(measure, scores.astype(np.float64), sample)]
+            for scores in drawn
+        ]
         detail = (
-            f"the best of its {len(found)} directions over {sample.n:,} traces of {sample.problems:,} problems"
+            f"the best of {len(every[0])} directions of each of {MODEL_DRAWS} models with weights drawn anew, the "
+            f"furthest of these; in brackets all of their 95% intervals; over {sample.n:,} traces of "
+            f"{sample.problems:,} problems"
         )
-        controls.append(Control(kind.replace("-", " "), measure, _helping(best), detail))
+        controls.append(Control(kind.replace("-", " "), measure, _furthest(every), detail))
     return tokens, controls, notes
+
+
+def _furthest(drawn: Sequence[Sequence[Interval]]) -> Interval:
+    """The furthest of all areas, on the side above a half, of some draws of a model. Its interval holds those of
+    the best of every draw: in doubt are the problems, and the draws."""
+    best = [max(areas, key=lambda area: area.value) for areas in drawn]
+    low, high = np.fmin.reduce([area.low for area in best]), np.fmax.reduce([area.high for area in best])
+    return Interval(max(area.value for area in best), float(low), float(high), best[0].n)
 
 
 def _notes(traces: Traces) -> Sequence[str]:
