@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from core.basis import FEW_DIMENSIONS, STABLE_COSINE
+from core.errors import BasiscopeError
 from core.evaluation import Interval
+from core.evaluation.rollouts import UNSTEERED
 from core.jobs import JobProgress
 from core.model import resolve_blocks
 from core.reading import Label, rank_examples
 from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
-from core.workspace import Run, Workspace
+from core.workspace import KeptEvaluation, Run, Workspace
 
 if TYPE_CHECKING:
     from core.steering.comparison import Comparison, Variant
@@ -464,8 +466,8 @@ def _variant_row(one: Mapping[str, Any]) -> dict[str, str]:
     return {
         "variant": one["variant"],
         **passed,
-        "log-probability": interval_text(stored_interval(one["logprob"]), "{:.3f}"),
-        "of right answers": interval_text(stored_interval(one["logprob_right"]), "{:.3f}"),
+        "log-prob. a token, all texts": interval_text(stored_interval(one["logprob"]), "{:.3f}"),
+        "right texts": interval_text(stored_interval(one["logprob_right"]), "{:.3f}"),
         "tokens": interval_text(stored_interval(one["tokens"]), "{:.0f}"),
     }
 
@@ -515,4 +517,34 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n
         ]
-    return [*lines, *(f"Note: {note}." for note in problems["notes"])]
+    lines.append(
+        "Log-prob. a token: how likely the model found what it wrote, over all texts and over the right ones "
+        "alone; the nearer to 0, the surer it was."
+    )
+    return [*lines, *(f"Note: {note}." for note in (*problems["notes"], *manifest.get("notes", ())))]
+
+
+def evaluation_row(kept: KeptEvaluation, is_running: bool) -> dict[str, Any]:
+    """What tells a kept evaluation from others, and what the unsteered model came to. Raises BasiscopeError where
+    its manifest is damaged."""
+    manifest = kept.manifest
+    try:
+        request, problems = manifest["request"], manifest["problems"]
+        variants = manifest.get("result", {}).get("variants", [])
+        first = next((one["pass_at"].get("1") for one in variants if one["variant"] == UNSTEERED), None)
+        stopped = "running" if is_running else "interrupted"
+        return {
+            "evaluation": kept.id,
+            "status": "complete" if kept.is_complete else stopped,
+            "run": kept.run,
+            "model": request["model"]["name"] if "model" in request else request["server"]["model"],
+            "problems": problems["path"],
+            "n": problems["n"],
+            "verifier": request["verifier"],
+            "rollouts": request["r"],
+            "variants": max(len(request.get("variants", {})), 1),
+            "pass_at_1": first,
+            "created": manifest["created"],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BasiscopeError(f"Evaluation {kept.id}: its manifest is damaged ({error}).") from error

@@ -851,16 +851,7 @@ class Workspace:
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""
-        from filelock import FileLock, Timeout
-
-        path = self.root / "partial" / f"{run_id}.lock"
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return _is_held(self.root / "partial" / f"{run_id}.lock")
 
     def finish(self, under_way: PartialRun) -> Run:
         """Rename a complete partial run into place, where a broken one of the same id may lie."""
@@ -1032,8 +1023,17 @@ class Workspace:
             raise BasiscopeError(f"Evaluation {reference!r} is no single one in {self.root}. There: {known}.")
         return found[0]
 
+    def is_evaluating(self, evaluation_id: str) -> bool:
+        """Whether a process is at work on the evaluation."""
+        return _is_held(self.root / "evaluations" / f"{evaluation_id}.lock")
+
     def delete_evaluation(self, reference: str) -> None:
-        shutil.rmtree(self.evaluation(reference).folder)
+        """Raises BasiscopeError where there is none or several, and while a process is at work on it."""
+        kept = self.evaluation(reference)
+        if self.is_evaluating(kept.id):
+            raise BasiscopeError(f"Evaluation {kept.id} is being made; stop it first.")
+        shutil.rmtree(kept.folder)
+        kept.folder.with_suffix(".lock").unlink(missing_ok=True)
 
     def check_selection_name(self, name: str, replace_old: bool) -> None:
         """Raises BasiscopeError for a name that no folder can have, or that another selection has; with
@@ -1161,6 +1161,19 @@ def _keep_later_work(old: Run, new: Run) -> None:
         for path in (old.folder / name).glob("[!.]*"):
             if not (new.folder / name / path.name).exists():
                 write_atomic(new.folder / name / path.name, partial(_link, path))
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds the lock."""
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _steps(folder: Path) -> dict[str, dict[str, Any]]:

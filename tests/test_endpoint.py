@@ -301,6 +301,47 @@ def test_evaluate_steers_beside_the_unsteered_model(run_cli, gsm8k_copy, data_fo
     found = json.loads(out)
     assert found["status"] == "complete" and found["request"]["run"] == gsm8k_copy.run().id
     assert found["problems"]["preset"] == "gsm8k" and found["request"]["verifier"] == "numeric"
+    assert found["notes"] == []
+
+
+def test_problems_that_are_among_the_runs_examples_are_flagged(run_cli, gsm8k_copy, gsm8k, stories):
+    options = ("--problems", gsm8k, "--limit", 3, "--rollouts", 1, "--max-new-tokens", 5, "--wording", "bare")
+    options += ("--device", "cpu", "--workspace", gsm8k_copy.root)
+    status, out, err = run_cli("evaluate", "latest", *options)
+    said = "3 of the 3 problems are also among the run's examples: what is found on them need not hold on others"
+    assert status == 0 and f"Note: {said}." in out, err
+    assert "log-prob. a token, all texts" in out and "nearer to 0, the surer" in out
+    assert run_cli("evaluate", "latest", *options)[1] == out
+    assert "also among" not in run_cli("evaluate", stories, *options)[1], "no run, no examples"
+
+
+def test_evaluations_are_listed_and_deleted(run_cli, gsm8k_copy, data_folder, server, write_rows):
+    problems = data_folder / "gsm8k" / "test.jsonl"
+    place = ("--device", "cpu", "--workspace", gsm8k_copy.root)
+    asked = ("--problems", problems, "--limit", 2, "--max-new-tokens", 5, "--rollouts", 1, *place)
+    assert run_cli("evaluations", *place[2:])[1].startswith("No evaluations in")
+    made = json.loads(run_cli("evaluate", "latest", *asked, "--steer", "1:+2", "--json")[1])
+    sums = write_rows([{"problem": one.prompt, "answer": one.answer} for one in PROBLEMS])
+    served = ("--problems", sums, "--wording", "bare", "--rollouts", 2, "--endpoint", server.url, *place)
+    assert run_cli("evaluate", *served)[0] == 0
+    second, first = json.loads(run_cli("evaluations", "--json", *place[2:])[1])["evaluations"]
+    assert (first["evaluation"], first["run"]) == (made["evaluation"], gsm8k_copy.run().id)
+    assert (first["status"], first["n"], first["rollouts"], first["variants"]) == ("complete", 2, 1, 2)
+    assert first["pass_at_1"] == made["result"]["variants"][0]["pass_at"]["1"]
+    assert (second["model"], second["run"], second["pass_at_1"]["value"]) == ("m", None, 1.0)
+    kept = gsm8k_copy.evaluation(first["evaluation"])
+    kept.save_manifest({key: value for key, value in kept.manifest.items() if key != "result"} | {"status": "x"})
+    status, out, _ = run_cli("evaluations", *place[2:])
+    assert status == 0 and "100.0% (" in out and "interrupted" in out and "test.jsonl" in out
+    with gsm8k_copy.start_evaluation(kept.manifest["request"]) as same:
+        assert same.id == kept.id and "running" in run_cli("evaluations", *place[2:])[1]
+        status, _, err = run_cli("delete", kept.id, "--yes", *place[2:])
+        assert status == 1 and "is being made" in err and kept.folder.exists()
+    kept.save_manifest({"request": {}})
+    assert "unreadable" in run_cli("evaluations", *place[2:])[1]
+    assert run_cli("delete", kept.id[:8], "--yes", *place[2:])[1] == f"Evaluation {kept.id} is deleted.\n"
+    assert [one.id for one in gsm8k_copy.evaluations()] == [second["evaluation"]] and gsm8k_copy.runs()
+    assert run_cli("delete", "", "--yes", *place[2:])[0] == 1 and gsm8k_copy.runs()
 
 
 @pytest.mark.parametrize(

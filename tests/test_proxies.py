@@ -12,6 +12,7 @@ from synthetic import synthetic_run
 
 from core.basis import Basis
 from core.errors import BasiscopeError
+from core.evaluation.overlap import overlap_notes
 from core.evaluation.problems import read_problems
 from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems
 from core.model import load_model
@@ -20,7 +21,7 @@ from core.selection.pool import pool_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering, steered
 from core.usefulness.controls import random_units
-from core.usefulness.development import Solutions, losses, overlap_notes, written_solutions
+from core.usefulness.development import Solutions, losses, written_solutions
 from core.usefulness.evidence import Evidence, p_outlier
 from core.usefulness.first_order import (
     by_problem,

@@ -1,4 +1,4 @@
-"""`evaluate`: verified answers of a model, steered or not, and Pass@k."""
+"""`evaluate`, `evaluations`: verified answers of a model, steered or not, and Pass@k."""
 
 from __future__ import annotations
 
@@ -185,3 +185,30 @@ def _lines(kept: KeptEvaluation) -> list[str]:
         rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.to_numpy()]
         lines += [*table(rows, tuple(shown.columns)), ""]
     return [*lines, *evaluation_sentences(manifest)]
+
+
+@cli.command()
+@workspace_option
+@json_option
+def evaluations(workspace: Path, as_json: bool) -> dict[str, Any]:
+    """List every kept evaluation, newest first; `delete` removes one by its id.
+
+    Pass@1 is that of the unsteered model; variants counts it and the steered ones beside it.
+    """
+    from core.tables import evaluation_row, share_text, short_name, stored_interval
+
+    space, rows = Workspace(workspace), list[dict[str, Any]]()
+    for kept in space.evaluations():
+        try:
+            rows.append(evaluation_row(kept, space.is_evaluating(kept.id)))
+        except BasiscopeError as error:
+            rows.append({"evaluation": kept.id, "status": "unreadable", "model": str(error)})
+    keys = ("evaluation", "status", "run", "model", "problems", "n", "verifier", "rollouts", "variants")
+    shown = [
+        {name: value for name, value in row.items() if value is not None}
+        | {name: short_name(row[name]) for name in ("model", "problems") if row.get(name)}
+        | {"Pass@1": share_text(stored_interval(row["pass_at_1"])) if row.get("pass_at_1") else ""}
+        for row in rows
+    ]
+    lines = table(shown, (*keys, "Pass@1", "created")) if rows else [f"No evaluations in {workspace} yet."]
+    return {"evaluations": rows, "lines": lines}

@@ -28,18 +28,27 @@ def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("reference", metavar="RUN|EVALUATION")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @workspace_option
 @json_option
-def delete(run: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
-    """Delete a run, finished or not, with its activations, labels and named sets."""
+def delete(reference: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Delete a run, finished or not, with its activations, labels and named sets; or a kept evaluation."""
     space = Workspace(workspace)
-    run_id = space.any_run_id(run)
+    known = (*space.partial_manifests(), *(run.id for run in space.runs()))
+    matching = [run_id for run_id in known if reference and run_id.startswith(reference)]
+    evaluations = [kept.id for kept in space.evaluations() if reference and kept.id.startswith(reference)]
+    if matching and evaluations:
+        raise BasiscopeError(f"{reference!r} could be any of {', '.join([*matching, *evaluations])}.")
+    kind = "Evaluation" if evaluations else "Run"
+    chosen = space.evaluation(reference).id if evaluations else space.any_run_id(reference)
     if not yes:
-        click.confirm(f"Delete run {run_id} and everything in it?", abort=True, err=True)
-    space.delete(run_id)
-    return {"deleted": run_id, "lines": [f"Run {run_id} is deleted."]}
+        click.confirm(f"Delete {kind.lower()} {chosen} and everything in it?", abort=True, err=True)
+    if evaluations:
+        space.delete_evaluation(chosen)
+    else:
+        space.delete(chosen)
+    return {"deleted": chosen, "lines": [f"{kind} {chosen} is deleted."]}
 
 
 def _run_row(run: Run) -> dict[str, Any]:

@@ -259,7 +259,8 @@ def _steering(space: Workspace, run: Run, model: Any, options: dict[str, Any], p
 
 
 def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
-    from core.usefulness.development import overlap_notes, traced_solutions, written_solutions
+    from core.evaluation.overlap import overlap_notes
+    from core.usefulness.development import traced_solutions, written_solutions
     from core.usefulness.first_order import first_order
     from core.usefulness.traces import read_traces
 
@@ -279,7 +280,8 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
 
 
 def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
-    from core.usefulness.development import overlap_notes, written_solutions
+    from core.evaluation.overlap import overlap_notes
+    from core.usefulness.development import written_solutions
     from core.usefulness.sft import SftRequest, train_proxy
     from core.usefulness.steering import named_problems
 

@@ -12,6 +12,7 @@ from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation.endpoint import Server
+from core.evaluation.overlap import overlap_notes
 from core.evaluation.passk import Result
 from core.evaluation.problems import Problem, ProblemSet, asked
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, resolve_asking, roll_out
@@ -98,7 +99,7 @@ def evaluate(
         )
 
     stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts)
+    return _kept(request, workspace, stored, left_out, texts, run)
 
 
 def evaluate_server(
@@ -119,7 +120,7 @@ def evaluate_server(
         return server.roll_out(usable, prompts, verify, request.r, request.sampling, done, progress)
 
     stored = request.as_dict() | {"server": server.facts(), "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts)
+    return _kept(request, workspace, stored, left_out, texts, run)
 
 
 def _usable(request: Request) -> tuple[Verify, list[Problem], dict[str, list[int]]]:
@@ -144,9 +145,10 @@ def _kept(
     stored: Mapping[str, Any],
     left_out: Mapping[str, Sequence[int]],
     texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
+    run: Run | None,
 ) -> KeptEvaluation:
     with workspace.start_evaluation(stored) as kept:
-        manifest = _manifest(kept, request, stored, left_out)
+        manifest = _manifest(kept, request, stored, left_out, run)
         if manifest["status"] == "complete":
             return kept
         begun = kept.rollouts()
@@ -166,16 +168,22 @@ def _kept(
 
 
 def _manifest(
-    kept: KeptEvaluation, request: Request, stored: Mapping[str, Any], left_out: Mapping[str, Sequence[int]]
+    kept: KeptEvaluation,
+    request: Request,
+    stored: Mapping[str, Any],
+    left_out: Mapping[str, Sequence[int]],
+    run: Run | None,
 ) -> dict[str, Any]:
     if (kept.folder / "manifest.json").exists():
         return kept.manifest
+    prompts = [problem.prompt for problem in request.problems.problems]
     versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
     return {
         "format_version": FORMAT_VERSION,
         "request": dict(stored),
         "problems": request.problems.facts(),
         "left_out": {reason: list(ids) for reason, ids in left_out.items()},
+        "notes": overlap_notes(run, prompts, "problems") if run else [],
         "status": "under way",
         "created": now(),
         "seconds": 0.0,

@@ -1,4 +1,4 @@
-"""The development set: solutions of problems as tokens, their losses, and whether the run has seen them."""
+"""The development set: solutions of problems as tokens, and their losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from core.evaluation.problems import Problem, asked
 from core.evaluation.rollouts import resolve_asking
 from core.examples import Example, TokenizedText, prompt_text, tokenize
 from core.model import LanguageModel
-from core.selection.screening import GRAM, split_words
 from core.usefulness.traces import Traces
 from core.workspace import Run
 
@@ -153,32 +152,3 @@ def losses(model: LanguageModel, solutions: Solutions) -> np.ndarray:
         for rows in batches_of(model, solutions):
             found[rows] = row_losses(model, solutions, rows).double().cpu().numpy()
     return found
-
-
-# --- overlap --------------------------------------------------------------------------------------------
-
-
-def overlapping(run: Run, prompts: Sequence[str]) -> int:
-    """How many of the prompts are in an example of the run: their first GRAM words in a row, or all of a shorter
-    one."""
-    openings = {tuple(split_words(prompt)[:GRAM]) for prompt in prompts} - {()}
-    by_length: dict[int, set[tuple[str, ...]]] = {}
-    for opening in openings:
-        by_length.setdefault(len(opening), set()).add(opening)
-    met: set[tuple[str, ...]] = set()
-    for text in run.examples(["text"])["text"]:
-        words = split_words(text)
-        for length, wanted in by_length.items():
-            met |= wanted.intersection(zip(*(words[i:] for i in range(length)), strict=False))
-    return sum(tuple(split_words(prompt)[:GRAM]) in met for prompt in prompts)
-
-
-def overlap_notes(run: Run, prompts: Sequence[str]) -> list[str]:
-    """The flag on a development set that the run's examples share problems with."""
-    shared = overlapping(run, prompts)
-    if not shared:
-        return []
-    return [
-        f"{shared:,} of the {len(prompts):,} development problems are also among the run's examples: what is "
-        "found on them need not hold on others"
-    ]

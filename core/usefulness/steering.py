@@ -23,6 +23,7 @@ from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
 from core.evaluation.intervals import difference_interval
+from core.evaluation.overlap import overlap_notes
 from core.evaluation.passk import Result, Tally, problem_differences, sign_flip_p
 from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
@@ -31,7 +32,6 @@ from core.model import LanguageModel
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import random_units
-from core.usefulness.development import overlap_notes
 from core.usefulness.evidence import BOTH, Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.recommend import Recommendation
 from core.workspace import KeptEvaluation, Run, Workspace, now
