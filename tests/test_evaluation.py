@@ -3,9 +3,11 @@ import math
 import time
 from dataclasses import replace
 from itertools import combinations, pairwise, product
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import bootstrap, permutation_test
 
@@ -121,6 +123,13 @@ from core.workspace import KeptEvaluation
         ("math", "1,234", "\\boxed{1234}", True),
         ("regex:result = (\\d+)", "42", "result = 41, no: result = 42", True),
         ("regex:result = (\\d+)", "42", "42", False),
+        ("math", "4.5e33", "so it is $4.5 \\times 10^{33}$", True),
+        ("math", "10^{4}", "\\boxed{10000}", True),
+        ("math", "2 \\times 10^{3}x", "\\boxed{2000x}", True),
+        ("math", "10^{2}+1", "\\boxed{101}", True),
+        ("math", "2e^3", "\\boxed{2000}", False),
+        ("numeric", "6.3 \\times 10^{-5}", "Answer: 0.000063", True),
+        ("numeric", "1000", "It is 10 ^ 3", True),
         ("world", "57", "57 is it.\nAnswer: 57", True),
         ("world", "57", "Answer: 57 apples", False),
     ],
@@ -440,6 +449,105 @@ def test_usual_sets_are_known_by_path_and_columns(data_folder, path, preset, n, 
     assert (found.preset, len(found.problems), found.problems[0].answer) == (preset, n, first)
     name = found.verifier or "math"
     assert all(can_verify(name, problem.answer) for problem in found.problems[:200])
+
+
+def olympiad(question, final_answer, answer_type="Numerical", is_multiple_answer=False, unit=None):
+    row = {"id": 1606, "question": question, "solution": ["Let ..."], "final_answer": final_answer}
+    row |= {"context": None, "image_1": None, "modality": "Text-only", "difficulty": "Competition"}
+    row |= {"is_multiple_answer": is_multiple_answer, "unit": unit, "answer_type": answer_type, "error": None}
+    return row | {"question_type": "Open-ended", "subfield": "Algebra", "subject": "Math", "language": "English"}
+
+
+HUB_ROWS = {
+    "HuggingFaceH4/aime_2024.jsonl": (
+        "aime",
+        [
+            {"id": 60, "problem": "How many minutes does it take her?", "solution": "so \\boxed{204}",
+             "answer": "204", "url": "https://artofproblemsolving.com", "year": "2024"},
+            {"id": 61, "problem": "Find $xy$.", "solution": "", "answer": "025", "url": "", "year": "2024"},
+            {"id": 62, "problem": "Find $m+n$.", "solution": "", "answer": 33, "url": "", "year": "2024"},
+        ],
+        [("204", "Hence \\boxed{204}.", "\\boxed{20}"), ("025", "\\boxed{25}", "\\boxed{250}"),
+         ("33", "The answer is 033.", "The answer is 32.")],
+    ),
+    "Maxwell-Jia/AIME_2024.jsonl": (
+        "aime",
+        [{"ID": "2024-II-4", "Problem": "Find $m+n$.", "Solution": "", "Answer": 33}],
+        [("33", "\\boxed{33}", "\\boxed{3}")],
+    ),
+    "math-ai/amc23.jsonl": (
+        "amc",
+        [
+            {"id": 0, "answer": 27.0, "url": "https://artofproblemsolving.com", "question": "How many miles?"},
+            {"id": 1, "answer": "36.0", "url": "", "question": "How many?"},
+            {"id": 2, "answer": -1.0, "url": "", "question": "What is $x$?"},
+        ],
+        [("27", "\\boxed{27}", "\\boxed{2.7}"), ("36.0", "\\boxed{36}", "\\boxed{360}"),
+         ("-1", "\\boxed{-1}", "\\boxed{1}")],
+    ),
+    "math-ai/minervamath.jsonl": (
+        "minerva",
+        [
+            {"question": "How luminous, in erg/s?", "answer": "4.5e33"},
+            {"question": "What frequency?", "answer": "2.75e11"},
+            {"question": "How long, in seconds?", "answer": "7.5e-7"},
+            {"question": "Which angle?", "answer": "\\arcsin{1.3 \\sin{\\theta_w}}"},
+            {"question": "What is it in terms of $g$ and $R$?", "answer": "\\sqrt{\\frac{g}{R}}"},
+            {"question": "What is $y(t)$?", "answer": "e^{-t}-\\frac{1}{2}"},
+            {"question": "Is it stable?", "answer": "False"},
+        ],
+        [
+            ("4.5e33", "\\boxed{4.5 \\times 10^{33}}", "\\boxed{4.5 \\times 10^{32}}"),
+            ("2.75e11", "The answer is $2.75 \\cdot 10^{11}$ Hz.", "\\boxed{2.75}"),
+            ("7.5e-7", "\\boxed{7.5e-7 \\text{ s}}", "\\boxed{7.5 \\times 10^{7}}"),
+            ("\\arcsin{1.3 \\sin{\\theta_w}}", "\\boxed{\\arcsin(1.3\\sin\\theta_w)}",
+             "\\boxed{\\arcsin(1.2\\sin\\theta_w)}"),
+            ("\\sqrt{\\frac{g}{R}}", "\\boxed{\\sqrt{g/R}}", "\\boxed{\\sqrt{R/g}}"),
+            ("e^{-t}-\\frac{1}{2}", "\\boxed{-0.5+e^{-t}}", "\\boxed{e^{t}-\\frac{1}{2}}"),
+            ("False", "\\boxed{\\text{False}}", "\\boxed{True}"),
+        ],
+    ),
+    "Hothan/OlympiadBench.jsonl": (
+        "olympiadbench",
+        [
+            olympiad("Find the slope.", ["$-\\frac{2}{3}$"]),
+            olympiad("Find all $n$.", ["$1,8,19$"], "Numerical", is_multiple_answer=True),
+            olympiad("Find both.", ["$\\frac{1}{2}$", "$2$"], "Expression", is_multiple_answer=True),
+            olympiad("For which $x$?", ["$(-\\infty, 3]$"], "Interval"),
+            olympiad("Which angle?", ["75"], unit="^{\\circ}"),
+        ],
+        [
+            ("$-\\frac{2}{3}$", "\\boxed{-2/3}", "\\boxed{2/3}"),
+            ("$1,8,19$", "\\boxed{19, 8, 1}", "\\boxed{1, 8}"),
+            ("$\\frac{1}{2}$, $2$", "\\boxed{2, 0.5}", "\\boxed{2}"),
+            ("$(-\\infty, 3]$", "\\boxed{(-\\infty,3]}", "\\boxed{(-\\infty,3)}"),
+            ("75", "\\boxed{75^{\\circ}}", "\\boxed{15^{\\circ}}"),
+        ],
+    ),
+}  # fmt: skip
+"""File -> the preset it is read by, rows with the columns and answer forms of the hub's data set, and of each its
+answer as read, a text that gives it, and one that does not."""
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_presets_read_their_data_sets_and_verify_their_answers(tmp_path, name, ending):
+    preset, rows, expected = HUB_ROWS[name]
+    path = tmp_path / Path(name).with_suffix(f".{ending}").name
+    if ending == "parquet":
+        pd.DataFrame(
+            [row | {"answer": str(row["answer"])} if "answer" in row else row for row in rows]
+        ).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for chosen in (None, preset):
+        found = read_problems(str(path), preset=chosen)
+        assert (found.preset, len(found.problems), found.notes) == (preset, len(rows), ())
+    check = verifier(found.verifier)
+    for problem, (answer, right, wrong) in zip(found.problems, expected, strict=True):
+        assert problem.answer == answer or float(problem.answer) == float(answer)
+        assert can_verify(found.verifier, problem.answer)
+        assert check(problem.answer, right) is True and check(problem.answer, wrong) is False
 
 
 def test_columns_of_any_file(write_rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ TAIL = 100_000
 """An answer is looked for in so many characters at the end of a text."""
 LONGEST = 2_000
 """So many characters of what stands after a mark are looked at."""
-NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?(?:/\d+)?"
 THOUSANDS = r"\d{1,3}(?:,\d{2,3})*,\d{3}"
 DIGITS = 1_000
 """A number of more characters is not read."""
@@ -18,7 +19,14 @@ HASHES, WORDS = r"(?<!#)####(?!#)[ \t]*(.+)", r"(?i:answer)\s*(?:is|:)\s*(.+)"
 FUNCTIONS = r"\\[a-zA-Z]+|(?:sqrt|sin|cos|tan|log|exp)(?![a-zA-Z])"
 WORD = r"[a-zA-Z]{3}|[^\W\d_a-zA-Z]{2}"
 BOX = r"\\(?:boxed|fbox)\b\s*"
+POWER = r"10\s{0,3}\^\s{0,3}(?:\{\s{0,3}([-+]?\d{1,3})\s{0,3}\}|([-+]?\d{1,3})(?!\d))"
+SCIENTIFIC = (
+    (rf"(?<=\d)\s{{0,9}}(?:\\times|\\cdot|[×*])\s{{0,9}}{POWER}", r"e\1\2"),
+    (rf"(?<![\w.^}}])(?<!\\times )(?<!\\cdot ){POWER}(?![\w^])", r"1e\1\2"),
+)
+"""Powers of ten as a number writes them: `4.5 \\times 10^{33}` is 4.5e33."""
 LATEX = (
+    *SCIENTIFIC,
     (r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r" \1"),
     (r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"),
     (r"\^\{?\\circ\}?|°", " degrees"),
@@ -48,7 +56,7 @@ def final_answer(text: str) -> str | None:
     text = text[-TAIL:]
     if marked := marked_answer(text):
         return marked
-    if numbers := re.findall(NUMBER, text):
+    if numbers := re.findall(NUMBER, _rewritten(text, SCIENTIFIC)):
         return str(numbers[-1])
     return _last_line(text)
 
@@ -152,7 +160,11 @@ def number_in_words(text: str) -> Number | None:
 
 
 def without_latex(text: str) -> str:
-    for pattern, meaning in LATEX:
+    return _rewritten(text, LATEX)
+
+
+def _rewritten(text: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, meaning in rules:
         text = re.sub(pattern, meaning, text)
     return text
 

@@ -46,7 +46,14 @@ PRESETS = {
     "gsm8k": Preset("openai/gsm8k", "test", "gsm8k", "numeric", "main", ("question",)),
     "math500": Preset("HuggingFaceH4/MATH-500", "test", r"math[-_]?500", problem=("problem",)),
     "amc": Preset("math-ai/amc23", "test", r"amc(?![a-z])", "numeric"),
-    "aime": Preset("HuggingFaceH4/aime_2024", "train", r"aime(?![a-z])", "numeric"),
+    "aime": Preset(
+        "HuggingFaceH4/aime_2024",
+        "train",
+        r"aime(?![a-z])",
+        "numeric",
+        problem=("problem", "question", "Problem"),
+        answer=("answer", "Answer"),
+    ),
     "minerva": Preset("math-ai/minervamath", "test", "minerva"),
     "olympiadbench": Preset(
         "Hothan/OlympiadBench",
