@@ -187,12 +187,14 @@ def _why(results: Trainings) -> str:
     """What the rates say about what any rule can gain here."""
     before, best = results.arms["not tuned"][0], min(results.rates, key=lambda one: one.loss)
     if best.loss < before.loss:
-        return f"Right solutions alone lower the loss from {before.loss:.4f} to {best.loss:.4f}: so much there is to gain."
+        return (
+            f"Right solutions alone lower the loss from {before.loss:.4f} to {best.loss:.4f}: so much is to gain."
+        )
     seen = Settings().tokens
     share = tuning.BUDGET * (best.tokens or 0) / seen
     return (
-        "Why no rule helps: at no rate do even right solutions alone bring the loss below that of the model as it is. "
-        f"It was trained on {seen / 1e6:.1f} million tokens of the same world, with a rate that fell to nothing; "
+        "Why no rule helps: at no rate do even right solutions alone bring the loss below that of the model as it "
+        f"is. It has seen {seen / 1e6:.1f} million tokens of the same world, at a rate that fell to nothing: "
         f"{share:.0%} more of the same teaches it little, and a rate that rises again costs more than that. What "
         "selection is worth has to be asked of a model that lacks what the pool has; here it cannot show."
     )
