@@ -2,8 +2,7 @@
 
 answers: what a text's final answer is; verifiers: whether it is the one asked for, by name; problems: files and
 hub data sets to problems; rollouts: texts written for them, here; endpoint: by a server; passk: the estimates;
-overlap: whether a run
-has seen the problems; step: all of it to a kept evaluation
+overlap: whether a run has seen the problems; step: all of it to a kept evaluation
 """
 
 from core.evaluation.answers import final_answer, verify
