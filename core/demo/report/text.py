@@ -83,7 +83,6 @@ def write_report(
     results: Trainings,
     seconds: float,
 ) -> str:
-    arms = results.arms
     share = read_share((MODEL / "README.md").read_text(encoding="utf-8"))
     parts = [
         "# What the demo shows",
@@ -109,6 +108,15 @@ def write_report(
         f"{PROBLEMS // 2} problems, {ROLLOUTS} rollouts each; the interval is of the difference from no steering, "
         "by bootstrap over problems.",
         *(_pass_table(name, rows) for name, rows in rollouts.items()),
+        *training_parts(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def training_parts(results: Trainings) -> list[str]:
+    """Items 3 and 4."""
+    arms = results.arms
+    return [
         "## 3. What a selection trains",
         f"From {tuning.POOL:,} solutions each rule chooses {tuning.BUDGET:,}, and all weights of the model are "
         f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
@@ -137,7 +145,6 @@ def write_report(
         _ends_table(results),
         *(f"- {conclusion(one)}" for one in results.evidence),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def draw_arms(arms: Mapping[str, Sequence[Tuned]], path: Path) -> None:
@@ -165,7 +172,7 @@ def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
         one, gap = tuning.pass_at_1(arm), tuning.against(arm, arms["random"])
         cells = [f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"]
         cells.append("" if name == "random" else f"{gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%})")
-        for what, form in (("loss", ".4f"), ("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
+        for what, form in (("loss", ".5f"), ("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
             values = [value for one in arm if (value := getattr(one, what)) is not None]
             cells.append(format(np.mean(values), form) if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -178,7 +185,7 @@ def _rate_table(results: Trainings) -> str:
         share, rate = tuning.pass_at_1([one]), f"{one.rate:g}" if one.rate else "not tuned"
         taken = " (taken)" if one.rate == results.rate else ""
         lines.append(
-            f"| {rate}{taken} | {one.loss:.4f} | {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) |"
+            f"| {rate}{taken} | {one.loss:.5f} | {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) |"
         )
     return "\n".join(lines)
 
@@ -188,7 +195,7 @@ def _why(results: Trainings) -> str:
     before, best = results.arms["not tuned"][0], min(results.rates, key=lambda one: one.loss)
     if best.loss < before.loss:
         return (
-            f"Right solutions alone lower the loss from {before.loss:.4f} to {best.loss:.4f}: so much is to gain."
+            f"Right solutions alone lower the loss from {before.loss:.5f} to {best.loss:.5f}: so much is to gain."
         )
     seen = Settings().tokens
     share = tuning.BUDGET * (best.tokens or 0) / seen
@@ -211,10 +218,10 @@ def _foretold_table(results: Trainings) -> str:
 def _ends_table(results: Trainings) -> str:
     shown = all_proxies(K, results.evidence)
     loss = proxies.gains(results.directions, results.arms["not tuned"][0])
-    lines = ["| end | loss lower by | " + " | ".join(shown.columns[1:]) + " |"]
+    lines = ["| end | loss lower by, 1e-5 | " + " | ".join(shown.columns[1:]) + " |"]
     lines.append("|---" * (len(shown.columns) + 1) + "|")
     for end, *cells in shown.itertuples(index=False):
-        lines.append(f"| {end} | {loss[end].value:+.4f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {end} | {1e5 * loss[end].value:+.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
