@@ -3,6 +3,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -113,6 +115,35 @@ def test_what_cannot_be_done_is_1_with_one_sentence(run_cli, gsm8k_copy, argumen
         status, out, err = run_cli(*arguments, *flags, "--workspace", gsm8k_copy.root)
         said = [line for line in err.splitlines() if line != "Loading the model"]
         assert status == 1 and out == "" and len(said) == 1 and sentence in said[0]
+
+
+LOOK = """
+import sys
+from core.cli import main
+status = main(sys.argv[1:])
+print(status, *{"torch", "transformers", "sklearn", "sentence_transformers"}.intersection(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ((*NO_MODEL, "--prompt", "question"), "/no/model"),
+        ((*NO_MODEL, "--prompt", "question", "--estimate"), "/no/model"),
+        (("recover", "--model", "MODEL", "--data", "/no.jsonl", "--text", "t"), "/no.jsonl"),
+        (("recover", "--model", "MODEL", "--data", "/no.jsonl", "--text", "t", "--estimate"), "/no.jsonl"),
+        (("proxies", "latest", "--kind", "first-order", "--problems", "/no.jsonl"), "/no.jsonl"),
+        (("vectors", "latest", "--text-model", "/no/model"), "/no/model"),
+        (("evaluate", "/no/model", "--problems", str(DATA / "gsm8k" / "train.jsonl")), "/no/model"),
+    ],
+)
+def test_a_path_that_is_not_there_is_said_before_seconds_of_imports(gsm8k_run, stories, arguments, path):
+    arguments = [stories if argument == "MODEL" else argument for argument in arguments]
+    root = gsm8k_run.folder.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, *arguments, "--workspace", str(root)], capture_output=True, text=True
+    )
+    assert done.stdout == "1\n" and re.search(f"there is no (file or )?folder {path}", done.stderr)
 
 
 def test_data_that_cannot_be_used_is_1(run_cli, stories, gsm8k, tmp_path):
