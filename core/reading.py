@@ -81,8 +81,8 @@ def score_tokens(
                 raise
             if piece == 1:
                 raise BasiscopeError(
-                    f"Example {example_id} ({len(ids):,} tokens): there is no memory to score its tokens, not even "
-                    "one at a time."
+                    f"Example {example_id} ({len(ids):,} tokens): there is no memory to score its tokens, not "
+                    "even one at a time."
                 ) from error
         clear_device_cache()
         piece = (piece + 1) // 2

@@ -326,7 +326,13 @@ def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8
     same = lines_of(run_cli, gsm8k_copy, *STEER, "--prompt", "The cat sat", "--strength", 2 * unit)
     assert [row["token_ids"] for row in same] == [found[0]["token_ids"], found[1]["token_ids"]]
     status, out, _ = run_cli(*STEER, "--prompt", "The cat sat", "--strength", 2, "--workspace", gsm8k_copy.root)
-    assert status == 0 and "[baseline] not steered; " in out and "add direction 1 +2 on all" in out
+    assert (
+        status == 0
+        and "[baseline] not steered; " in out
+        and f"add direction 1 +2 ({2 / unit:+.3g} sd) on all" in out
+    )
+    (both,) = same[1]["strengths"]
+    assert both == {"direction": 1, "unit": pytest.approx(2 * unit), "sd": pytest.approx(2)}
 
 
 def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, gsm8k):
@@ -338,7 +344,8 @@ def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, 
     status, out, err = run_cli("sweep", "latest", *options, *wide, "--workspace", gsm8k_copy.root)
     assert status == 0, err
     header, *rows = out.splitlines()
-    assert header.startswith("strength (unit)") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
+    assert header.startswith("strength  ") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
+    assert re.match(r"-4 \(-[\d.]+ sd\) ", rows[0])
     assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
 
 

@@ -372,7 +372,9 @@ def test_steer_offers_prompts_directions_and_columns(workspace):
     assert len(at.slider) == 2 and "No range is suggested yet" in texts(at)
     at.multiselect(key=f"steer_directions_{run.id}").select(4).run()
     at.number_input(key="steer_columns").set_value(4).run()
-    assert [slider.label for slider in at.slider] == ["Direction 2", "Direction 4"] * 3
+    assert [slider.label.partition(",")[0] for slider in at.slider] == ["Direction 2", "Direction 4"] * 3
+    assert all(slider.label.endswith("in standard deviations (sd)") for slider in at.slider)
+    assert "times the unit direction, and in standard deviations" in texts(at)
     for choice in ("remove", "clamp"):
         at.segmented_control(key="steer_operation").select(choice).run()
         assert not at.exception and len(at.slider) == 6

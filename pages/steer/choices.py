@@ -9,10 +9,9 @@ import streamlit as st
 from core.reading import Label
 from core.steering.comparison import BASELINE, Variant
 from core.steering.generation import Sampling
-from core.steering.intervention import OPERATIONS, Directions, Steering
+from core.steering.intervention import OPERATIONS, Directions, Steering, both_units
 from core.steering.prompts import run_prompts
 from core.tables import (
-    both_units,
     column_strengths,
     covered_blocks,
     one_line,
@@ -26,6 +25,13 @@ EXAMPLES = 12
 NEXT_SEED = "steer_next_seed"
 """Session key: the seed that the field is to show."""
 UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations"}
+STRENGTH_NAMES = {
+    ("add", "unit"): "times the unit direction",
+    ("add", "sd"): "in standard deviations (sd)",
+    ("clamp", "unit"): "score",
+    ("clamp", "sd"): "score in standard deviations (sd)",
+    ("remove", "unit"): "share taken out",
+}
 OPERATION_NAMES = {"add": "add", "remove": "remove", "clamp": "clamp"}
 SCOPE_NAMES = {"all": "all positions", "response": "response", "prompt": "prompt", "first": "first tokens"}
 
@@ -181,7 +187,7 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
     low, high, step = slider_bounds(suggested, deviation, choice.unit, choice.operation)
     defaults = column_strengths(suggested, deviation, choice.unit, choice.operation)
     chosen = st.slider(
-        f"Direction {direction}",
+        f"Direction {direction}, {STRENGTH_NAMES[choice.operation, choice.unit]}",
         low,
         high,
         defaults[column - 1],
@@ -190,7 +196,8 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
         persist_state="session",
     )
     if choice.operation != "remove":
-        st.caption(both_units(directions.in_unit(direction, chosen, choice.unit), deviation))
+        times = directions.in_unit(direction, chosen, choice.unit)
+        st.caption(f"{both_units(times, deviation)}: times the unit direction, and in standard deviations")
     return float(chosen)
 
 
