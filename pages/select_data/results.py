@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from core import figures
-from core.provenance import VALUE_NOTE, ledger, licence_conflicts, licence_sentence
+from core.provenance import NO_SOURCE, VALUE_NOTE, ledger, licence_conflicts, licence_sentence
 from core.selection import measures
 from core.selection.live import Baseline, Prospect, all_rows, measures_table
 from core.selection.pool import Constraints, Pool
@@ -88,7 +88,13 @@ def show_overlaps(found: Prospect, screening: Screening | None) -> None:
 
 
 def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
+    if request.origins.source is None:
+        st.info(f"{NO_SOURCE} Choose one under Provenance, beside the rule.")
+        if request.origins.licence is None:
+            return
     owners = ledger(pool, found.rows, request.origins)
+    if request.origins.source is None:
+        owners["source"] = "all together"
     st.text(licence_sentence(owners, request.origins.use))
     for sentence in licence_conflicts(pool, found.rows, request.origins):
         st.text(sentence)
