@@ -237,6 +237,14 @@ STEPS = {
 """What each step of a job is doing, and what it counts."""
 
 
+USUALLY = {
+    "model": "some seconds, a large model minutes",
+    "map": "10 to 60 s",
+    "kernels": "10 to 60 s",
+}
+"""How long the steps take that cannot say how far they are."""
+
+
 def progress_sentence(progress: JobProgress) -> str:
     """Where a job stands, its rate and the time left."""
     doing, unit = STEPS.get(progress.step, (progress.step.capitalize(), ""))
@@ -244,6 +252,8 @@ def progress_sentence(progress: JobProgress) -> str:
     parts = [doing + (f"{counted} {unit}".rstrip() if progress.total != 1 and progress.step != "starting" else "")]
     if progress.rate >= 1 and progress.total != 1:
         parts.append(f"{progress.rate:,.0f} a second")
+    if progress.step in USUALLY and not progress.done:
+        parts.append(f"usually {USUALLY[progress.step]}")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left in this step")
     return ", ".join(parts)

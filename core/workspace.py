@@ -60,6 +60,7 @@ RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "vectors", "usefulne
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
 READ_FILES = ("examples.parquet", "tokens.safetensors")
 """What reading the examples leaves in a run's folder, beside read.json."""
+PROGRESS = "progress.json"
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
@@ -815,7 +816,9 @@ class Workspace:
             with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
                 for leftover in folder.rglob(".*.tmp"):
                     leftover.unlink()
-                write_json(folder / "request.json", {**request, "asked": dict(asked or {}), "shared": shared})
+                facts = {"asked": dict(asked or {}), "shared": shared, "pid": os.getpid()}
+                write_json(folder / "request.json", {**request, **facts})
+                (folder / PROGRESS).unlink(missing_ok=True)
                 under_way = PartialRun(folder, request["store_dtype"])
                 if not under_way.has_activations() and not under_way.is_read:
                     self._borrow(under_way, shared)
@@ -889,7 +892,7 @@ class Workspace:
         if final.is_dir():
             _keep_later_work(Run(final), Run(under_way.folder))
         shutil.rmtree(final, ignore_errors=True)
-        for name in ("request.json", "steps.json"):
+        for name in ("request.json", "steps.json", PROGRESS):
             (under_way.folder / name).unlink(missing_ok=True)
         under_way.folder.rename(final)
         return Run(final)

@@ -13,6 +13,7 @@ from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
 from core.cli import cli
+from core.cli.group import Reporter
 from core.model import load_tokenizer
 from core.workspace import DEFAULT_ROOT, Workspace
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_done_is_1_with_one_sentence(run_cli, gsm8k_copy, argumen
     monkeypatch.delenv("BASISCOPE_LLM_URL", raising=False)
     for flags in ((), ("--json",)):
         status, out, err = run_cli(*arguments, *flags, "--workspace", gsm8k_copy.root)
-        said = [line for line in err.splitlines() if line != "Loading the model"]
+        said = [line for line in err.splitlines() if not line.startswith("Loading the model, usually ")]
         assert status == 1 and out == "" and len(said) == 1 and sentence in said[0]
 
 
@@ -409,3 +410,17 @@ def test_a_port_in_use_is_said_and_starts_nothing(run_cli, tmp_path):
     assert status == 1
     assert f"Port {port} cannot be used" in err and f"--port {port + 1}" in err
     assert not (tmp_path / "w").exists()
+
+
+def test_a_long_step_ticks_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Reporter(as_json=False) as progress:
+        progress("model", 0, 1)
+        time.sleep(2.5)
+        progress("model", 1, 1)
+        progress("read", 5, 10)
+    drawn = terminal.getvalue()
+    assert "Loading the model, usually some seconds" in drawn and "00:01" in drawn and "00:02" in drawn
+    assert "Reading the examples: 50%" in drawn.replace(":  ", ": ") and " rows" in drawn

@@ -31,6 +31,7 @@ def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Co
 
 
 def show_curves(found: Prospect, bands: list[Baseline]) -> None:
+    st.html(figures.selection_legend([band.name for band in bands]))
     left, right = st.columns(2)
     own = found.curve
     for column, title, name in ((left, "covering radius", "radius"), (right, "mean distance", "mean")):
@@ -41,12 +42,14 @@ def show_curves(found: Prospect, bands: list[Baseline]) -> None:
 
 
 def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints, column: str) -> None:
-    left, right = st.columns(2)
     chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
-    left.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    st.plotly_chart(chart, key="direction_shift", config=PLAIN)
     compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
     shares = measures.composition(pool.facts[column], compared)
-    right.plotly_chart(figures.shares(shares), key="composition", config=PLAIN)
+    values = pool.facts[column].nunique()
+    most = f", its {len(shares)} most frequent of {values} values" if len(shares) < values else ""
+    st.text(f"Shares by {column}{most}")
+    st.plotly_chart(figures.shares(shares, with_legend=False), key="composition", config=PLAIN)
 
 
 def map_points(run: Run, pool: Pool) -> np.ndarray:

@@ -9,7 +9,7 @@ import streamlit as st
 from core.reading import Label
 from core.steering.comparison import BASELINE, Variant
 from core.steering.generation import Sampling
-from core.steering.intervention import OPERATIONS, Directions, Steering, both_units
+from core.steering.intervention import OPERATIONS, Directions, Steering
 from core.steering.prompts import run_prompts
 from core.tables import (
     column_strengths,
@@ -24,12 +24,12 @@ from pages.common.session import DIRECTION
 EXAMPLES = 12
 NEXT_SEED = "steer_next_seed"
 """Session key: the seed that the field is to show."""
-UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations"}
+UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations (sd)"}
 STRENGTH_NAMES = {
     ("add", "unit"): "times the unit direction",
-    ("add", "sd"): "in standard deviations (sd)",
+    ("add", "sd"): "in sd",
     ("clamp", "unit"): "score",
-    ("clamp", "sd"): "score in standard deviations (sd)",
+    ("clamp", "sd"): "score in sd",
     ("remove", "unit"): "share taken out",
 }
 OPERATION_NAMES = {"add": "add", "remove": "remove", "clamp": "clamp"}
@@ -197,7 +197,7 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
     )
     if choice.operation != "remove":
         times = directions.in_unit(direction, chosen, choice.unit)
-        st.caption(f"{both_units(times, deviation)}: times the unit direction, and in standard deviations")
+        st.caption(f"{times:+.3g} × the unit direction = {times / deviation:+.3g} sd")
     return float(chosen)
 
 
