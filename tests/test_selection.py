@@ -687,3 +687,5 @@ def test_the_composition_by_a_number_is_in_its_order():
     assert list(measures.composition(level, {}).index) == ["1", "2", "3"]
     lows = [int(name.split(" to ")[0]) for name in measures.composition(length, {}).index]
     assert lows == sorted(lows) and len(lows) == 10
+    assert measures.what_is_shown(length) == measures.what_is_shown(level.astype(str)) == ""
+    assert measures.what_is_shown(length.astype(str)).startswith(", its 12 most frequent values of 2")

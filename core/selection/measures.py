@@ -93,6 +93,14 @@ def composition(column: pd.Series, selections: Mapping[str, np.ndarray]) -> pd.D
     return pd.DataFrame({name: found.reindex(names).fillna(0.0) for name, found in shares.items()})
 
 
+def what_is_shown(column: pd.Series) -> str:
+    """What `composition` leaves out of a column, after its name; nothing where it leaves out none."""
+    values = column.nunique(dropna=False)
+    if pd.api.types.is_numeric_dtype(column) or values <= TOP_VALUES:
+        return ""
+    return f", its {TOP_VALUES} most frequent values of {values:,}"
+
+
 def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:
     """(values of the column in the selection, in the pool)."""
     return int(column.iloc[rows].nunique()), int(column.nunique())

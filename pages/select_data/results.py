@@ -46,9 +46,7 @@ def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Con
     st.plotly_chart(chart, key="direction_shift", config=PLAIN)
     compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
     shares = measures.composition(pool.facts[column], compared)
-    values = pool.facts[column].nunique()
-    most = f", its {len(shares)} most frequent of {values} values" if len(shares) < values else ""
-    st.text(f"Shares by {column}{most}")
+    st.text(f"Shares by {column}{measures.what_is_shown(pool.facts[column])}")
     st.plotly_chart(figures.shares(shares, with_legend=False), key="composition", config=PLAIN)
 
 
