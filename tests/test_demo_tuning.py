@@ -54,7 +54,14 @@ def test_intervals_cover_the_truth():
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in (("POOL", 150), ("BUDGET", 12), ("PROBLEMS", 2), ("SEEDS", (0,)), ("WORKERS", 1)):
+    for name, value in (
+        ("POOL", 150),
+        ("BUDGET", 12),
+        ("ALONG", 12),
+        ("PROBLEMS", 2),
+        ("SEEDS", (0,)),
+        ("WORKERS", 1),
+    ):
         monkeypatch.setattr(tuning, name, value)
     monkeypatch.setattr(train, "LONGEST", 40)
 
@@ -65,11 +72,13 @@ def test_every_rule_is_trained_once_and_then_read(small, tmp_path, monkeypatch):
     told = []
     first = tuning.compare_rules(run, workspace, 3e-4, told.append)
     assert [one.arm for one in first] == ["not tuned", *tuning.rules(pool_of(run))]
-    assert len(told) == 7 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 7
+    assert len(told) == 8 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 8
     assert all(0 <= one.correct <= 1 and one.tokens > 20 for one in first[1:])
     longest = next(one for one in first if one.arm == "longest")
     assert longest.tokens > next(one for one in first if one.arm == "random").tokens
     monkeypatch.setattr(tuning, "load", None)  # no model is needed any more
+    truth = next(one for one in first if one.arm == tuning.TRUTH)
+    assert truth.correct == 1
     again = tuning.compare_rules(run, workspace, 3e-4, told.append)
     assert [one.right for one in again] == [one.right for one in first]
 
@@ -85,7 +94,7 @@ def test_the_rates_differ_in_nothing_but_the_rate(small, tmp_path):
     workspace = Workspace(tmp_path)
     run = tuning.recover_pool(workspace)
     found = tuning.compare_rates(run, workspace, lambda _: None)
-    assert [one.rate for one in found] == list(tuning.RATES) and len({one.loss for one in found}) == 3
+    assert [one.rate for one in found] == list(tuning.RATES) and len({one.loss for one in found}) == 4
     assert len({one.tokens for one in found}) == 1
 
 
@@ -115,9 +124,7 @@ def test_proxies_are_ranked_by_what_training_gave(small, tmp_path, monkeypatch):
     ends = towards(found)
     rng = np.random.default_rng(0)
     arms = [replace(arm(end, 0.5, 1, rng)[0], loss=-ends[end].value) for end in ends]
-    (ranked, both) = proxies.foretold([found], arms, arm("random", 0.5, 2, rng))
-    assert ranked.loss.value == pytest.approx(1.0) and ranked.loss.n == run.k
-    assert both.loss.value == pytest.approx(1.0) and abs(ranked.passes.value) < 1
-    lower, more = proxies.gains(arms, arm("random", 0.5, 2, rng))
-    assert lower["2-"].value == pytest.approx(1.0 + ends["2-"].value)
-    assert max(abs(one.value) for one in more.values()) < 0.3
+    (before,) = arm("not tuned", 0.5, 1, rng)
+    (ranked,) = proxies.foretold([found], arms, before)
+    assert ranked.agreement.value == pytest.approx(1.0) and ranked.agreement.n == run.k
+    assert proxies.gains(arms, before)["2-"].value == pytest.approx(1.0 + ends["2-"].value)

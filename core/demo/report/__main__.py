@@ -61,7 +61,7 @@ def train(run: Run, workspace: Workspace) -> Trainings:
     directions = compare_directions(run, workspace, rate, click.echo)
     evidence = measure_proxies(run, workspace, click.echo)
     useful = show_directions(useful_directions(pool_of(run)))
-    ranked = foretold(evidence, directions, arms["random"])
+    ranked = foretold(evidence, directions, arms["not tuned"][0])
     return Trainings(useful, rate, rates, arms, directions, evidence, ranked)
 
 

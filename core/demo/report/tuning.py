@@ -10,7 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -23,18 +23,20 @@ from core.demo.default import MODEL
 from core.evaluation import Interval
 from core.examples import Columns, DataSource
 from core.recovery import Request, recover
-from core.selection.pool import Constraints, Pool, Rule, pool_of
+from core.selection.pool import Constraints, Pool, Rule, parse_quotas, pool_of
 from core.selection.step import Request as Asked
 from core.selection.step import find_selection
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
 POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 200
-RATES, WARMUP = (1e-4, 3e-4, 1e-3), 10
+ALONG = 500
+"""The budget along one end of one direction."""
+RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4), 10
 RESAMPLES = 2_000
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
 ROWS = 20
-USEFUL, HUMAN = "along useful directions", "human label (operation)"
+USEFUL, HUMAN, TRUTH = "along useful directions", "human label (operation)", "only right solutions (the truth)"
 RARE = ("fraction", "conversion")
 """The operations that the model saw least of."""
 Tell = Callable[[str], None]
@@ -42,9 +44,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """One training: right has a verdict for each of PROBLEMS held-out problems, loss is on right solutions of as
-    many others in nats per token; the shares and the mean length are those of the examples trained on, where
-    there are any."""
+    """One training: right has a verdict for each of PROBLEMS held-out problems, or for none; loss is on right
+    solutions of as many others in nats per token; the shares and the mean length are those of the examples trained
+    on, where there are any."""
 
     arm: str
     seed: int
@@ -66,6 +68,7 @@ class Task:
     rate: float
     folder: Path
     workspace: Path
+    with_verdicts: bool = True
 
 
 def recover_pool(workspace: Workspace) -> Run:
@@ -92,10 +95,14 @@ def useful_directions(pool: Pool) -> tuple[int, ...]:
 def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
     """What is compared: a name, and what it asks for under a seed."""
 
-    def asked(name: str, weights_by: str | None = None, **choices: object) -> Callable[[int], Asked]:
+    only_right = Constraints(budget=BUDGET, quotas=parse_quotas("correct=True:1"))
+
+    def asked(
+        name: str, weights_by: str | None = None, within: Constraints | None = None, **choices: object
+    ) -> Callable[[int], Asked]:
         def with_seed(seed: int) -> Asked:
             rule = Rule(name, seed=seed, **choices)  # type: ignore[arg-type]
-            return Asked(pool.run, rule, Constraints(budget=BUDGET), weights_by=weights_by)
+            return Asked(pool.run, rule, within or Constraints(budget=BUDGET), weights_by=weights_by)
 
         return with_seed
 
@@ -106,13 +113,15 @@ def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
         "longest": asked("longest"),
         "text diversity": asked("text"),
         HUMAN: asked("label", column="operation"),
+        TRUTH: asked("random", within=only_right),
     }
 
 
 def compare_rates(run: Run, workspace: Workspace, tell: Tell) -> list[Tuned]:
-    """The same random examples at every rate; the one with the lowest loss is taken for all other trainings."""
-    asked = rules(pool_of(run))["random"](SEEDS[0])
-    return train_all([_task("random", asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
+    """The same right solutions, which no rule can know, at every rate; the rate with the lowest loss is taken for
+    all trainings."""
+    asked = rules(pool_of(run))[TRUTH](SEEDS[0])
+    return train_all([_task(TRUTH, asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
 
 
 def compare_rules(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
@@ -124,13 +133,15 @@ def compare_rules(run: Run, workspace: Workspace, rate: float, tell: Tell) -> li
 
 
 def compare_directions(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
-    """One training along each end of each direction; the arm is the end, such as `1+`."""
+    """One training along each end of each direction; the arm is the end, such as `1+`. Without verdicts: Pass@1 of
+    one training has an interval of seven points either way, wider than what lies between directions."""
     ends = [(j, sign) for j in range(1, pool_of(run).k + 1) for sign in (1, -1)]
     asked = {
-        f"{j}{'+' if sign > 0 else '-'}": Asked(run.id, Rule("along", (sign * j,)), Constraints(budget=BUDGET))
+        f"{j}{'+' if sign > 0 else '-'}": Asked(run.id, Rule("along", (sign * j,)), Constraints(budget=ALONG))
         for j, sign in ends
     }
-    return train_all([_task(end, one, SEEDS[0], rate, run, workspace) for end, one in asked.items()], tell)
+    tasks = [_task(end, one, SEEDS[0], rate, run, workspace) for end, one in asked.items()]
+    return train_all([replace(task, with_verdicts=False) for task in tasks], tell)
 
 
 def _task(arm: str, asked: Asked | None, seed: int, rate: float, run: Run, workspace: Workspace) -> Task:
@@ -143,7 +154,8 @@ def train_all(tasks: Sequence[Task], tell: Tell) -> list[Tuned]:
     def collected(found: Iterable[Tuned]) -> list[Tuned]:
         done = []
         for one in found:
-            tell(f"{one.arm}, seed {one.seed}, rate {one.rate:g}: {np.mean(one.right):.1%}, loss {one.loss:.4f}")
+            share = f"{np.mean(one.right):.1%}, " if one.right else ""
+            tell(f"{one.arm}, seed {one.seed}, rate {one.rate:g}: {share}loss {one.loss:.4f}")
             done.append(one)
         return done
 
@@ -163,7 +175,7 @@ def use_one_thread() -> None:
 def tuned(task: Task) -> Tuned:
     """Train on one selection, or read what an earlier training gave."""
     asked = task.asked.as_dict() if task.asked else None
-    training = [task.rate, WARMUP, PROBLEMS, ROWS]
+    training = [task.rate, WARMUP, PROBLEMS, ROWS, task.with_verdicts]
     identity = {"request": asked, "seed": task.seed, "training": training, "model": _model_digest()}
     path = task.workspace / "demo" / "tuned" / f"{content_hash(identity | {'run': task.folder.name})}.json"
     if path.exists():
@@ -177,7 +189,8 @@ def tuned(task: Task) -> Tuned:
         fine_tune(model, tokenizer, Run(task.folder).texts(found.rows), task.seed, task.rate)
         chosen = pool.facts.iloc[found.rows]
         facts = chosen["correct"].mean(), chosen["operation"].isin(RARE).mean(), chosen["n_tokens"].mean()
-    right, loss = verdicts(model, tokenizer), held_out_loss(model, tokenizer)
+    right = verdicts(model, tokenizer) if task.with_verdicts else ()
+    loss = held_out_loss(model, tokenizer)
     made = Tuned(task.arm, task.seed, right, loss, task.rate, *map(float, facts))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(made))
