@@ -21,8 +21,8 @@ DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
 OTHER = "#9aa0a6"
 NAME_CHARACTERS = 40
-TICK_CHARACTERS, PLACE_CHARACTERS = 24, 200
-"""Of a value below an axis, and in the box that opens above a bar."""
+TICK_CHARACTERS, FLAT_CHARACTERS, PLACE_CHARACTERS = 24, 8, 200
+"""Of a value below an axis, of one that need not be turned there, and in the box that opens above a bar."""
 
 
 def spectrum(directions: pd.DataFrame) -> go.Figure:
@@ -242,7 +242,9 @@ def shares(table: pd.DataFrame, *, with_legend: bool = True) -> go.Figure:
         for name, colour in zip(table, (GREY, BLUE, *BASELINE_COLOURS), strict=False)
     ]
     short = [one if len(one) <= TICK_CHARACTERS else f"{one[: TICK_CHARACTERS - 1]}…" for one in names]
-    axis = {"tickvals": places, "ticktext": [escape(one) for one in short]}
+    axis: dict[str, Any] = {"tickvals": places, "ticktext": [escape(one) for one in short]}
+    if max(map(len, short), default=0) > FLAT_CHARACTERS:
+        axis |= {"tickangle": -30, "ticklabeloverflow": "allow"}  # else the last ones are left out
     return _figure(bars, axis, PERCENT, **(TALL if with_legend else {"showlegend": False}))
 
 
