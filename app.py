@@ -1,10 +1,13 @@
-"""Basiscope's web app: page configuration and navigation, nothing else."""
+"""Basiscope's web app: page configuration, style and navigation, nothing else."""
 
 from pathlib import Path
 
 import streamlit as st
 
+from pages.common.style import NARROW
+
 st.set_page_config(page_title="Basiscope", page_icon=Path(__file__).with_name("docs") / "icon.svg", layout="wide")
+st.html(NARROW)
 st.navigation(
     [
         st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),

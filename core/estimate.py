@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.activations import TOKEN_BUDGET
-from core.examples import Example, ReadReport, read_examples, resolve_template, tokenize
+from core.examples import Example, ReadReport, check_columns, read_examples, resolve_template, tokenize
 from core.model import (
     choose_device,
     choose_dtype,
@@ -60,9 +60,10 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
 
     Raises BasiscopeError as `recover` would for a model, data or columns that cannot be used.
     """
+    folder = locate_model(request.model, request.revision, weights=False)  # before the import, which takes seconds
+    check_columns(request.source, request.columns)
     from transformers import AutoConfig
 
-    folder = locate_model(request.model, request.revision, weights=False)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     tokenizer = load_tokenizer(request.model, request.revision)
     template = resolve_template(request.recipe.template, request.columns, tokenizer)

@@ -21,6 +21,8 @@ DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
 OTHER = "#9aa0a6"
 NAME_CHARACTERS = 40
+TICK_CHARACTERS, FLAT_CHARACTERS, PLACE_CHARACTERS = 24, 8, 200
+"""Of a value below an axis, of one that need not be turned there, and in the box that opens above a bar."""
 
 
 def spectrum(directions: pd.DataFrame) -> go.Figure:
@@ -140,13 +142,14 @@ def covering(
     knee: int | None,
     title: str,
 ) -> go.Figure:
-    """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget."""
+    """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget. What the
+    colours stand for is said by `selection_legend`."""
     from html import escape
 
     import plotly.graph_objects as go
 
     traces = []
-    for (name, (own, low, high)), colour in zip(bands.items(), (GREY, ORANGE, *CATEGORIES[2:]), strict=False):
+    for (name, (own, low, high)), colour in zip(bands.items(), BASELINE_COLOURS, strict=False):
         place = _few(len(own))
         around = np.concatenate([own[place], own[place][::-1]])
         edge = np.concatenate([high[place], low[place][::-1]])
@@ -181,8 +184,15 @@ def covering(
         {"title": title, "rangemode": "tozero"},
         shapes=shapes,
         annotations=notes,
-        **TALL,
+        showlegend=False,
+        height=260,
     )
+
+
+def selection_legend(baselines: Sequence[str]) -> str:
+    """HTML of what the colours of `covering` and `shares` stand for."""
+    names = ("selection", "pool", *baselines)
+    return legend(ColourBins(np.zeros(0, dtype=int), names, (BLUE, GREY, *BASELINE_COLOURS[: len(baselines)])))
 
 
 def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> go.Figure:
@@ -204,6 +214,7 @@ def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str)
     return _figure(traces, {"title": "examples"}, {"title": title, "rangemode": "tozero"}, **TALL)
 
 
+BASELINE_COLOURS = (ORANGE, *CATEGORIES[2:])
 TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
 """Of figures whose legend has two lines."""
 
@@ -212,18 +223,29 @@ def _few(n: int, most: int = 150) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, most).astype(int))
 
 
-def shares(table: pd.DataFrame) -> go.Figure:
+def shares(table: pd.DataFrame, *, with_legend: bool = True) -> go.Figure:
     """Grouped bars: a row a value, a column a selection. Names are escaped: Plotly reads HTML."""
     from html import escape
 
     import plotly.graph_objects as go
 
-    names = [escape(str(value))[:NAME_CHARACTERS] for value in table.index]
+    places, names = list(range(len(table))), [str(value) for value in table.index]
     bars = [
-        go.Bar(x=names, y=table[name], name=escape(str(name))[:NAME_CHARACTERS], marker_color=colour)
-        for name, colour in zip(table, (GREY, BLUE, ORANGE, *CATEGORIES[2:]), strict=False)
+        go.Bar(
+            x=places,
+            y=table[name],
+            name=escape(str(name)[:NAME_CHARACTERS]),
+            marker_color=colour,
+            customdata=[escape(one[:PLACE_CHARACTERS]) for one in names],
+            hovertemplate="%{customdata}: %{y:.1%}",
+        )
+        for name, colour in zip(table, (GREY, BLUE, *BASELINE_COLOURS), strict=False)
     ]
-    return _figure(bars, {"type": "category"}, PERCENT, **TALL)
+    short = [one if len(one) <= TICK_CHARACTERS else f"{one[: TICK_CHARACTERS - 1]}…" for one in names]
+    axis: dict[str, Any] = {"tickvals": places, "ticktext": [escape(one) for one in short]}
+    if max(map(len, short), default=0) > FLAT_CHARACTERS:
+        axis |= {"tickangle": -30, "ticklabeloverflow": "allow"}  # else the last ones are left out
+    return _figure(bars, axis, PERCENT, **(TALL if with_legend else {"showlegend": False}))
 
 
 def direction_shift(directions: pd.DataFrame) -> go.Figure:
@@ -249,11 +271,11 @@ def direction_shift(directions: pd.DataFrame) -> go.Figure:
         _directions_axis(directions["direction"]),
         {"title": "SD of the pool (grey: the pool)"},
         shapes=pool,
-        **TALL,
+        height=260,
     )
 
 
-PERCENT = {"tickformat": ".0%", "rangemode": "tozero"}
+PERCENT = {"tickformat": ".1~%", "rangemode": "tozero"}
 
 
 def _directions_axis(values: pd.Series) -> dict[str, Any]:
@@ -267,7 +289,7 @@ def _figure(traces: Sequence[Any], x: dict[str, Any], y: dict[str, Any], **layou
     style = {
         "height": 330,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "legend": {"orientation": "h", "y": 1.1, "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "xaxis": x,
         "yaxis": y,
     }

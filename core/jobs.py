@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BasiscopeError
-from core.workspace import DEFAULT_ROOT, Workspace, now, read_json, write_json
+from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_json, write_json
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
@@ -32,6 +32,10 @@ STOPPED = "Stopped. What was finished is kept; the same command continues."
 def command_line(arguments: list[str]) -> str:
     """The command a person would type."""
     return shlex.join(["basiscope", *arguments])
+
+
+def _workspace_option(root: Path) -> list[str]:
+    return [] if root.resolve() == DEFAULT_ROOT else ["--workspace", str(root)]
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command a person would type."""
-        root = self.folder.parent.parent
-        elsewhere = [] if root.resolve() == DEFAULT_ROOT else ["--workspace", str(root)]
-        return command_line([*self.facts["arguments"], *elsewhere])
+        return command_line([*self.facts["arguments"], *_workspace_option(self.folder.parent.parent)])
 
     @property
     def step(self) -> str:
@@ -101,8 +103,7 @@ class Job:
 
     @property
     def progress(self) -> JobProgress:
-        path = self.folder / "progress.json"
-        return JobProgress(**read_json(path)) if path.exists() else JobProgress()
+        return _progress(self.folder)
 
     def log(self, last: int = 20_000) -> str:
         """The end of what the command printed."""
@@ -152,6 +153,39 @@ def list_jobs(workspace: Workspace) -> list[Job]:
     return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """A recovery under way that is no job: a person or a script started it."""
+
+    run: str
+    model: str
+    data: str
+    progress: JobProgress
+
+
+def recoveries_elsewhere(workspace: Workspace) -> list[Recovery]:
+    """Recoveries under way in this workspace that were not started as jobs."""
+    in_jobs = {job.facts["pid"] for job in list_jobs(workspace) if job.state == "running"}
+    found = []
+    for run, request in workspace.partial_manifests().items():
+        if request.get("pid") not in in_jobs and workspace.is_locked(run):
+            asked = request.get("asked", {})
+            progress = _progress(workspace.root / "partial" / run)
+            found.append(Recovery(run, asked.get("model", ""), asked.get("data", ""), progress))
+    return found
+
+
+def cancel_command(workspace: Workspace, job: Job) -> str:
+    """The command that stops a job."""
+    return command_line(["jobs", "--cancel", job.id, *_workspace_option(workspace.root)])
+
+
+def _progress(folder: Path) -> JobProgress:
+    with suppress(BasiscopeError):  # none yet, or finished meanwhile
+        return JobProgress(**read_json(folder / PROGRESS))
+    return JobProgress()
+
+
 def find_job(workspace: Workspace, job_id: str) -> Job:
     """Raises BasiscopeError where there is none."""
     job = Job(workspace.root / "jobs" / Path(job_id).name)
@@ -181,7 +215,7 @@ class JobReporter:
     def progress(self, step: str, done: int, total: int) -> None:
         progress = self._meter.update(step, done, total)
         if time.monotonic() - self._written >= WRITE_SECONDS or done == 0:
-            write_json(self.folder / "progress.json", vars(progress))
+            write_json(self.folder / PROGRESS, vars(progress))
             self._written = time.monotonic()
 
     def finish(self, state: str, result: dict[str, Any]) -> None:

@@ -228,13 +228,13 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     Raises BasiscopeError where files are missing or broken, weights are incomplete, or the architecture
     needs code from the hub.
     """
+    folder = locate_model(name, revision)  # before the imports, which take seconds
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = locate_model(name, revision)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     spread = False
@@ -379,8 +379,9 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
 def run_blocks(
     model: LanguageModel, inputs: dict[str, torch.Tensor], blocks: tuple[int, ...], receive: Any
 ) -> None:
-    """Run the trunk on `inputs` without cache or logits and call `receive(block, hidden)` after each of
-    `blocks` (ascending) with its output (batch, tokens, hidden). Nothing after the last of them runs."""
+    """Run the trunk on `inputs`, without a cache unless they hold one, and without logits. Calls
+    `receive(block, hidden)` after each of `blocks` (ascending) with its output (batch, tokens, hidden). Nothing
+    after the last of them runs."""
     import torch
 
     def hook_for(block: int) -> Any:
@@ -393,7 +394,7 @@ def run_blocks(
 
     handles = [model.blocks[block].register_forward_hook(hook_for(block)) for block in blocks]
     with _hooks(handles), torch.inference_mode(), suppress(_Finished):
-        model.module.get_decoder()(**inputs, use_cache=False)
+        model.module.get_decoder()(**{"use_cache": False, **inputs})
 
 
 def find_local_models(folders: list[Path]) -> list[str]:

@@ -25,6 +25,7 @@ VALUE_NOTE = (
     "Coverage value says how much of the pool's spread a source's chosen examples stand for. It is not training "
     "value: nothing here was trained."
 )
+NO_SOURCE = "No source column was named (--source), so nothing is said of who contributed what."
 LEDGER_CELLS = 4_000_000
 """Distances that are valued at once."""
 NOT_COMMERCIAL = "non-commercial"

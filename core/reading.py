@@ -64,8 +64,39 @@ class TokenScores:
 def score_tokens(
     model: LanguageModel, basis: Basis, blocks: tuple[int, ...], ids: np.ndarray, first: int, example_id: int
 ) -> TokenScores:
-    """One forward pass over one example's token ids (tokens,), pooled from token `first` on."""
+    """One forward pass over one example's token ids (tokens,), pooled from token `first` on. Where memory runs out
+    the text goes through the model in pieces, halved until they fit.
+
+    Raises BasiscopeError where not even one token at a time fits.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    piece = len(ids)
+    while True:
+        try:
+            scores = _scored(model, basis, blocks, ids, piece)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+            if piece == 1:
+                raise BasiscopeError(
+                    f"Example {example_id} ({len(ids):,} tokens): there is no memory to score its tokens, not "
+                    "even one at a time."
+                ) from error
+        clear_device_cache()
+        piece = (piece + 1) // 2
+    scores[:first] = np.nan
+    return TokenScores(example_id, token_texts(model.tokenizer, ids), scores)
+
+
+def _scored(
+    model: LanguageModel, basis: Basis, blocks: tuple[int, ...], ids: np.ndarray, piece: int
+) -> np.ndarray:
+    """(tokens, k) float32 centred scores, by `piece` tokens at a time; all but the first piece see those before
+    them through the cache."""
     import torch
+    from transformers import DynamicCache
 
     from core.model import run_blocks
 
@@ -73,17 +104,20 @@ def score_tokens(
     directions = torch.from_numpy(basis.directions).view(basis.k, len(blocks), hidden_size)
     mean = torch.from_numpy(basis.mean).view(len(blocks), hidden_size)
     total = torch.zeros(len(ids), basis.k)
+    inputs: dict[str, Any] = {}
+    if piece < len(ids):
+        inputs = {"past_key_values": DynamicCache(config=model.module.config), "use_cache": True}
+    for start in range(0, len(ids), piece):
+        scores = total[start : start + piece]
 
-    def receive(block: int, hidden: torch.Tensor) -> None:
-        j = blocks.index(block)
-        centred = (hidden[0].float().cpu() - mean[j]) / float(basis.block_scale[j])
-        total.add_(centred @ directions[:, j].T)
+        def receive(block: int, hidden: torch.Tensor, scores: torch.Tensor = scores) -> None:
+            j = blocks.index(block)
+            centred = (hidden[0].float().cpu() - mean[j]) / float(basis.block_scale[j])
+            scores.add_(centred @ directions[:, j].T)
 
-    inputs = {"input_ids": torch.as_tensor(ids, dtype=torch.long)[None].to(model.device)}
-    run_blocks(model, inputs, blocks, receive)
-    scores = total.numpy()
-    scores[:first] = np.nan
-    return TokenScores(example_id, token_texts(model.tokenizer, ids), scores)
+        inputs["input_ids"] = torch.as_tensor(ids[start : start + piece], dtype=torch.long)[None].to(model.device)
+        run_blocks(model, inputs, blocks, receive)
+    return total.numpy()
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:

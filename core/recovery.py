@@ -43,6 +43,7 @@ from core.examples import (
     resolve_template,
     tokenize,
 )
+from core.jobs import JobReporter
 from core.model import LanguageModel, is_folder, load_model, resolve_blocks
 from core.reading import (
     LLM_EXAMPLES,
@@ -111,6 +112,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         if done := workspace.finished(identity):  # by another process, since the first look
             partial.discard()
             return done
+        progress = _also_into(partial, progress)
         timer = _Timer(partial)
         if not partial.is_read:
             with timer.step("read"):
@@ -151,6 +153,18 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         )
         _read_directions(Run(partial.folder), model, progress)
         return workspace.finish(partial)
+
+
+def _also_into(partial: PartialRun, progress: Progress) -> Progress:
+    """The same Progress, which the run's folder holds too, for those who look from another process."""
+    beside = JobReporter(partial.folder)
+
+    def both(step: str, done: int, total: int) -> None:
+        with suppress(OSError):  # a full disk has its own sentence
+            beside.progress(step, done, total)
+        progress(step, done, total)
+
+    return both
 
 
 def _identity(request: Request, model: LanguageModel, recipe: Recipe, blocks: tuple[int, ...]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from core.evaluation.rollouts import UNSTEERED
 from core.jobs import JobProgress
 from core.model import resolve_blocks
 from core.reading import Label, rank_examples
+from core.steering.intervention import both_units
 from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
 from core.workspace import KeptEvaluation, Run, Workspace
 
@@ -238,6 +239,14 @@ STEPS = {
 """What each step of a job is doing, and what it counts."""
 
 
+USUALLY = {
+    "model": "some seconds, a large model minutes",
+    "map": "10 to 60 s",
+    "kernels": "10 to 60 s",
+}
+"""How long the steps take that cannot say how far they are."""
+
+
 def progress_sentence(progress: JobProgress) -> str:
     """Where a job stands, its rate and the time left."""
     doing, unit = STEPS.get(progress.step, (progress.step.capitalize(), ""))
@@ -245,6 +254,8 @@ def progress_sentence(progress: JobProgress) -> str:
     parts = [doing + (f"{counted} {unit}".rstrip() if progress.total != 1 and progress.step != "starting" else "")]
     if progress.rate >= 1 and progress.total != 1:
         parts.append(f"{progress.rate:,.0f} a second")
+    if progress.step in USUALLY and not progress.done:
+        parts.append(f"usually {USUALLY[progress.step]}")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left in this step")
     return ", ".join(parts)
@@ -259,12 +270,14 @@ GUARD_SENTENCE = (
 
 
 def table_of_sweep(sweep: Sweep) -> pd.DataFrame:
-    """One row per strength, every mean with its 95% interval over prompts."""
+    """One row per strength, in both units, every mean with its 95% interval over prompts."""
+    factor = sweep.deviation if sweep.request["unit"] == "sd" else 1.0
+    deviation = None if sweep.request["operation"] == "remove" else sweep.deviation
     named = [("not steered", sweep.baseline)] if sweep.baseline else []
-    named += [(f"{point.strength:+g}", point) for point in sweep.points]
+    named += [(both_units(point.strength * factor, deviation), point) for point in sweep.points]
     rows = [
         {
-            f"strength ({sweep.request['unit']})": strength,
+            "strength": strength,
             "effect (sd)": interval_text(point.effect, "{:+.2f}"),
             "perplexity ratio": interval_text(point.surprise, "{:.2f}", np.exp),
             "repeated": interval_text(point.repetition, "{:.0%}"),
@@ -299,11 +312,6 @@ def sweep_range_sentence(sweep: Sweep) -> str:
         f"No damage from {both_units(low, sweep.deviation)} to {both_units(high, sweep.deviation)}, over "
         f"{len(sweep.request['prompts'])} prompts. {GUARD_SENTENCE}"
     )
-
-
-def both_units(strength: float, deviation: float) -> str:
-    """A strength in multiples of the unit direction and in standard deviations."""
-    return f"{strength:+.3g} ({strength / deviation:+.2g} sd)"
 
 
 def suggested_range_sentence(found: SuggestedRange) -> str:

@@ -58,6 +58,9 @@ DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "cache"
 RUN_PARTS = ("sets", "comparisons", "sweeps", "screenings", "vectors", "usefulness")
 """What belongs to a run outside its folder, and goes with it."""
 MANIFEST_PARTS = ("model", "data", "recipe", "n", "d", "k", "blocks", "basis", "warnings")
+READ_FILES = ("examples.parquet", "tokens.safetensors")
+"""What reading the examples leaves in a run's folder, beside read.json."""
+PROGRESS = "progress.json"
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
@@ -428,7 +431,8 @@ class PartialRun:
 
     @property
     def is_read(self) -> bool:
-        return (self.folder / "read.json").exists()
+        """Whether the examples have been read to their end, and their files are what they were then."""
+        return _is_read(self.folder)
 
     def facts(self) -> dict[str, Any]:
         """What reading the examples found, for the manifest."""
@@ -479,8 +483,9 @@ class PartialRun:
         raw.unlink()
 
     def save_facts(self, facts: Mapping[str, Any]) -> None:
-        """Written last of the reading: where it is, the examples are complete."""
-        write_json(self.folder / "read.json", facts)
+        """Written last of the reading, with the SHA-256 of its files: where it is, the examples are complete."""
+        files = {name: _digest(self.folder / name) for name in READ_FILES}
+        write_json(self.folder / "read.json", {**facts, "files": files})
 
     def stored_ids(self) -> np.ndarray:
         """Ids of the examples whose activations are on disk. A damaged shard is deleted, to be made again."""
@@ -584,6 +589,13 @@ class PartialRun:
     def _save_table(self, name: str, table: pd.DataFrame) -> None:
         path = self.folder / f"{name}.parquet"
         write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def _is_read(folder: Path) -> bool:
+    with suppress(BasiscopeError):
+        digests = read_json(folder / "read.json").get("files", {})
+        return all(_digest(folder / name) == digest for name, digest in digests.items())
+    return False
 
 
 def _schema(kinds: Mapping[str, str], spans: Iterable[str]) -> pa.Schema:
@@ -804,9 +816,11 @@ class Workspace:
             with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
                 for leftover in folder.rglob(".*.tmp"):
                     leftover.unlink()
-                write_json(folder / "request.json", {**request, "asked": dict(asked or {}), "shared": shared})
+                facts = {"asked": dict(asked or {}), "shared": shared, "pid": os.getpid()}
+                write_json(folder / "request.json", {**request, **facts})
+                (folder / PROGRESS).unlink(missing_ok=True)
                 under_way = PartialRun(folder, request["store_dtype"])
-                if not under_way.is_read:
+                if not under_way.has_activations() and not under_way.is_read:
                     self._borrow(under_way, shared)
                 try:
                     yield under_way
@@ -823,7 +837,9 @@ class Workspace:
         folder = under_way.folder
         for lender, damaged in self._lenders(folder, shared):
             shards = [f"activations/{path.name}" for path in _shards(lender)]
-            names = ["examples.parquet", "tokens.safetensors", *(set(shards) - set(damaged)), "read.json"]
+            names = sorted(set(shards) - set(damaged))
+            if not set(READ_FILES) & set(damaged):
+                names += [*READ_FILES, "read.json"]
             try:
                 for name in names:
                     write_atomic(folder / name, partial(_link, lender / name))
@@ -838,16 +854,23 @@ class Workspace:
 
     def _lenders(self, folder: Path, shared: str) -> Iterator[tuple[Path, list[str]]]:
         """Folders of finished runs, then of interrupted ones that have read their examples, each with the
-        names of its damaged shards."""
+        names of its damaged files; last those that can lend activations alone."""
+        without_examples = []
         for run in self.readable_runs():
             if run.manifest.get("shared") == shared:
                 damaged = run.damaged_files()
-                if not {"examples.parquet", "tokens.safetensors"}.intersection(damaged):
+                if set(READ_FILES) & set(damaged):
+                    without_examples.append((run.folder, damaged))
+                else:
                     yield run.folder, damaged
         for run_id, request in self.partial_manifests().items():
             other = self.root / "partial" / run_id
             if other != folder and request.get("shared") == shared and (other / "read.json").exists():
-                yield other, []
+                if _is_read(other):
+                    yield other, []
+                else:
+                    without_examples.append((other, list(READ_FILES)))
+        yield from without_examples
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""
@@ -860,7 +883,7 @@ class Workspace:
         if final.is_dir():
             _keep_later_work(Run(final), Run(under_way.folder))
         shutil.rmtree(final, ignore_errors=True)
-        for name in ("request.json", "steps.json"):
+        for name in ("request.json", "steps.json", PROGRESS):
             (under_way.folder / name).unlink(missing_ok=True)
         under_way.folder.rename(final)
         return Run(final)

@@ -3,6 +3,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
 from core.cli import cli
+from core.cli.group import Reporter
 from core.model import load_tokenizer
 from core.workspace import DEFAULT_ROOT, Workspace
 
@@ -111,8 +114,37 @@ def test_what_cannot_be_done_is_1_with_one_sentence(run_cli, gsm8k_copy, argumen
     monkeypatch.delenv("BASISCOPE_LLM_URL", raising=False)
     for flags in ((), ("--json",)):
         status, out, err = run_cli(*arguments, *flags, "--workspace", gsm8k_copy.root)
-        said = [line for line in err.splitlines() if line != "Loading the model"]
+        said = [line for line in err.splitlines() if not line.startswith("Loading the model, usually ")]
         assert status == 1 and out == "" and len(said) == 1 and sentence in said[0]
+
+
+LOOK = """
+import sys
+from core.cli import main
+status = main(sys.argv[1:])
+print(status, *{"torch", "transformers", "sklearn", "sentence_transformers"}.intersection(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ((*NO_MODEL, "--prompt", "question"), "/no/model"),
+        ((*NO_MODEL, "--prompt", "question", "--estimate"), "/no/model"),
+        (("recover", "--model", "MODEL", "--data", "/no.jsonl", "--text", "t"), "/no.jsonl"),
+        (("recover", "--model", "MODEL", "--data", "/no.jsonl", "--text", "t", "--estimate"), "/no.jsonl"),
+        (("proxies", "latest", "--kind", "first-order", "--problems", "/no.jsonl"), "/no.jsonl"),
+        (("vectors", "latest", "--text-model", "/no/model"), "/no/model"),
+        (("evaluate", "/no/model", "--problems", str(DATA / "gsm8k" / "train.jsonl")), "/no/model"),
+    ],
+)
+def test_a_path_that_is_not_there_is_said_before_seconds_of_imports(gsm8k_run, stories, arguments, path):
+    arguments = [stories if argument == "MODEL" else argument for argument in arguments]
+    root = gsm8k_run.folder.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, *arguments, "--workspace", str(root)], capture_output=True, text=True
+    )
+    assert done.stdout == "1\n" and re.search(f"there is no (file or )?folder {path}", done.stderr)
 
 
 def test_data_that_cannot_be_used_is_1(run_cli, stories, gsm8k, tmp_path):
@@ -295,7 +327,13 @@ def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8
     same = lines_of(run_cli, gsm8k_copy, *STEER, "--prompt", "The cat sat", "--strength", 2 * unit)
     assert [row["token_ids"] for row in same] == [found[0]["token_ids"], found[1]["token_ids"]]
     status, out, _ = run_cli(*STEER, "--prompt", "The cat sat", "--strength", 2, "--workspace", gsm8k_copy.root)
-    assert status == 0 and "[baseline] not steered; " in out and "add direction 1 +2 on all" in out
+    assert (
+        status == 0
+        and "[baseline] not steered; " in out
+        and f"add direction 1 +2 ({2 / unit:+.3g} sd) on all" in out
+    )
+    (both,) = same[1]["strengths"]
+    assert both == {"direction": 1, "unit": pytest.approx(2 * unit), "sd": pytest.approx(2)}
 
 
 def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, gsm8k):
@@ -307,7 +345,8 @@ def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, 
     status, out, err = run_cli("sweep", "latest", *options, *wide, "--workspace", gsm8k_copy.root)
     assert status == 0, err
     header, *rows = out.splitlines()
-    assert header.startswith("strength (unit)") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
+    assert header.startswith("strength  ") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
+    assert re.match(r"-4 \(-[\d.]+ sd\) ", rows[0])
     assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
 
 
@@ -371,3 +410,17 @@ def test_a_port_in_use_is_said_and_starts_nothing(run_cli, tmp_path):
     assert status == 1
     assert f"Port {port} cannot be used" in err and f"--port {port + 1}" in err
     assert not (tmp_path / "w").exists()
+
+
+def test_a_long_step_ticks_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Reporter(as_json=False) as progress:
+        progress("model", 0, 1)
+        time.sleep(2.5)
+        progress("model", 1, 1)
+        progress("read", 5, 10)
+    drawn = terminal.getvalue()
+    assert "Loading the model, usually some seconds" in drawn and "00:01" in drawn and "00:02" in drawn
+    assert "Reading the examples: 50%" in drawn.replace(":  ", ": ") and " rows" in drawn

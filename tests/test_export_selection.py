@@ -15,7 +15,7 @@ from core.cli import main
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.selection import FORMATS
-from core.selection.card import PLOTS, _code
+from core.selection.card import PLOTS, _code, card
 from core.selection.export import EPOCHS, LEARNING_RATE, configs, export, formatted
 from core.selection.pool import Constraints, Quota, Rule
 from core.selection.step import Request, reproduce, select, stored_sentences
@@ -526,6 +526,18 @@ def test_the_ledger_is_kept_as_csv_and_in_the_manifest(tmp_path):
     assert ledger.loc[ledger["source"] == "addition", "examples"].item() == 10
     assert [row["source"] for row in kept.manifest["ledger"]] == ledger["source"].tolist()
     assert Request.from_dict(kept.manifest["request"]) == request
+
+
+@pytest.mark.parametrize("licence", [None, "kind"])
+def test_the_card_says_where_no_source_column_was_named(tmp_path, licence):
+    from core.provenance import Origins
+
+    space = Workspace(tmp_path)
+    run = synthetic_run(space)
+    kept = select(Request(run.id, Rule("order"), Constraints(budget=20), Origins(licence=licence)), space, "whose")
+    written = card(kept, run, "data.jsonl", [])
+    assert "No source column was named" in written and "(missing)" not in written and "100.0%" not in written
+    assert ("Terms of the licences: " in written) == bool(licence)
 
 
 def test_the_configs_keep_to_the_context_of_the_run_s_own_model(kept, run):

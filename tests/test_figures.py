@@ -279,3 +279,23 @@ def test_what_differs_from_the_baseline_is_marked_and_escaped():
 def test_texts_share_a_scale_of_shading():
     assert shading_scale([1.0, np.nan], [-3.0]) == pytest.approx(np.quantile([1, 3], 0.95))
     assert shading_scale([], ()) == 1.0
+
+
+def test_long_values_that_begin_alike_stay_bars_of_their_own():
+    names = [f"{'the same beginning ' * 3}{i}<b>" for i in range(3)]
+    table = pd.DataFrame({"pool": [0.5, 0.3, 0.2], "selection": [0.2, 0.3, 0.5]}, index=names)
+    chart = figures.shares(table, with_legend=False)
+    assert [list(bar.x) for bar in chart.data] == [[0, 1, 2]] * 2 and not chart.layout.showlegend
+    assert list(chart.layout.xaxis.ticktext) == [names[0][:23] + "…"] * 3
+    assert [one.rsplit(" ", 1)[1] for one in chart.data[0].customdata] == [f"{i}&lt;b&gt;" for i in range(3)]
+
+
+def test_one_legend_says_the_colours_of_both_charts():
+    own, values = np.array([1, 2]), np.array([2.0, 1.0])
+    bands = dict.fromkeys(("random", "longest"), (own, values, values))
+    curves = figures.covering(own, values, bands, 1, None, "radius")
+    bars = figures.shares(pd.DataFrame({name: [1.0] for name in ("pool", "selection", *bands)}), with_legend=False)
+    said = dict(re.findall(r"background:(#\w+).*?</span>(\w+)</span>", figures.selection_legend(list(bands))))
+    said = {name: colour for colour, name in said.items()}
+    assert {trace.name: trace.line.color for trace in curves.data} == {k: said[k] for k in (*bands, "selection")}
+    assert {bar.name: bar.marker.color for bar in bars.data} == said

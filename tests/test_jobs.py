@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from core import jobs
 from core.errors import BasiscopeError
-from core.jobs import Job, JobReporter, Meter, find_job, list_jobs, start_job
+from core.jobs import Job, JobReporter, Meter, find_job, list_jobs, recoveries_elsewhere, start_job
 from core.workspace import DEFAULT_ROOT, Workspace, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,3 +151,65 @@ def test_a_result_that_cannot_be_written_is_no_second_error(tmp_path, monkeypatc
 
     monkeypatch.setattr(jobs, "write_json", full)
     JobReporter(tmp_path).finish("failed", {"message": "The disk is full"})
+
+
+def test_a_recovery_from_a_terminal_is_seen_while_it_runs(stories, gsm8k, tmp_path):
+    workspace = Workspace(tmp_path)
+    command = [sys.executable, "-m", "core.cli", *long_recovery(stories, gsm8k), "--workspace", str(tmp_path)]
+    terminal = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not (seen := recoveries_elsewhere(workspace)) or seen[0].progress.step != "activations":
+            assert terminal.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        (recovery,) = seen
+        assert (recovery.model, recovery.data) == (stories, gsm8k) and recovery.progress.total > 0
+        assert list(workspace.partial_manifests()) == [recovery.run] and list_jobs(workspace) == []
+    finally:
+        terminal.send_signal(signal.SIGTERM)
+        terminal.wait(60)
+    assert recoveries_elsewhere(workspace) == []
+
+
+def test_a_job_is_listed_and_stopped_from_a_terminal(run_cli, stories, gsm8k, tmp_path):
+    workspace = Workspace(tmp_path)
+    job = start_job(workspace, long_recovery(stories, gsm8k))
+    wait(job, lambda job: job.progress.step == "activations")
+    assert recoveries_elsewhere(workspace) == []  # it is a job's
+    status, out, _ = run_cli("jobs", "--workspace", tmp_path)
+    assert status == 0 and job.id in out and "running" in out and "Running the model over the examples" in out
+    status, out, _ = run_cli("jobs", "--cancel", job.id[:-2], "--json", "--workspace", tmp_path)
+    assert status == 0 and json.loads(out) == {"stopped": [job.id]}
+    assert wait(job) == "cancelled"
+    status, out, err = run_cli("jobs", "--cancel", job.id, "--workspace", tmp_path)
+    assert status == 1 and f"Job {job.id} does not run any more." in err
+    assert run_cli("jobs", "--cancel", "nope", "--workspace", tmp_path)[0] == 1
+    (row,) = json.loads(run_cli("jobs", "--json", "--workspace", tmp_path)[1])["jobs"]
+    assert row["state"] == "cancelled"
+
+
+def test_the_app_says_what_goes_on_without_it(tmp_path):
+    command = [sys.executable, "-m", "core.cli", "app", "--headless", "--port", str(free_port())]
+    app = subprocess.Popen(
+        [*command, "--workspace", str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert app.stdout is not None
+    while "URL" not in (line := app.stdout.readline()):
+        assert line or app.poll() is None
+    (job,) = list_jobs(Workspace(tmp_path))
+    app.send_signal(signal.SIGINT)
+    _, errors = app.communicate(timeout=60)
+    assert f"Still running in the background: {job.command}" in errors
+    assert f"To stop it: basiscope jobs --cancel {job.id} --workspace {tmp_path}" in errors
+    job.cancel()
+    assert wait(job) == "cancelled"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

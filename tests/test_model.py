@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import BLOCKS, HIDDEN, SHAPE, VOCABULARY, save_tiny
 
 from core.activations import Pooler
+from core.basis import Basis
 from core.errors import BasiscopeError
 from core.model import (
     block_output,
@@ -27,6 +28,7 @@ from core.model import (
     resolve_blocks,
     run_blocks,
 )
+from core.reading import score_tokens
 
 GEMMA = SHAPE | {"sliding_window": 6, "query_pre_attn_scalar": 8}
 VISION = {
@@ -173,6 +175,34 @@ def test_the_hooks_are_gone_also_after_an_exception(model, texts):
     with pytest.raises(ArithmeticError):
         run_blocks(model, {"input_ids": torch.tensor(texts[0])[None]}, (0, 2), fail)
     assert [list(part._forward_hooks) for part in model.blocks] == before
+
+
+@pytest.mark.parametrize("tokens_that_fit", [9, 1])
+def test_the_tokens_of_a_text_too_large_for_memory_are_scored_in_pieces(model, tokens_that_fit):
+    ids = np.random.default_rng(0).integers(3, 90, 40)
+    directions = np.linalg.qr(np.random.default_rng(1).normal(size=(2 * HIDDEN, 2)))[0].T.astype(np.float32)
+    one, none = np.ones(2, np.float32), np.zeros(2 * HIDDEN, np.float32)
+    basis = Basis(np.ascontiguousarray(directions), none, one, one, 1.0, 40, one)
+    whole = score_tokens(model, basis, (0, 1), ids, 1, 7)
+    seen = []
+
+    def out_of_memory(_module, args):
+        seen.append(args[0].shape[1])
+        if seen[-1] > tokens_that_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.blocks[1].register_forward_pre_hook(out_of_memory)
+    try:
+        pieces = score_tokens(model, basis, (0, 1), ids, 1, 7)
+        assert seen[0] == 40 and seen.count(seen[-1]) >= 40 // tokens_that_fit
+        assert pieces.tokens == whole.tokens
+        np.testing.assert_array_equal(np.isnan(pieces.scores), np.isnan(whole.scores))
+        assert_close(pieces.scores[1:], whole.scores[1:])
+        tokens_that_fit = 0
+        with pytest.raises(BasiscopeError, match=r"Example 7 \(40 tokens\): .*not even one at a time"):
+            score_tokens(model, basis, (0, 1), ids, 1, 7)
+    finally:
+        handle.remove()
 
 
 # --- blocks ---------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
-from core.jobs import command_line, list_jobs
+from core.jobs import JobReporter, command_line, list_jobs
 from core.reading import Label
 from core.steering.comparison import Comparison, Response
 from core.steering.generation import Sampling
-from core.steering.intervention import Steering
+from core.steering.intervention import Directions, Steering
 from core.steering.sweep import SuggestedRange
 from core.workspace import Workspace
 
@@ -80,6 +80,18 @@ def test_recover_opens_on_an_empty_workspace(empty):
     at = show(RECOVER)
     assert "Choose a model" in texts(at)
     assert not empty.root.exists()
+
+
+def test_recover_shows_a_recovery_that_a_terminal_started(workspace):
+    asked = {"model": "/models/some-model", "data": "/data/![x](evil.test).jsonl"}
+    with workspace.start({"store_dtype": "float32", "k": 3}, "shared", asked) as under_way:
+        JobReporter(under_way.folder).progress("activations", 0, 1_000)
+        at = show(RECOVER)
+        assert f"some-model on ![x](evil.test).jsonl, run {under_way.folder.name[:6]}" in texts(at)
+        assert "Started outside the app" in texts(at)
+        (bar,) = at.get("progress")
+        assert "Running the model over the examples: 0 of 1,000 tokens" in str(bar.proto)
+    assert "Started outside the app" not in texts(show(RECOVER))
 
 
 @pytest.mark.parametrize("page", [BASIS, DIRECTIONS, STEER])
@@ -372,7 +384,10 @@ def test_steer_offers_prompts_directions_and_columns(workspace):
     assert len(at.slider) == 2 and "No range is suggested yet" in texts(at)
     at.multiselect(key=f"steer_directions_{run.id}").select(4).run()
     at.number_input(key="steer_columns").set_value(4).run()
-    assert [slider.label for slider in at.slider] == ["Direction 2", "Direction 4"] * 3
+    assert [slider.label.partition(",")[0] for slider in at.slider] == ["Direction 2", "Direction 4"] * 3
+    assert all(slider.label.endswith(", in sd") for slider in at.slider)
+    in_sd = Directions.of(run).deviations[1]
+    assert f"{at.slider[0].value * in_sd:+.3g} × the unit direction = {at.slider[0].value:+.3g} sd" in texts(at)
     for choice in ("remove", "clamp"):
         at.segmented_control(key="steer_operation").select(choice).run()
         assert not at.exception and len(at.slider) == 6

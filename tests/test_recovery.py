@@ -282,6 +282,47 @@ def test_a_damaged_run_is_mended_by_its_own_command(gsm8k_request, gsm8k_copy, n
     pd.testing.assert_frame_equal(mended.scores(), expected, atol=1e-4, rtol=0)  # float32, other batches
 
 
+def steps_of(request, workspace):
+    """The run, and the steps that recovering it took."""
+    steps = {}
+    run = recover(request, workspace, lambda step, done, _total: steps.setdefault(step, done))
+    return run, steps
+
+
+@pytest.mark.parametrize("name", ["examples.parquet", "tokens.safetensors", "read.json"])
+def test_damaged_examples_of_a_finished_run_cost_no_activations(gsm8k_request, gsm8k_copy, name):
+    run = gsm8k_copy.run()
+    shards = {path.name: path.read_bytes() for path in run.folder.glob("activations/*")}
+    expected = run.examples()
+    (run.folder / name).write_bytes(b"{ damaged")
+    (run.folder / "scores.parquet").unlink()  # so that it is no whole run where its read.json is the damaged file
+    mended, steps = steps_of(gsm8k_request, gsm8k_copy)
+    assert "read" in steps and "activations" not in steps
+    assert {path.name: path.read_bytes() for path in mended.folder.glob("activations/*")} == shards
+    assert mended.id == run.id and mended.damaged_files() == []
+    pd.testing.assert_frame_equal(mended.examples(), expected)
+
+
+@pytest.mark.parametrize("name", ["examples.parquet", "tokens.safetensors", "read.json"])
+def test_damaged_examples_of_an_unfinished_run_cost_no_activations(
+    gsm8k_request, gsm8k_run, tmp_path, monkeypatch, name
+):
+    def stopped(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    workspace = Workspace(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recovery, "recover_basis", stopped)
+        recover(gsm8k_request, workspace)
+    path = tmp_path / "partial" / gsm8k_run.id / name
+    path.write_bytes(path.read_bytes()[:-50])
+    lent, steps = steps_of(replace(gsm8k_request, k=2), workspace)
+    assert "read" in steps and "activations" not in steps and lent.damaged_files() == []
+    run, steps = steps_of(gsm8k_request, workspace)
+    assert "read" in steps and "activations" not in steps and run.damaged_files() == []
+    pd.testing.assert_frame_equal(run.examples(), gsm8k_run.examples())
+
+
 def test_a_damaged_manifest_is_mended_too(gsm8k_request, gsm8k_copy):
     manifest = gsm8k_copy.run().folder / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])

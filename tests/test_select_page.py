@@ -204,6 +204,14 @@ def test_the_ledger_is_shown(run):
     assert "licence problem" in texts(at) and "not training value" in texts(at)
 
 
+def test_without_a_source_column_the_ledger_says_so(run):
+    at = look(show(SELECT), "Provenance")
+    assert not at.dataframe and "No source column was named" in at.info[-1].value
+    at.selectbox(key=f"origin_licence_{run.id}").select("kind").run()
+    (owners,) = [frame.value for frame in at.dataframe]
+    assert owners["source"].tolist() == ["all together"] and "licence problem" in texts(at)
+
+
 def test_duplicates_are_looked_for_in_a_job(workspace, run):
     at = show(SELECT)
     at.selectbox(key="dedup").select("near").run()

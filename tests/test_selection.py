@@ -679,3 +679,13 @@ def test_rules_and_constraints_survive_json():
     )
     assert rule_from(json.loads(json.dumps(as_json(rule)))) == rule
     assert constraints_from(json.loads(json.dumps(as_json(constraints)))) == constraints
+
+
+def test_the_composition_by_a_number_is_in_its_order():
+    rng = np.random.default_rng(0)
+    level, length = pd.Series(rng.choice([3, 1, 2], 300, p=[0.2, 0.3, 0.5])), pd.Series(rng.integers(1, 999, 300))
+    assert list(measures.composition(level, {}).index) == ["1", "2", "3"]
+    lows = [int(name.split(" to ")[0]) for name in measures.composition(length, {}).index]
+    assert lows == sorted(lows) and len(lows) == 10
+    assert measures.what_is_shown(length) == measures.what_is_shown(level.astype(str)) == ""
+    assert measures.what_is_shown(length.astype(str)).startswith(", its 12 most frequent values of 2")

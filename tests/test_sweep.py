@@ -18,7 +18,7 @@ from core.model import load_model
 from core.reading import score_tokens
 from core.recovery import Request, load_run_model, recover
 from core.steering.assessment import assess, repetition
-from core.steering.comparison import Comparison, compare, describe, make_variants
+from core.steering.comparison import Comparison, compare, make_variants
 from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
@@ -188,7 +188,10 @@ def test_markdown_shows_hostile_texts_as_they_are(model, gsm8k_run, directions):
     markdown = replace(found, responses=(found.responses[0], hostile)).as_markdown()
     assert "    ![](http://evil.test)\n    # heading" in markdown
     assert all(not line.startswith(("!", "# h")) for line in markdown.splitlines())
-    assert "add direction 1 +2 on all" in describe(found.responses[1])
+    in_sd = 2 / directions.deviations[0]
+    assert f"add direction 1 +2 ({in_sd:+.3g} sd) on all" in found.describe(found.responses[1])
+    older = {key: value for key, value in found.as_dict().items() if key != "deviations"}
+    assert "add direction 1 +2 on all" in (kept := Comparison.from_dict(older)).describe(kept.responses[1])
     assert Comparison.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
@@ -271,7 +274,9 @@ def test_a_clamp_has_the_unsteered_texts_beside_a_clamp_to_0(model, gsm8k_copy, 
     sweep_id = gsm8k_copy.save_sweep(found)
     loaded = gsm8k_copy.sweeps(run.id)[sweep_id]
     assert loaded.baseline == found.baseline
-    assert list(table_of_sweep(loaded)["strength (sd)"]) == ["not steered", "-2", "+0", "+2"]
+    two = 2 * directions.deviations[0]
+    shown = ["not steered", f"{-two:+.3g} (-2 sd)", "+0 (+0 sd)", f"{two:+.3g} (+2 sd)"]
+    assert list(table_of_sweep(loaded)["strength"]) == shown
 
 
 def test_where_the_unsteered_texts_are_empty_nothing_is_called_damage_for_it():

@@ -190,7 +190,10 @@ def test_the_progress_sentence():
 
 
 def test_a_step_that_is_one_thing_is_not_counted():
-    assert progress_sentence(JobProgress("model", 0, 1)) == "Loading the model"
+    assert progress_sentence(JobProgress("model", 0, 1)) == (
+        "Loading the model, usually some seconds, a large model minutes"
+    )
+    assert progress_sentence(JobProgress("kernels", 1, 1)) == "Compiling, once on a machine"
     assert progress_sentence(JobProgress("sorting", 1, 2)) == "Sorting: 1 of 2"
 
 

@@ -1,4 +1,4 @@
-"""`demo`, `doctor`, `app`: the embedded demo, the machine, the web app."""
+"""`demo`, `doctor`, `app`, `jobs`: the embedded demo, the machine, the web app and what runs behind it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from core.cli.group import Reporter, cli, json_option, workspace_option
+from core.cli.group import Reporter, cli, json_option, table, workspace_option
 from core.errors import BasiscopeError
+from core.jobs import Job, cancel_command, list_jobs, recoveries_elsewhere, start_job
 from core.workspace import Workspace
 
 
@@ -66,8 +67,6 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
 
     An empty workspace begins with the embedded demo, recovered in the background.
     """
-    from core.jobs import list_jobs, start_job
-
     root = Path(__file__).resolve().parents[2]
     space = Workspace(workspace)
     _check_port(port)
@@ -76,7 +75,9 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
     if not space.runs() and not refused and not any(job.state == "running" for job in jobs):
         start_job(space, ["demo"])
         click.echo(
-            "The embedded demo is recovered in the background; it goes on when the app is closed.", err=True
+            "The embedded demo is recovered in the background; it goes on when the app is closed. "
+            "`basiscope jobs` lists and stops what runs.",
+            err=True,
         )
     if as_json:
         place = {"url": f"http://localhost:{port}", "workspace": str(workspace.resolve())}
@@ -87,4 +88,61 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
     os.chdir(root)
     sys.path[0] = str(root)
     sys.argv = ["streamlit", "run", "serve.py", *flags]
-    runpy.run_module("streamlit", run_name="__main__")  # here: another process would import it all again
+    try:
+        runpy.run_module("streamlit", run_name="__main__")  # here: another process would import it all again
+    finally:
+        _say_what_goes_on(space)
+
+
+def _say_what_goes_on(space: Workspace) -> None:
+    """Name the jobs that outlive the app, and how to stop them."""
+    for job in list_jobs(space):
+        if job.state == "running":
+            click.echo(
+                f"Still running in the background: {job.command}\n  To stop it: {cancel_command(space, job)}",
+                err=True,
+            )
+
+
+@cli.command()
+@click.option("--cancel", "ids", multiple=True, metavar="JOB", help="Stop a job that runs; may be repeated.")
+@workspace_option
+@json_option
+def jobs(ids: tuple[str, ...], workspace: Path, as_json: bool) -> dict[str, Any]:
+    """List the jobs of a workspace, the newest first, and recoveries that were started otherwise; or stop some.
+
+    JOB is a job's id or a unique beginning of it. What a stopped job has finished is kept.
+    """
+    from core.tables import progress_sentence
+
+    space = Workspace(workspace)
+    known = list_jobs(space)
+    if ids:
+        chosen = [_job_of(known, one, space) for one in ids]
+        ended = [job.id for job in chosen if job.state != "running"]
+        if ended:
+            raise BasiscopeError(f"Job {ended[0]} does not run any more.")
+        for job in chosen:
+            job.cancel()
+        stopped = [job.id for job in chosen]
+        return {"stopped": stopped, "lines": [f"Job {one} is asked to stop." for one in stopped]}
+    rows = [
+        {"job": "none", "state": "running", "command": f"recover, started elsewhere: {one.model} on {one.data}"}
+        | {"progress": progress_sentence(one.progress), "run": one.run}
+        for one in recoveries_elsewhere(space)
+    ]
+    rows += [
+        {"job": job.id, "state": job.state, "command": job.command}
+        | ({"progress": progress_sentence(job.progress)} if job.state == "running" else {})
+        for job in known
+    ]
+    keys = ("job", "state", "progress", "command")
+    return {"jobs": rows, "lines": table(rows, keys) if rows else [f"No jobs in {workspace} yet."]}
+
+
+def _job_of(known: list[Job], reference: str, space: Workspace) -> Job:
+    found = [job for job in known if job.id.startswith(reference)]
+    if len(found) != 1:
+        listed = ", ".join(job.id for job in found or known[:5]) or "none yet"
+        raise BasiscopeError(f"Job {reference!r} is no single one in {space.root}. Jobs there: {listed}.")
+    return found[0]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import click
@@ -64,18 +65,35 @@ class Reporter:
         self._meter, self._told = Meter(), 0.0
         self._bar: Any = None
         self._step = ""
+        self._ended = Event()
+        self._clock = Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Callable[[str, int, int], None]:
+        if self._draws:
+            self._clock.start()
         return self.progress
 
     def __exit__(self, *_error: object) -> None:
+        self._ended.set()
+        if self._draws:
+            self._clock.join()
         if self._bar is not None:
             self._bar.close()
+
+    @property
+    def _draws(self) -> bool:
+        return not self._job and not self._quiet and sys.stderr.isatty()
+
+    def _tick(self) -> None:
+        """Draw the bar again every second, so that a long step is seen to go on."""
+        while not self._ended.wait(1.0):
+            if (bar := self._bar) is not None:
+                bar.refresh()
 
     def progress(self, step: str, done: int, total: int) -> None:
         if self._job:
             self._job.progress(step, done, total)
-        elif not self._quiet and sys.stderr.isatty():
+        elif self._draws:
             self._draw(step, done, total)
         elif not self._quiet:
             self._tell(step, done, total)
@@ -92,9 +110,22 @@ class Reporter:
     def _draw(self, step: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
+        from core.tables import STEPS, USUALLY
+
         if step != self._step:
             if self._bar is not None:
                 self._bar.close()
-            self._bar = tqdm(total=total or None, desc=step, unit_scale=True, initial=done, file=sys.stderr)
+            doing, unit = STEPS.get(step, (step.capitalize(), ""))
+            usually = f", usually {USUALLY[step]}" if step in USUALLY else ""
+            form = f"{{desc}}{usually}: {{elapsed}}" if total == 1 else None
+            self._bar = tqdm(
+                total=total or None,
+                desc=doing,
+                unit=f" {unit}" if unit else "it",
+                unit_scale=True,
+                initial=done,
+                file=sys.stderr,
+                bar_format=form,
+            )
             self._step = step
         self._bar.update(done - self._bar.n)

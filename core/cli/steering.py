@@ -81,6 +81,7 @@ def steering_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
     """Generate with and without a direction: the baseline first, all variants in one batch.
 
+    Strengths count multiples of the unit direction unless --unit sd is given; what is printed shows both units.
     With --json: one object a line for each prompt and variant.
     """
     from core.recovery import load_run_model
@@ -148,6 +149,7 @@ def _blocks(run: Run, directions: Directions, blocks: str | None) -> tuple[int, 
 
 
 def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any]:
+    deviations, share = dict(comparison.deviations), response.steering.operation == "remove"
     return {
         "prompt": comparison.prompt,
         "prompt_number": number,
@@ -155,6 +157,10 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
         "direction": comparison.direction,
         "strength": response.strength,
         "unit": comparison.unit,
+        "strengths": [
+            {"direction": j, "unit": times, "sd": None if share else times / deviations[j]}
+            for j, times in response.steering.strengths
+        ],
         "text": response.text,
         "token_ids": list(response.token_ids),
         "n_tokens": len(response.token_ids),
@@ -167,11 +173,9 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
-    from core.steering.comparison import describe
-
     lines = [f"prompt: {comparison.prompt}", ""]
     for response in comparison.responses:
-        lines += [f"[{response.variant}] {describe(response)}", response.text, ""]
+        lines += [f"[{response.variant}] {comparison.describe(response)}", response.text, ""]
     return lines
 
 

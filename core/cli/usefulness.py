@@ -169,11 +169,14 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     steering: the change of Pass@k when each direction steers, within --cost seconds; a stopped one continues.
     sft: the loss on solutions after a short LoRA training along each direction, against random selections.
     """
+    from core.examples import data_files, is_local
     from core.recovery import load_run_model
 
     _check_used(kind, options)
     space = Workspace(workspace)
     opened = space.run(run)
+    if options["path"] and is_local(options["path"]):
+        data_files(options["path"])  # before the model, which takes seconds
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.provenance import NO_SOURCE
 from core.workspace import KeptSelection, Run
 
 MOST_LISTED = 20
@@ -40,7 +41,7 @@ def card(kept: KeptSelection, run: Run, file: str, plots: Sequence[str]) -> str:
         "",
         _dropped(manifest),
         _screened(manifest),
-        _sources(manifest["ledger"]),
+        _sources(manifest["ledger"], manifest["request"]["origins"]["source"]),
         *(f"- {_code(sentence)}" for sentence in manifest.get("licence_conflicts", ())),
         *(f"- {_code(note)}" for note in manifest["notes"]),
         "",
@@ -83,7 +84,11 @@ def _screened(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _sources(ledger: list[dict[str, Any]]) -> str:
+def _sources(ledger: list[dict[str, Any]], column: str | None) -> str:
+    if column is None:
+        (whole,) = ledger
+        licence = f" Terms of the licences: {whole['terms']}." if whole.get("licence") else ""
+        return f"{NO_SOURCE}{licence}\n"
     names = ("source", "examples", "share", "Shapley share", "leave one out", "terms", "problem")
     head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
     rows = "".join(

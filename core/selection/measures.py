@@ -83,12 +83,22 @@ def length_shift(pool: Pool, rows: np.ndarray) -> LengthShift:
 
 
 def composition(column: pd.Series, selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Shares of a column's most frequent values in the pool and in each of the selections' rows."""
+    """Shares of a column's most frequent values, numbers by size, in the pool and in the selections' rows."""
     values = _binned(column)
     names = values.value_counts().index[:TOP_VALUES]
+    if pd.api.types.is_numeric_dtype(column):
+        names = column.groupby(values).min()[names].sort_values().index
     shares = {"pool": values.value_counts(normalize=True)}
     shares |= {name: values.iloc[rows].value_counts(normalize=True) for name, rows in selections.items()}
     return pd.DataFrame({name: found.reindex(names).fillna(0.0) for name, found in shares.items()})
+
+
+def what_is_shown(column: pd.Series) -> str:
+    """What `composition` leaves out of a column, after its name; nothing where it leaves out none."""
+    values = column.nunique(dropna=False)
+    if pd.api.types.is_numeric_dtype(column) or values <= TOP_VALUES:
+        return ""
+    return f", its {TOP_VALUES} most frequent values of {values:,}"
 
 
 def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:

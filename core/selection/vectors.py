@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.model import is_folder
 
 DIMENSIONS = 50
 ENCODED = 256
@@ -43,6 +45,8 @@ def tfidf_vectors(texts: Sequence[str]) -> np.ndarray:
 def sentence_vectors(texts: Sequence[str], model: str, progress: Progress = silent) -> np.ndarray:
     """(n, m) float32 embeddings by a model that sentence-transformers loads, a local folder or a hub id. Raises
     BasiscopeError where the extra is not installed, or the model cannot be loaded."""
+    if is_folder(model) and not Path(model).expanduser().is_dir():
+        raise BasiscopeError(f"Text model: there is no folder {model}.")
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

@@ -16,7 +16,7 @@ from core.reading import token_texts
 from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
 from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
-from core.steering.intervention import Directions, Steering
+from core.steering.intervention import Directions, Steering, both_units
 from core.steering.prompts import how_encoded
 from core.workspace import Run, now
 
@@ -80,7 +80,8 @@ class Response:
 @dataclass(frozen=True)
 class Comparison:
     """One prompt and its responses. `direction` (from 1) is the one that tokens are scored on; `seconds` from
-    the start of the batch to its end, `first_token` to its first token."""
+    the start of the batch to its end, `first_token` to its first token; `deviations` are those of the scores
+    on each direction used, the second unit of strength (none in what older versions have kept)."""
 
     run: str
     model: str
@@ -94,6 +95,7 @@ class Comparison:
     first_token: float = 0.0
     created: str = field(default_factory=now)
     name: str = ""
+    deviations: tuple[tuple[int, float], ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -106,7 +108,8 @@ class Comparison:
     def from_dict(cls, stored: Mapping[str, Any]) -> Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
-            made = {"sampling": Sampling(**stored["sampling"]), "responses": responses}
+            deviations = tuple((int(j), float(one)) for j, one in stored.get("deviations", ()))
+            made = {"sampling": Sampling(**stored["sampling"]), "responses": responses, "deviations": deviations}
             return cls(**{**stored, **made, "direction": int(stored["direction"])})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"A saved comparison is damaged: {error}.") from error
@@ -119,8 +122,30 @@ class Comparison:
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
         parts = [title, _escaped("; ".join(facts)), "## Prompt", _indented(self.prompt)]
         for response in self.responses:
-            parts += [f"## {_escaped(response.variant)}", _escaped(describe(response)), _indented(response.text)]
+            parts += [
+                f"## {_escaped(response.variant)}",
+                _escaped(self.describe(response)),
+                _indented(response.text),
+            ]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def describe(self, response: Response) -> str:
+        """What was done to a response, in both units of strength, and what is wrong with it, in a line."""
+        steering = response.steering
+        deviations = {} if steering.operation == "remove" else dict(self.deviations)
+        if steering.is_baseline:
+            done = "not steered"
+        else:
+            pairs = ", ".join(f"direction {j} {both_units(s, deviations.get(j))}" for j, s in steering.strengths)
+            blocks = steering.blocks
+            where = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
+            done = f"{steering.operation} {pairs} on {steering.scope}{where}"
+        facts = [done, f"{len(response.token_ids)} tokens"]
+        if response.divergence is not None and not steering.is_baseline:
+            facts.append(f"KL {response.divergence:.2f}")
+        if response.perplexity is not None:
+            facts.append(f"perplexity {response.perplexity:.3g} unsteered")
+        return "; ".join([*facts, *([response.note] if response.note else [])])
 
 
 def _indented(text: str) -> str:
@@ -134,24 +159,6 @@ def _escaped(text: str) -> str:
     '\\\\!\\\\[x\\\\]\\\\(http\\\\://a\\\\)'
     """
     return re.sub(r"([!\"#$&()*.:<>?@\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
-
-
-def describe(response: Response) -> str:
-    """What was done to a response, and what is wrong with it, in a line."""
-    steering = response.steering
-    if steering.is_baseline:
-        done = "not steered"
-    else:
-        pairs = ", ".join(f"direction {j} {strength:+.3g}" for j, strength in steering.strengths)
-        blocks = steering.blocks
-        where = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
-        done = f"{steering.operation} {pairs} on {steering.scope}{where}"
-    facts = [done, f"{len(response.token_ids)} tokens"]
-    if response.divergence is not None and not steering.is_baseline:
-        facts.append(f"KL {response.divergence:.2f}")
-    if response.perplexity is not None:
-        facts.append(f"perplexity {response.perplexity:.3g} unsteered")
-    return "; ".join([*facts, *([response.note] if response.note else [])])
 
 
 Watch = Callable[[int | None, Callable[[], tuple[Comparison, ...]]], bool]
@@ -178,7 +185,10 @@ def compare(
     encoded = encode_prompts(model, prompts, *how_encoded(run), sampling.max_new_tokens)
     directions, labels = Directions.of(run), run.labels()
     label = labels[direction].text if direction in labels else ""
-    base = Comparison(run.id, run.manifest["model"]["name"], "", direction, label, sampling, (), unit)
+    used = sorted({j for variant in variants for j, _ in variant.steering.strengths})
+    deviations = tuple((j, float(directions.deviations[j - 1])) for j in used)
+    name = run.manifest["model"]["name"]
+    base = Comparison(run.id, name, "", direction, label, sampling, (), unit, deviations=deviations)
     size = max(1, BATCH_ROWS // len(variants))
     done: list[Comparison] = []
     for numbers in row_batches(model, [len(ids) for ids in encoded], size):

@@ -34,6 +34,16 @@ UNITS = ("unit", "sd")
 SCOPES = ("all", "response", "prompt", "first:N")
 
 
+def both_units(strength: float, deviation: float | None) -> str:
+    """A multiple of the unit direction with the same in standard deviations of its scores, where these mean
+    something.
+
+    >>> both_units(0.5, 0.25)
+    '+0.5 (+2 sd)'
+    """
+    return f"{strength:+.3g}" + (f" ({strength / deviation:+.3g} sd)" if deviation else "")
+
+
 @dataclass(frozen=True)
 class Steering:
     """What is done to one row. `strengths` are pairs of a direction (from 1) and its strength, whose sign is the

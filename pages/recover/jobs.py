@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.jobs import Job, find_job, list_jobs, start_job
-from core.tables import progress_sentence
+from core.jobs import Job, Recovery, find_job, list_jobs, recoveries_elsewhere, start_job
+from core.tables import progress_sentence, short_name
 from pages.common.session import RUN, run_name, with_sentences, workspace
 
 MOST_JOBS = 8
@@ -30,18 +30,29 @@ def show_jobs() -> None:
     jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
     running = [job for job in jobs if job.state == "running"]
     shown = [*running, *(job for job in jobs if job not in running)][: max(MOST_JOBS, len(running))]
-    if shown:
+    under_way = len(running) + len(recoveries_elsewhere(workspace()))
+    if shown or under_way:
         st.subheader("Jobs")
-        st.fragment(show_each, run_every=1.0 if running else None)(shown, len(running))
+        st.fragment(show_each, run_every=1.0 if under_way else None)(shown, under_way)
 
 
 @with_sentences
-def show_each(jobs: list[Job], running: int) -> None:
+def show_each(jobs: list[Job], under_way: int) -> None:
+    elsewhere = recoveries_elsewhere(workspace())
+    for recovery in elsewhere:
+        with st.container(border=True, key=f"recovery_{recovery.run}"):
+            show_recovery(recovery)
     for job in jobs:
         with st.container(border=True, key=f"job_{job.id}"):
             show_job(job)
-    if sum(job.state == "running" for job in jobs) < running:
+    if sum(job.state == "running" for job in jobs) + len(elsewhere) < under_way:
         st.rerun()
+
+
+def show_recovery(recovery: Recovery) -> None:
+    st.text(f"{short_name(recovery.model)} on {short_name(recovery.data)}, run {recovery.run[:6]}")
+    st.progress(recovery.progress.share, text=progress_sentence(recovery.progress))
+    st.caption("Started outside the app; Ctrl-C in its terminal stops it, and what was finished is kept.")
 
 
 def show_job(job: Job) -> None:

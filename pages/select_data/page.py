@@ -72,7 +72,8 @@ def show(run: Run) -> None:
     if name := st.session_state.pop(REOPEN, None):
         request = Request.from_dict(workspace().selection(name).manifest["request"])
         st.session_state.update(state_of(run, pool, request) | {VIEW: VIEWS[0]})
-    left, right = st.columns([1, 2.6], gap="medium")
+    with st.container(key="select_layout"):
+        left, right = st.columns([1, 2.6], gap="medium")
     with left:
         rule = choose_rule(run)
         budget, largest = choose_budget(run, pool)
@@ -128,9 +129,8 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
 
 def choose_baselines(run: Run, pool: Pool, budget: Constraints) -> tuple[str, list[Baseline]]:
     """(column of the composition and of the baseline `label`, the baselines)."""
-    left, right = st.columns([2.4, 1])
-    column = right.selectbox("Column", text_columns_first(run), key=f"composition_{run.id}")
-    chosen = left.multiselect("Compare with", BASELINES, BASELINES, key="baselines")
+    chosen = st.pills("Compare with", BASELINES, default=BASELINES, selection_mode="multi", key="baselines")
+    column = st.selectbox("Column", text_columns_first(run), key=f"composition_{run.id}")
     rules = [Rule(name, column=column if name == "label" else None) for name in chosen]
     if pool.facts[column].nunique(dropna=False) < 2:
         rules = [rule for rule in rules if rule.name != "label"]

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from core import figures
-from core.provenance import VALUE_NOTE, ledger, licence_conflicts, licence_sentence
+from core.provenance import NO_SOURCE, VALUE_NOTE, ledger, licence_conflicts, licence_sentence
 from core.selection import measures
 from core.selection.live import Baseline, Prospect, all_rows, measures_table
 from core.selection.pool import Constraints, Pool
@@ -31,6 +31,7 @@ def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Co
 
 
 def show_curves(found: Prospect, bands: list[Baseline]) -> None:
+    st.html(figures.selection_legend([band.name for band in bands]))
     left, right = st.columns(2)
     own = found.curve
     for column, title, name in ((left, "covering radius", "radius"), (right, "mean distance", "mean")):
@@ -41,12 +42,12 @@ def show_curves(found: Prospect, bands: list[Baseline]) -> None:
 
 
 def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints, column: str) -> None:
-    left, right = st.columns(2)
     chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
-    left.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    st.plotly_chart(chart, key="direction_shift", config=PLAIN)
     compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
     shares = measures.composition(pool.facts[column], compared)
-    right.plotly_chart(figures.shares(shares), key="composition", config=PLAIN)
+    st.text(f"Shares by {column}{measures.what_is_shown(pool.facts[column])}")
+    st.plotly_chart(figures.shares(shares, with_legend=False), key="composition", config=PLAIN)
 
 
 def map_points(run: Run, pool: Pool) -> np.ndarray:
@@ -88,7 +89,13 @@ def show_overlaps(found: Prospect, screening: Screening | None) -> None:
 
 
 def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
+    if request.origins.source is None:
+        st.info(f"{NO_SOURCE} Choose one under Provenance, beside the rule.")
+        if request.origins.licence is None:
+            return
     owners = ledger(pool, found.rows, request.origins)
+    if request.origins.source is None:
+        owners["source"] = "all together"
     st.text(licence_sentence(owners, request.origins.use))
     for sentence in licence_conflicts(pool, found.rows, request.origins):
         st.text(sentence)

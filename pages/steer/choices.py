@@ -12,7 +12,6 @@ from core.steering.generation import Sampling
 from core.steering.intervention import OPERATIONS, Directions, Steering
 from core.steering.prompts import run_prompts
 from core.tables import (
-    both_units,
     column_strengths,
     covered_blocks,
     one_line,
@@ -25,7 +24,14 @@ from pages.common.session import DIRECTION, STEER_WITH, AskedStrength
 EXAMPLES = 12
 NEXT_SEED = "steer_next_seed"
 """Session key: the seed that the field is to show."""
-UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations"}
+UNIT_NAMES = {"unit": "unit direction", "sd": "standard deviations (sd)"}
+STRENGTH_NAMES = {
+    ("add", "unit"): "times the unit direction",
+    ("add", "sd"): "in sd",
+    ("clamp", "unit"): "score",
+    ("clamp", "sd"): "score in sd",
+    ("remove", "unit"): "share taken out",
+}
 OPERATION_NAMES = {"add": "add", "remove": "remove", "clamp": "clamp"}
 SCOPE_NAMES = {"all": "all positions", "response": "response", "prompt": "prompt", "first": "first tokens"}
 
@@ -185,7 +191,7 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
     low, high, step = slider_bounds(*form)
     defaults = column_strengths(*form)
     chosen = st.slider(
-        f"Direction {direction}",
+        f"Direction {direction}, {STRENGTH_NAMES[choice.operation, choice.unit]}",
         low,
         high,
         defaults[column - 1],
@@ -194,7 +200,8 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
         persist_state="session",
     )
     if choice.operation != "remove":
-        st.caption(both_units(directions.in_unit(direction, chosen, choice.unit), deviation))
+        times = directions.in_unit(direction, chosen, choice.unit)
+        st.caption(f"{times:+.3g} × the unit direction = {times / deviation:+.3g} sd")
     return float(chosen)
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import figures
 from core.reading import Label
-from core.steering.comparison import Comparison, describe
+from core.steering.comparison import Comparison
 from core.steering.live import LiveModel, Stream
 from core.tables import one_line, stream_sentence, with_name
 from core.workspace import Run
@@ -81,7 +81,7 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
                 baseline = responses[0].text if number and is_over else None
                 st.html(figures.differing_text(response.text, baseline))
             if is_over:
-                st.text(describe(response))
+                st.text(comparison.describe(response))
 
 
 def offer_keeping(comparison: Comparison) -> None:
