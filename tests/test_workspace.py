@@ -245,7 +245,7 @@ def test_the_request_of_a_partial_run_is_kept_with_its_names(tmp_path):
     with workspace.start(request, "x", {"model": "m", "data": "d"}) as partial:
         assert partial.folder.name == content_hash(request) and partial.store_dtype == "float16"
     stored = json.loads((partial.folder / "request.json").read_text())
-    assert stored == request | {"asked": {"model": "m", "data": "d"}, "shared": "x"}
+    assert stored == request | {"asked": {"model": "m", "data": "d"}, "shared": "x", "pid": os.getpid()}
 
 
 def test_an_interrupted_run_lends_what_it_has_read(tmp_path):
