@@ -51,7 +51,8 @@ def test_recover_prints_the_run_as_its_last_line(run_cli, gsm8k_copy, stories, g
     run_id = gsm8k_copy.run().id
     status, out, err = run_cli(*options)
     assert status == 0 and out.splitlines()[-1] == run_id
-    assert err == "Loading the model, usually some seconds, a large model minutes\n"  # a line for each step, where there is no terminal; the rest is there
+    # A line for each step, where there is no terminal; the rest is there.
+    assert err == "Loading the model, usually some seconds, a large model minutes\n"
     assert any(line.startswith("warning: ") and "cut at 200 tokens" in line for line in out.splitlines())
     status, out, _ = run_cli(*options, "--json")
     assert status == 0 and json.loads(out) == {"run": run_id}
