@@ -146,7 +146,7 @@ def test_of_several_strengths_the_texts_are_those_of_the_effect(run):
 
 def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):
     at = show(PAGE)
-    at.selectbox(key=f"verdict_{run.id}").select("correct").run()
+    assert at.selectbox(key=f"verdict_{run.id}").value == "correct"
     at.button(key="measure").click().run()
     job = find_job(workspace, at.session_state["usefulness_job"])
     assert job.facts["arguments"] == ["utility", run.id, "--correct", "correct", "--control", "length"]

@@ -99,7 +99,7 @@ def read_traces(
     Raises BasiscopeError for columns that are not there or cannot be used, where no example has a verdict, and
     where all verdicts are the same.
     """
-    correct = correct or _likely_verdicts(run)
+    correct = correct or _named_verdicts(run)
     values = column_values(run, correct, "--correct")
     verdicts = values.map(_verdict)
     known = verdicts.notna().to_numpy()
@@ -151,9 +151,14 @@ def column_values(run: Run, name: str, option: str) -> pd.Series:
     )
 
 
-def _likely_verdicts(run: Run) -> str:
+def likely_verdicts(run: Run) -> str | None:
+    """The column that is called as verdicts usually are."""
     names = ("correct", "is_correct", "right", "is_right", "verdict", "reward")
-    found = next((name for name in names if name in run.columns()), None)
+    return next((name for name in names if name in run.columns()), None)
+
+
+def _named_verdicts(run: Run) -> str:
+    found = likely_verdicts(run)
     if found is None:
         raise BasiscopeError(
             f"Run {run.id} has no column of verdicts that is called like one; name it with --correct. Its "

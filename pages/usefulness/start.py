@@ -9,6 +9,7 @@ from core.jobs import command_line, start_job
 from core.tables import colour_columns
 from core.usefulness import PROXIES
 from core.usefulness.cost import cost_sentence
+from core.usefulness.traces import likely_verdicts
 from core.workspace import Run
 from pages.common.session import follow, with_sentences, workspace
 
@@ -62,7 +63,9 @@ def watch(job_id: str) -> None:
 def choose_utility(run: Run) -> list[str]:
     columns = colour_columns(run)
     left, middle, right = st.columns(3)
-    verdict = left.selectbox("Verdicts", [None, *columns], key=f"verdict_{run.id}", placeholder="of a usual name")
+    verdict = left.selectbox(
+        "Verdicts", columns, place_of_verdicts(run, columns), key=f"verdict_{run.id}", placeholder="a column"
+    )
     controls = middle.multiselect("Control for", ["length", *columns], ["length"], key=f"controls_{run.id}")
     models = right.multiselect(
         "Also hold against",
@@ -74,11 +77,17 @@ def choose_utility(run: Run) -> list[str]:
     return [*arguments, *option("--controls", ",".join(models))]
 
 
+def place_of_verdicts(run: Run, columns: list[str]) -> int | None:
+    likely = likely_verdicts(run)
+    return columns.index(likely) if likely is not None and likely in columns else None
+
+
 def choose_problems(run: Run, kind: str) -> list[str]:
     own = kind == "first-order" and st.toggle("On the run's own traces, right against wrong", key="own_traces")
     if own:
         columns = colour_columns(run)
-        return option("--correct", st.selectbox("Verdicts", columns, key=f"own_verdict_{run.id}"))
+        place = place_of_verdicts(run, columns)
+        return option("--correct", st.selectbox("Verdicts", columns, place, key=f"own_verdict_{run.id}"))
     path, limit = st.columns([4, 1])
     file = path.text_input("Problems: a file or hub data set", key="problems", persist_state="session").strip()
     most = limit.number_input("Only the first", 1, None, None, key="problems_limit", placeholder="all")
