@@ -122,14 +122,16 @@ def training_parts(results: Trainings) -> list[str]:
         f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
         "rule leaves something to chance, choose them. Pass@1: one rollout each of "
         f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
-        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token. Useful "
+        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token, mean over seeds "
+        "(least to largest). Useful "
         f"directions, by the association of score and `correct` over the pool: {results.useful}.",
         "The peak rate is the one with the lowest loss after training on right solutions alone, chosen at random "
-        "among them: what a rule could gain that knew the truth.",
+        "among them, which no rule can know.",
         _rate_table(results),
         "![Pass@1 by rule](demo-selection.png)",
         _tuned_table(arms),
         _verdict(arms),
+        _loss_verdict(arms),
         _why(results),
         "## 4. Whether the proxies foretell it",
         f"Each end of each direction has {tuning.ALONG:,} examples trained on as in item 3, with one seed, and "
@@ -172,7 +174,9 @@ def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
         one, gap = tuning.pass_at_1(arm), tuning.against(arm, arms["random"])
         cells = [f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"]
         cells.append("" if name == "random" else f"{gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%})")
-        for what, form in (("loss", ".5f"), ("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
+        losses = [round(one.loss, 5) for one in arm]
+        cells.append(f"{np.mean(losses):.5f}" + (f" ({min(losses)} to {max(losses)})" if len(arm) > 1 else ""))
+        for what, form in (("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
             values = [value for one in arm if (value := getattr(one, what)) is not None]
             cells.append(format(np.mean(values), form) if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -188,6 +192,22 @@ def _rate_table(results: Trainings) -> str:
             f"| {rate}{taken} | {one.loss:.5f} | {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) |"
         )
     return "\n".join(lines)
+
+
+def _loss_verdict(arms: Mapping[str, Sequence[Tuned]]) -> str:
+    """Which rules leave random and the human label behind in the loss with every seed."""
+    found = []
+    for name, arm in arms.items():
+        below = [
+            other
+            for other in ("random", tuning.HUMAN)
+            if name not in ("not tuned", other) and max(o.loss for o in arm) < min(o.loss for o in arms[other])
+        ]
+        found += [f"{name} (below {' and '.join(below)})"] if below else []
+    told = ", ".join(found) or "none"
+    return (
+        f"By the loss, lower with every seed on these same problems, which is no interval over problems: {told}."
+    )
 
 
 def _why(results: Trainings) -> str:
