@@ -44,6 +44,11 @@ def table(run):
     return found.assign(length=tokens, log=np.log(tokens), inverse=1 / tokens)
 
 
+@pytest.fixture(scope="module")
+def found(run):
+    return utility(run, UtilityRequest(correct="is_correct", problem="question"))
+
+
 LENGTH = ["length", "log", "inverse"]
 
 
@@ -67,8 +72,7 @@ def pairs_in_order(table, scores):
     return won / pairs
 
 
-def test_every_figure_is_that_of_scipy(run, table):
-    found = utility(run, UtilityRequest(correct="is_correct", problem="question"))
+def test_every_figure_is_that_of_scipy(run, table, found):
     assert found.facts["traces"] == len(table) == 5_276 and found.primary == "auc-within-controlled"
     values = {(effect.measure, effect.direction): effect.effect.value for effect in found.effects}
     right, intercept = table["right"].to_numpy(), np.ones((len(table), 1))
@@ -97,8 +101,7 @@ def _area(scores, right):
     return wins / (right.sum() * (len(right) - right.sum()))
 
 
-def test_nothing_is_recommended_that_random_directions_reach(run):
-    found = utility(run, UtilityRequest(correct="is_correct", problem="question"))
+def test_nothing_is_evidence_that_random_directions_reach(found):
     (random,) = [one for one in found.controls if one.name == "random directions"]
     away = max(abs(one.effect.value - 0.5) for one in found.by(found.primary))
     assert away < random.level.value - 0.5 + 0.05
