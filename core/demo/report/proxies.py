@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from core.demo.default import MODEL
-from core.demo.report import tuning
-from core.demo.report.tuning import Tell, Tuned, right_solutions, use_one_thread
+from core.demo.report.tuning import Tell, Tuned, right_solutions, worker_processes
 from core.evaluation import Interval
 from core.evaluation.problems import read_problems
 from core.examples import DataSource
@@ -51,8 +48,7 @@ def measure_proxies(run: Run, workspace: Workspace, tell: Tell) -> list[Evidence
     write_problems(source)
     measured = partial(measure, folder=run.folder, root=workspace.root, source=source)
     found = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(tuning.WORKERS, mp_context=context, initializer=use_one_thread) as workers:
+    with worker_processes() as workers:
         for one in workers.map(measured, NAMES):
             tell(f"{one.proxy}: {one.cost.seconds:,.0f} s")
             found.append(one)

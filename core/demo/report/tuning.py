@@ -161,12 +161,17 @@ def train_all(tasks: Sequence[Task], tell: Tell) -> list[Tuned]:
 
     if WORKERS == 1:
         return collected(map(tuned, tasks))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context, initializer=use_one_thread) as workers:
+    with worker_processes() as workers:
         return collected(workers.map(tuned, tasks))
 
 
-def use_one_thread() -> None:
+def worker_processes() -> ProcessPoolExecutor:
+    """WORKERS processes of one thread each."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(WORKERS, mp_context=context, initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
