@@ -69,8 +69,9 @@ def show_dropped(found: Prospect) -> None:
     dropped = found.selection.dropped
     for note in found.selection.notes:
         st.text(note)
-    with st.expander(f"{len(dropped):,} examples cannot be chosen"):
-        st.dataframe(dropped, hide_index=True, height=220)
+    if len(dropped):
+        with st.expander(f"{len(dropped):,} examples cannot be chosen"):
+            st.dataframe(dropped, hide_index=True, height=220)
 
 
 def show_overlaps(found: Prospect, screening: Screening | None) -> None:
