@@ -149,3 +149,20 @@ def test_every_setting_changes_the_recipe():
 )
 def test_wilson_intervals(hits, n, interval):
     assert card.Share(hits, n).wilson() == pytest.approx(interval, abs=1e-4)
+
+
+def test_two_processes_train_the_same_model_as_one(tmp_path):
+    alone = tmp_path / "alone"
+    train.train(alone, TINY, until=6)
+    torch.multiprocessing.spawn(_train_together, (tmp_path,), nprocs=2)
+    states = [torch.load(tmp_path / name / train.STATE, weights_only=True) for name in ("alone", "together")]
+    for name, weight in states[0]["model"].items():
+        # the same gradients, added up in another order; AdamW's first steps divide by them
+        torch.testing.assert_close(weight, states[1]["model"][name], rtol=0, atol=1e-4)
+
+
+def _train_together(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    train.train(folder / "together", TINY, until=6)
+    torch.distributed.destroy_process_group()

@@ -1,28 +1,35 @@
 """Train the embedded demo's model from scratch on the world, and write the folder that the product ships.
 
     python -m core.demo.train --out DIR            the shipped recipe; --resume goes on where a run stopped
+    torchrun --nproc-per-node 2 -m core.demo.train --out DIR      the same, each process on its share of the rows
 
 The same recipe on the same machine gives the same model. The step number alone seeds a step's data, so a
-resumed run needs to replay nothing.
+resumed run needs to replay nothing. Two processes of one thread are 1.4 times as fast as one of two threads.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import torch
+import torch.distributed as dist
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core.demo import card, grammar, world
 
 STATE = "training.pt"
 CONTEXT = 1024
+PACKED = "within_examples"
 LONGEST = 640  # tokens of a response; the world's own stay below
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
@@ -41,7 +48,7 @@ class Settings:
     million tokens and had not begun to tell words of one kind (names, things) apart, so it copied none.
     """
 
-    steps: int = 6_000
+    steps: int = 10_000
     seed: int = 0
     rows: int = 2
     length: int = 768
@@ -52,11 +59,11 @@ class Settings:
     rate: float = 4e-3
     spread: float = 1.0
     warmup: int = 150
-    horizon: int = 11_000
-    cooldown: int = 1500
+    horizon: int = 18_300
+    cooldown: int = 2_500
     decay: float = 0.1
     clip: float = 1.0
-    mix: tuple[tuple[str, float], ...] = (("fraction", 0.25), ("conversion", 0.25))
+    mix: tuple[tuple[str, float], ...] = (("fraction", 0.015), ("conversion", 0.015))
 
     @property
     def tokens(self) -> int:
@@ -131,6 +138,35 @@ def batch(tokenizer: PreTrainedTokenizerFast, settings: Settings, step: int) -> 
     return torch.tensor(rows), torch.tensor(positions)
 
 
+def attend_within_examples(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    scaling: float | None = None,
+    **unused: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of packed rows, one example at a time, each starting where `position_ids` (rows, length) is 0.
+
+    query, key, value (rows, heads, length, size); returns (rows, length, heads, size). It equals attention under
+    the block-diagonal mask, which also computes what it masks: a step takes three quarters of the time.
+    """
+    rows = []
+    for *row, positions in zip(query.split(1), key.split(1), value.split(1), position_ids, strict=True):
+        starts = (positions == 0).nonzero().flatten().tolist()
+        parts = [
+            scaled_dot_product_attention(*(part[:, :, a:b] for part in row), is_causal=True, scale=scaling)
+            for a, b in itertools.pairwise([*starts, len(positions)])
+        ]
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PACKED, attend_within_examples)
+
+
 def learning_rate(settings: Settings, step: int) -> float:
     """Linear warm-up, then a cosine that would reach a hundredth of the peak at `horizon`, taken linearly to
     nothing over the last `cooldown` steps."""
@@ -146,13 +182,17 @@ def train(
 ) -> float:
     """Train into the folder `out` up to step `until` (default: all); returns the seconds spent in all.
 
-    Every `save_every` steps, and at the end, `out` holds a model that loads and the state to resume from.
+    Every `save_every` steps, and at the end, `out` holds a model that loads and the state to resume from. In a
+    group of p processes the r-th takes the rows r, r + p, ..., gradients are averaged, and the first one writes.
     Raises FileNotFoundError if there is no state to resume, ValueError if another recipe left it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     model = build_model(settings, tokenizer)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's signature
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if settings.rows % processes:
+        raise ValueError(f"{settings.rows} rows a step cannot be shared evenly among {processes} processes")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.decay, betas=(0.9, 0.95), fused=True)
     first, seconds, recipe = 0, 0.0, recipe_hash(settings)
     if resume:
@@ -162,14 +202,18 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
+    model.set_attn_implementation(PACKED)
+    trained = DistributedDataParallel(model) if processes > 1 else model
     out.mkdir(parents=True, exist_ok=True)
     start, last = time.monotonic() - seconds, min(until or settings.steps, settings.steps)
     for step in range(first, last):
-        tokens, positions = batch(tokenizer, settings, step)
+        tokens, positions = (part[rank::processes].to(device) for part in batch(tokenizer, settings, step))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        loss = update(model, optimizer, tokens.to(device), positions.to(device), settings.clip)
+        loss = update(trained, optimizer, tokens, positions, settings.clip)
         seconds = time.monotonic() - start
+        if rank:
+            continue
         if (step + 1) % 20 == 0:
             speed = settings.rows * settings.length * (step + 1) / seconds
             click.echo(f"step {step + 1}/{settings.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s")
@@ -180,7 +224,7 @@ def train(
 
 
 def update(
-    model: LlamaForCausalLM,
+    model: LlamaForCausalLM | DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
     tokens: torch.Tensor,
     positions: torch.Tensor,
@@ -257,8 +301,16 @@ def main(out: Path, steps: int, seed: int, resume: bool, problems: int, threads:
     """Train the demo model, measure it on held-out problems and write its card."""
     if threads:
         torch.set_num_threads(threads)
+    if "LOCAL_RANK" in os.environ:
+        dist.init_process_group("gloo")
     settings = Settings(steps=steps, seed=seed)
     seconds = train(out, settings, resume=resume)
+    if dist.is_initialized():
+        rank = dist.get_rank()
+        dist.barrier()
+        dist.destroy_process_group()
+        if rank:
+            return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out).eval()
     shares = pass_at_1(model, tokenizer, held_out(problems))

@@ -381,7 +381,7 @@ def test_a_stream_is_stopped_and_another_strength_gives_another_text(visit, addr
     slider.press("Home")
     driver.settle(page, 400)
     generate(page)
-    expect(page.locator(".st-key-steered_1")).to_contain_text("1: -8 sd")
+    expect(page.locator(".st-key-steered_1").filter(has_text="1: -8 sd")).to_be_visible()
     wait_for_done(page)
     assert output(page, 1).inner_text() != first
 
