@@ -23,7 +23,13 @@ import torch.distributed as dist
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from core.demo import card, grammar, world
 
@@ -148,16 +154,16 @@ def attend_within_examples(
     scaling: float | None = None,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of packed rows, one example at a time, each starting where `position_ids` (rows, length) is 0.
+    """Causal attention of packed rows, an example at a time: each starts where `position_ids` (rows, length) is 0.
 
     query, key, value (rows, heads, length, size); returns (rows, length, heads, size). It equals attention under
     the block-diagonal mask, which also computes what it masks: a step takes three quarters of the time.
     """
     rows = []
-    for *row, positions in zip(query.split(1), key.split(1), value.split(1), position_ids, strict=True):
+    for q, k, v, positions in zip(query.split(1), key.split(1), value.split(1), position_ids, strict=True):
         starts = (positions == 0).nonzero().flatten().tolist()
         parts = [
-            scaled_dot_product_attention(*(part[:, :, a:b] for part in row), is_causal=True, scale=scaling)
+            scaled_dot_product_attention(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], is_causal=True, scale=scaling)
             for a, b in itertools.pairwise([*starts, len(positions)])
         ]
         rows.append(torch.cat(parts, dim=2))
