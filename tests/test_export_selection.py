@@ -358,6 +358,28 @@ def test_the_first_rows_are_the_smaller_budget(kept, gsm8k_copy, run, tmp_path):
     assert twenty[:8] == eight
 
 
+def test_a_card_promises_no_smaller_budget_where_shares_were_planned(tmp_path):
+    space = Workspace(tmp_path)
+    run = synthetic_run(space)
+    for name, quotas in (("free", ()), ("shares", (Quota("kind", (("addition", 0.5),)),))):
+        kept = select(Request(run.id, Rule("coverage"), Constraints(budget=20, quotas=quotas)), space, name)
+        promised = "its first N rows are the selection for budget N" in card(kept, run, "data.jsonl", [])
+        assert promised == kept.manifest["nested"] == (not quotas)
+
+
+def test_held_out_files_are_found_from_another_folder(gsm8k_copy, run_cli, write_rows, tmp_path, monkeypatch):
+    held = Path(write_rows([{"question": "one two"}]))
+    monkeypatch.chdir(held.parent)
+    common = ("--name", "same", "--workspace", gsm8k_copy.root.absolute())
+    status, _, err = run_cli("select", "latest", "--coverage", "--budget", 5, "--against", held.name, *common)
+    assert status == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    manifest = gsm8k_copy.selection("same").folder / "manifest.json"
+    status, _, err = run_cli("select", "--from-manifest", manifest.absolute(), *common, "--replace")
+    assert status == 0, err
+
+
 # --- bad input ------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,20 @@ def test_quotas_hold_in_every_prefix(pool, texts, name):
         assert counts[-1] == share * 60
 
 
+@pytest.mark.parametrize(
+    "shares",
+    [{"quotas": parse_quotas("subject=Algebra:0.5,subject=Geometry:0.2")}, {"within_length_strata": True}],
+)
+def test_what_is_called_nested_is_a_prefix(pool, texts, shares):
+    rule = Rule("along", (1,))
+    for constraints in (Constraints(budget=60), Constraints(budget=60, **shares)):
+        whole = choose(pool, rule, constraints, texts)
+        smaller = [choose(pool, rule, replace(constraints, budget=b), texts).rows for b in range(20, 60, 7)]
+        prefixes = all((rows == whole.rows[: len(rows)]).all() for rows in smaller)
+        assert prefixes == live.is_prefix_stable(rule, constraints)
+        assert prefixes == (not any("not always a prefix" in note for note in whole.notes))
+
+
 def test_quotas_on_two_columns_and_a_cap(pool, texts):
     long = np.where(pool.lengths > np.median(pool.lengths), "long", "short")
     facts = pool.facts.assign(size=long)

@@ -186,7 +186,7 @@ def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Requ
             max_tokens=options["max_tokens"],
             within_length_strata=options["within_length_strata"],
             dedup=options["dedup"] or "none",
-            against=options["against"],
+            against=_absolute(options["against"]),
             drop_contaminated=options["drop_contaminated"],
             must=tuple(_example(text, "--must") for text in options["must"]),
             never=tuple(_example(text, "--never") for text in options["never"]),
@@ -255,6 +255,11 @@ def _number(text: str, option: str) -> float:
         raise BasiscopeError(f"{option} {text!r}: not a number.") from error
 
 
+def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths that mean the same from any folder, as a manifest needs."""
+    return tuple(str(Path(path).expanduser().absolute()) for path in paths)
+
+
 def _cap(text: str) -> tuple[str, float]:
     column, _, share = text.rpartition(":")
     value = _number(share, "--at-most")
@@ -274,7 +279,9 @@ def _sets(space: Workspace, run_id: str, names: tuple[str, ...]) -> tuple[int, .
     known = {named.name: named.example_id for named in space.sets(run_id)}
     missing = [name for name in names if name not in known]
     if missing:
-        raise BasiscopeError(f"--set {missing[0]!r}: run {run_id} has no such set; it has {', '.join(known)}.")
+        raise BasiscopeError(
+            f"--set {missing[0]!r}: run {run_id} has no such set; it has {', '.join(known) or 'none yet'}."
+        )
     return tuple(sorted({example for name in names for example in known[name]}))
 
 
@@ -319,7 +326,7 @@ def screen(run: str, against: tuple[str, ...], workspace: Path, as_json: bool) -
 
     space = Workspace(workspace)
     with Reporter(as_json) as progress:
-        found = screen_run(space.run(run), space, against, progress)
+        found = screen_run(space.run(run), space, _absolute(against), progress)
     lines = [
         f"{len(found.exact):,} exact and {len(found.duplicates('near')):,} near or exact duplicates",
         f"{len(found.overlaps):,} overlaps with held-out files",

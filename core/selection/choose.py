@@ -221,6 +221,6 @@ def _notes(rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]
         notes.append("This rule is not nested: another budget gives another selection, not a prefix.")
     if (must := len(dict(constraints.must))) > budget:
         notes.append(f"Only the first {budget:,} of {must:,} must-have examples fit.")
-    if constraints.caps or len(constraints.quotas) + constraints.within_length_strata > 1:
-        notes.append("Shares are planned for this budget: another budget may choose otherwise.")
+    if constraints.shapes:
+        notes.append("Shares are planned for this budget: a smaller one is not always a prefix.")
     return tuple(notes)

@@ -1,5 +1,5 @@
-"""Each rule as an order of the examples it may choose from. All but `medoids` are nested: a smaller budget is a
-prefix of a larger one."""
+"""Each rule as an order of the examples it may choose from. All but `medoids` are nested: where no shares are
+to be kept, a smaller budget is a prefix of a larger one."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.provenance import Origins, ledger, licence_conflicts
 from core.selection.choose import choose
+from core.selection.live import is_prefix_stable
 from core.selection.measures import MOST_MEASURED, curve, summary
 from core.selection.pool import (
-    NESTED,
     Constraints,
     Pool,
     Rule,
@@ -35,7 +35,7 @@ from core.selection.screening import Screening, file_digest, screen
 from core.selection.vectors import text_vectors
 from core.workspace import KeptSelection, Run, Workspace, content_hash
 
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3
 NUMBERED = r"\b(example|row) \d+"
 """What is left out of the reasons for dropping when they are counted."""
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "numba", "rensa")
@@ -209,7 +209,7 @@ def describe(
         "request": request.as_dict(),
         "rule": as_json(found.rule),
         "title": found.rule.title,
-        "nested": found.rule.name in NESTED,
+        "nested": is_prefix_stable(found.rule, found.constraints),
         "seed": found.rule.seed,
         "budget": found.budget,
         "tokens": int(pool.lengths[found.rows].sum()),
