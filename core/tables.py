@@ -169,6 +169,12 @@ def one_line(text: str, characters: int = 90) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
+def sorted_rows(column: pd.Series, rows: np.ndarray, highest: bool) -> np.ndarray:
+    """The rows by their values in a column (n,), equal ones in the order given, missing ones last."""
+    values = column.iloc[rows].reset_index(drop=True)
+    return rows[values.sort_values(ascending=not highest, kind="stable").index]
+
+
 def chosen_examples(run: Run, facts: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     """The examples in `rows`: id, short text, length in tokens and their columns."""
     chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in ("text", "example", "tokens")})

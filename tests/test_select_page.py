@@ -194,6 +194,35 @@ def test_pinned_and_dropped_examples_are_in_the_command(run):
     assert 9 not in chosen["example"].tolist()
 
 
+def test_all_the_chosen_are_sorted_before_the_first_are_listed(workspace, run, monkeypatch):
+    monkeypatch.setattr("pages.select_data.results.LISTED", 5)
+    at = show(SELECT)
+    chosen = listed(at)["example"].tolist()
+    grades = run.examples(["example_id", "grade"]).set_index("example_id")["grade"]
+    kept = select(Request(run.id, Rule("coverage"), Constraints(budget=60)), workspace, "sixty").example_ids
+    assert chosen == kept[:5]
+    at.selectbox(key=f"order_chosen_{run.id}").select("grade").run()
+    assert listed(at)["grade"].tolist() == sorted(grades[kept].dropna())[:5]
+    at.toggle(key="highest_chosen").set_value(True).run()
+    assert listed(at)["grade"].tolist() == sorted(grades[kept].dropna(), reverse=True)[:5]
+    at.selectbox(key=f"order_chosen_{run.id}").select("kind").run()
+    at.toggle(key="highest_chosen").set_value(False).run()
+    additions = [i for i in kept if run.examples(["kind"])["kind"][i] == "addition"]
+    assert listed(at)["example"].tolist() == additions[:5]
+
+
+def test_a_run_that_is_deleted_while_the_page_is_open_ends_in_what_to_do(workspace, run):
+    select(Request(run.id, Rule("coverage"), Constraints(budget=15)), workspace, "mine")
+    at = look(show(SELECT), "Kept")
+    workspace.delete(run.id)
+    at.button(key="open_selection").click().run()
+    assert not at.exception and not at.slider
+    other = synthetic_run(workspace, n=50, seed=1)
+    at.run()
+    assert not at.exception and any(other.id in slider.key for slider in at.slider)
+    assert workspace.selection("mine").run == run.id
+
+
 def test_the_ledger_is_shown(run):
     at = show(SELECT)
     at.selectbox(key=f"origin_source_{run.id}").select("kind")

@@ -13,12 +13,13 @@ from core.selection.live import Baseline, Prospect, all_rows, measures_table
 from core.selection.pool import Constraints, Pool
 from core.selection.screening import Screening
 from core.selection.step import Request
-from core.tables import chosen_examples
+from core.tables import chosen_examples, colour_columns, sorted_rows
 from core.workspace import Run
 from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
 from pages.select_data.choices import DROPPED, PINNED, text_columns_first
 
 LISTED = 200
+PLACE = "place in the selection"
 
 
 def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints) -> None:
@@ -121,13 +122,18 @@ def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
 
 @with_sentences
 def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
-    text = st.text_input("Search the chosen examples", key="search_chosen")
+    facts = table(run, "examples")
+    wanted, order, flip = st.columns([3, 2, 1.4], vertical_alignment="bottom")
+    text = wanted.text_input("Search the chosen examples", key="search_chosen")
+    by = order.selectbox("Order by", [PLACE, *colour_columns(run)], key=f"order_chosen_{run.id}")
     rows = found.rows
     if text:
         rows = rows[search(run, text)[rows]]
+    if by != PLACE:
+        rows = sorted_rows(facts[by], rows, flip.toggle("Highest first", key="highest_chosen"))
     st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
     place = {int(row): i for i, row in enumerate(found.selection.rows)}
-    listed = chosen_examples(run, table(run, "examples"), rows[:LISTED])
+    listed = chosen_examples(run, facts, rows[:LISTED])
     listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
     listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
     key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks
