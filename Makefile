@@ -11,7 +11,7 @@ APP_ARGS ?=
 # and GPUs.
 ORACLES := steering-vectors==0.12.2 repeng==0.4.0 llamafactory==0.9.5 axolotl==0.19.0 sentence-transformers==6.2.0
 
-.PHONY: app install test lint bench demo-report chromium clean
+.PHONY: app install test lint bench demo-report selection-report chromium clean
 
 app: $(VENV)/.installed
 	$(BIN)/basiscope app $(APP_ARGS)
@@ -28,6 +28,9 @@ lint: $(VENV)/.installed-dev
 
 demo-report: $(VENV)/.installed-dev
 	$(BIN)/python -m core.demo.report --out docs
+
+selection-report: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.worked_example --out docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench

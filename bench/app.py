@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.selection.pool import RULES
 from core.workspace import Workspace
 from tests.browser import driver
 from tests.synthetic import synthetic_run
@@ -36,18 +37,21 @@ CanvasRenderingContext2D.prototype.fill = function (...a) {
 };
 addEventListener('click', () => { window.clicked = now(); }, true);
 addEventListener('mouseup', () => { window.clicked = now(); }, true);
+addEventListener('keydown', () => { window.clicked = now(); }, true);
+const TEXTS = '[data-testid=stHtml], h1, [data-testid=stHeading],'
+  + ' .st-key-select_layout [data-testid=stCaptionContainer]';
 const passing = '[data-testid=stStatusWidget], [data-testid=stToolbar]';
 const notice = (changes) => {
   const counts = (c) => !(c.target.closest && c.target.closest(passing))
     && (c.type !== 'attributes' || c.attributeName === 'data-test-script-state');
   if (changes.some(counts)) window.lastChanged = now();
-  const isText = (c) => c.type !== 'attributes' && (c.target.closest || (() => false)).call(
-    c.target, '[data-testid=stHtml], h1, [data-testid=stHeading]');
+  const element = (c) => c.target.closest ? c.target : c.target.parentElement;
+  const isText = (c) => c.type !== 'attributes' && element(c) && element(c).closest(TEXTS);
   if (changes.some(isText)) window.lastText = now();
 };
 addEventListener('DOMContentLoaded', () => new MutationObserver(notice).observe(
   document.body, {subtree: true, childList: true, characterData: true, attributes: true}));
-// Milliseconds from the last click to the last change or drawing, once all has been quiet for half a second.
+// Milliseconds from the last click or key to the last change or drawing, once all was quiet for half a second.
 window.sinceClick = () => {
   const last = Math.max(window.lastDrawn, window.lastChanged);
   const app = document.querySelector('[data-testid=stApp]');
@@ -57,6 +61,9 @@ window.sinceClick = () => {
 };
 """
 COMBOBOX = "[class*=st-key-colour_] input"
+SLIDER = "[class*=st-key-budget_examples_] [role=slider]"
+CHOSEN_RULES = ("longest", "shortest", "order", "random", "along", "both", "coverage")
+"""Rules of the page Select that it makes at once at 50,000 examples; the last one is where it begins."""
 
 
 def main(quick: bool) -> None:
@@ -91,6 +98,12 @@ def main(quick: bool) -> None:
             report("click to update", legend, "colour of the map: its legend")
             report("all drawn", everything, "colour of the map: both maps drawn")
             report("lasso to table", draw(page, repeats // 2 + 1), "mouse up to the table of the chosen")
+            address = f"{address}/select?run={run.id}"
+            figures, everything = move_budget(page, address, repeats)
+            report("click to update", figures, "Select, budget by a key: the number chosen")
+            report("all drawn", everything, "Select, budget by a key: nothing changes any more")
+            report("all drawn", change_rule(page, address), "Select, a rule for the first time")
+            report("all drawn", change_rule(page), "Select, a rule once more")
         browser.close()
         print(f"app: load {os.getloadavg()[0]:.1f} after")
 
@@ -173,6 +186,36 @@ def recolour(page: Page, address: str, repeats: int) -> tuple[list[float], list[
         return quiet(page)
 
     return repeated(once, repeats)
+
+
+def move_budget(page: Page, address: str, repeats: int) -> tuple[list[float], list[float]]:
+    """Press an arrow key on the slider of the budget."""
+    open_select(page, address)
+
+    def once() -> tuple[float, float]:
+        page.locator(SLIDER).press("ArrowRight")
+        return quiet(page)
+
+    return repeated(once, repeats)
+
+
+def change_rule(page: Page, address: str | None = None) -> list[float]:
+    """Choose one rule after another."""
+    if address:
+        open_select(page, address)
+    found = []
+    for rule in CHOSEN_RULES:
+        page.locator(".st-key-rule input").click()
+        quiet(page)
+        page.get_by_role("option", name=RULES[rule], exact=True).click()
+        found.append(quiet(page)[1])
+    return found
+
+
+def open_select(page: Page, address: str) -> None:
+    driver.open_page(page, address)
+    page.wait_for_selector(".st-key-curve_mean .main-svg", timeout=120_000)
+    quiet(page)
 
 
 def draw(page: Page, repeats: int) -> list[float]:

@@ -1,28 +1,25 @@
-"""The figures of docs/selection.md: how far rules cover runs, and how many of their labels.
+"""How far rules cover a run, and how many of its labels, over random parts of it.
 
-    python -m bench.coverage WORKSPACE RUN:COLUMN ... --plot docs/selection_covering.svg
-
-Every rule chooses from SEEDS random parts of the run, SHARE of it each, so that a rule without chance has an
-interval, too: the median (the least to the largest) over them.
+Every rule chooses from random parts of the run, SHARE of it each, so that a rule without chance has an interval,
+too: the median (the least to the largest) over them.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.measure import machine, show
-from core.selection import plots
 from core.selection.choose import choose
 from core.selection.measures import Curve, curve, labels_covered, norm_percentile
-from core.selection.pool import Constraints, Pool, Rule, pool_of
-from core.selection.step import vectors_of
-from core.workspace import Workspace
+from core.selection.pool import Constraints, Pool, Rule
 
-SEEDS, SHARE = 20, 0.8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHARE = 0.8
 BUDGETS, LABEL_BUDGETS = (30, 150, 500), (15, 30, 60)
 RULES = {
     "coverage": Rule("coverage"),
@@ -31,36 +28,53 @@ RULES = {
     "text diversity (TF-IDF)": Rule("text"),
     "random": Rule("random"),
 }
+COLOURS = ("#3b6fb6", "#2aa1b3", "#d9822b", "#3d9970", "#9aa0a6")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("workspace", type=Path)
-    parser.add_argument("runs", nargs="+", help="RUN:COLUMN of labels")
-    parser.add_argument("--plot", type=Path)
-    asked = parser.parse_args()
-    print(f"{SEEDS} random parts of {SHARE:.0%} each: median (least to largest). {machine()}")
-    space = Workspace(asked.workspace)
-    for i, (name, _, column) in enumerate(text.partition(":") for text in asked.runs):
-        run = space.run(name)
-        pool, vectors = pool_of(run), vectors_of(run, space)
-        parts = [part_of(pool, seed) for seed in range(SEEDS)]
-        orders = {
-            title: [order(pool, rows, rule, vectors, seed) for seed, rows in enumerate(parts)]
-            for title, rule in RULES.items()
-        }
-        subsets = [subset(pool, rows) for rows in parts]
-        curves = {
-            title: [curve(part, rows) for part, rows in zip(subsets, found, strict=True)]
-            for title, found in orders.items()
-        }
-        print(f"\n{run.manifest['data']['path']}: {pool.n:,} examples, {column}")
-        covering(subsets, orders, curves)
-        labels(subsets, orders, column)
-        knees = [one.knee for one in curves["coverage"]]
-        print(f"knee of coverage among the first {BUDGETS[-1]}: {spread(knees, '{:.0f}')}")
-        if asked.plot and not i:
-            plots.write_plot(asked.plot, lambda axes, drawn=curves: draw(axes, drawn), 2)  # type: ignore[misc]
+@dataclass(frozen=True)
+class Covered:
+    """Parts of a pool; for each rule, and each part, the rows that it chooses of it and their curve."""
+
+    parts: Sequence[Pool]
+    orders: Mapping[str, Sequence[np.ndarray]]
+    curves: Mapping[str, Sequence[Curve]]
+
+    def radius_and_mean(self, rule: str, budget: int) -> np.ndarray:
+        """(parts, 2)"""
+        return np.array([one.at(budget) for one in self.curves[rule]])
+
+    def percentile(self, rule: str, budget: int) -> list[float]:
+        rows = self.orders[rule]
+        return [norm_percentile(part, own[:budget]) for part, own in zip(self.parts, rows, strict=True)]
+
+    def labels(self, rule: str, column: str, budget: int) -> list[int]:
+        """Values of a column among the chosen of each part."""
+        rows = self.orders[rule]
+        return [
+            labels_covered(part.facts[column], own[:budget])[0] for part, own in zip(self.parts, rows, strict=True)
+        ]
+
+    @property
+    def knees(self) -> list[int]:
+        return [one.knee for one in self.curves["coverage"]]
+
+
+def cover(pool: Pool, vectors: np.ndarray, parts: int) -> Covered:
+    """vectors (n, m): of the texts"""
+    rows = [part_of(pool, seed) for seed in range(parts)]
+    pools = [subset(pool, own) for own in rows]
+    wanted = Constraints(budget=min(BUDGETS[-1], pools[0].n - round(0.02 * pools[0].n) - 1))
+    orders = {
+        name: [
+            choose(part, replace(rule, seed=seed), wanted, lambda own=own: vectors[own]).rows  # type: ignore[misc]
+            for seed, (part, own) in enumerate(zip(pools, rows, strict=True))
+        ]
+        for name, rule in RULES.items()
+    }
+    curves = {
+        name: [curve(part, own) for part, own in zip(pools, found, strict=True)] for name, found in orders.items()
+    }
+    return Covered(pools, orders, curves)
 
 
 def part_of(pool: Pool, seed: int) -> np.ndarray:
@@ -72,35 +86,6 @@ def subset(pool: Pool, rows: np.ndarray) -> Pool:
     return Pool(pool.run, pool.example_id[rows], pool.scores[rows], pool.facts.iloc[rows].reset_index(drop=True))
 
 
-def order(pool: Pool, rows: np.ndarray, rule: Rule, vectors: np.ndarray, seed: int) -> np.ndarray:
-    from dataclasses import replace
-
-    budget = Constraints(budget=BUDGETS[-1])
-    return choose(subset(pool, rows), replace(rule, seed=seed), budget, lambda: vectors[rows]).rows
-
-
-def covering(parts: Sequence[Pool], orders: dict[str, list[np.ndarray]], curves: dict[str, list[Curve]]) -> None:
-    table = []
-    for budget in BUDGETS:
-        for title, several in curves.items():
-            ends = np.array([one.at(budget) for one in several])
-            out = [norm_percentile(p, rows[:budget]) for p, rows in zip(parts, orders[title], strict=True)]
-            table.append([f"{budget}", title, *(spread(ends[:, j]) for j in (0, 1)), spread(out, "{:.0%}")])
-    show(["budget", "rule", "radius", "mean", "percentile"], table)
-
-
-def labels(parts: Sequence[Pool], orders: dict[str, list[np.ndarray]], column: str) -> None:
-    table = []
-    for budget in LABEL_BUDGETS:
-        for title, found in orders.items():
-            counts = [
-                labels_covered(part.facts[column], rows[:budget]) for part, rows in zip(parts, found, strict=True)
-            ]
-            there = max(all_ for _, all_ in counts)
-            table.append([f"{budget}", title, f"{spread([n for n, _ in counts], '{:.3g}')} of {there}"])
-    show(["budget", "rule", f"values of {column}"], table)
-
-
 def spread(values: Sequence[float] | np.ndarray, form: str = "{:.2f}") -> str:
     """Median (least to largest)."""
     low, high = form.format(min(values)), form.format(max(values))
@@ -108,19 +93,12 @@ def spread(values: Sequence[float] | np.ndarray, form: str = "{:.2f}") -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def draw(axes: list, curves: dict[str, list[Curve]]) -> None:  # type: ignore[type-arg]
+def draw(axes: list[Axes], covered: Covered) -> None:
     """Each rule's median with the range over the parts."""
-    colours = ("#3b6fb6", "#2aa1b3", "#d9822b", "#3d9970", "#9aa0a6")
     for place, title, measure in zip(axes, ("covering radius", "mean distance"), ("radius", "mean"), strict=True):
-        for (name, several), colour in zip(curves.items(), colours, strict=True):
-            values = np.array([getattr(one, measure) for one in several])
-            place.plot(several[0].budgets, np.median(values, axis=0), color=colour, label=name)
-            place.fill_between(
-                several[0].budgets, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0
-            )
+        for (name, several), colour in zip(covered.curves.items(), COLOURS, strict=True):
+            values, budgets = np.array([getattr(one, measure) for one in several]), several[0].budgets
+            place.plot(budgets, np.median(values, axis=0), color=colour, label=name)
+            place.fill_between(budgets, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
         place.set(xlabel="examples", ylabel=title, ylim=(0, None), xscale="log")
     axes[0].legend(frameon=False, fontsize=7)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,13 +2,17 @@
 scores. The points are made up: Student's t with four degrees of freedom, heavy-tailed as whitened scores are.
 
 The rivals run to RIVAL_BUDGET picks, as each of their picks costs the same, and are multiplied up; the indices of
-these are compared one by one. fpsample works in float32 and starts where it is told to.
+these are compared one by one. fpsample works in float32 and starts where it is told to. Memory is what a process
+of its own needs beyond the points.
 """
 
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,36 +39,52 @@ def points_of(n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_t(4, (n, K)).astype(np.float32)
 
 
-def measure(n: int, rounds: int) -> list[list[str]]:
+def contenders(points: np.ndarray) -> dict[str, tuple[Callable[[int], object], int]]:
+    """Name -> what takes a budget, and the budget that it is run to."""
     import fpsample
 
-    points = points_of(n)
-    contenders = {
-        "ours": (lambda: farthest_points(points, BUDGET).rows, 1.0),
-        "NumPy loop": (lambda: numpy_loop(points, RIVAL_BUDGET), BUDGET / RIVAL_BUDGET),
-        "fpsample": (
-            lambda: fpsample.fps_sampling(points, RIVAL_BUDGET, start_idx=first(points)),
-            BUDGET / RIVAL_BUDGET,
-        ),
+    return {
+        "ours": (lambda budget: farthest_points(points, budget).rows, BUDGET),
+        "NumPy loop": (lambda budget: numpy_loop(points, budget), RIVAL_BUDGET),
+        "fpsample": (lambda budget: fpsample.fps_sampling(points, budget, start_idx=first(points)), RIVAL_BUDGET),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    memory: dict[str, list[float]] = {name: [] for name in contenders}
+
+
+def measure(n: int, rounds: int) -> list[list[str]]:
+    running = contenders(points_of(n))
+    seconds: dict[str, list[float]] = {name: [] for name in running}
     chosen: dict[str, np.ndarray] = {}
     for _ in range(rounds):
-        for name, (run, factor) in contenders.items():
+        for name, (run, budget) in running.items():
             gc.collect()
-            with private_peak(memory[name]):
-                start = time.perf_counter()
-                chosen[name] = np.asarray(run(), dtype=np.int64)
-                seconds[name].append(factor * (time.perf_counter() - start))
+            start = time.perf_counter()
+            chosen[name] = np.asarray(run(budget), dtype=np.int64)
+            seconds[name].append(BUDGET / budget * (time.perf_counter() - start))
     own = np.array(seconds["ours"])
     rows = []
     for name, times in seconds.items():
         shared = min(len(chosen[name]), len(chosen["ours"]))
         same = int((chosen[name][:shared] == chosen["ours"][:shared]).sum())
         row = [f"{name}, n = {n:,}", spread(times), spread(np.array(times) / own, 1)]
-        rows.append([*row, f"{same} of {shared}", f"{max(memory[name]):,.0f}"])
-    return rows
+        rows.append([*row, f"{same} of {shared}", f"{peak_alone(name, n, running[name][1]):,.0f}"])
+    few = f"{peak_alone('ours', n, BUDGET // 10):,.0f}"
+    return [*rows, [f"ours to {BUDGET // 10:,}, n = {n:,}", "", "", "", few]]
+
+
+def peak_alone(name: str, n: int, budget: int) -> float:
+    """By how many MB the private memory of a process of its own rises at most while the contender runs."""
+    command = [sys.executable, "-m", "bench.selection", name, str(n), str(budget)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak(name: str, n: int, budget: int) -> float:
+    farthest_points(points_of(600), 20)
+    run = contenders(points_of(n))[name][0]
+    found: list[float] = []
+    gc.collect()
+    with private_peak(found):
+        run(budget)
+    return float(found[0])
 
 
 def first(points: np.ndarray) -> int:
@@ -92,3 +112,7 @@ def rank(n: int, rounds: int) -> None:
             rank_examples(scores, -1, BUDGET)
             seconds.append(time.perf_counter() - start)
     print(f"rank selection of {n:,} scores: {spread(seconds)} s, peak private memory {max(memory):,.0f} MB")
+
+
+if __name__ == "__main__":
+    print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
