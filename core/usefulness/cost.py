@@ -27,9 +27,9 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         return _about(run, int(given["--limit"]) if "--limit" in given else None, FORWARDS)
     if given.get("--kind") == "sft":
         named = given.get("--directions", "all")
-        directions = range(1, run.k + 1) if named == "all" else map(int, named.split(","))
+        directions = tuple(map(int, named.split(","))) if named != "all" else tuple(range(1, run.k + 1))
         numbers = {"random": int(given.get("--random", 8)), "seeds": int(given.get("--seeds", 2))}
-        asked = SftRequest(tuple(directions), int(given.get("--examples", 64)), models=models, **numbers)
+        asked = SftRequest(directions, int(given.get("--examples", 64)), models=models, **numbers)
         trained = _about(run, asked.trainings * asked.examples, FORWARDS + 1)
         chosen = f" Random models: {_about(run, len(models) * int(run.manifest['n']), 1)}" if models else ""
         said = f"{asked.trainings} trainings, the controls' among them. {trained}{chosen}"

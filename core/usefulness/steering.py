@@ -204,11 +204,11 @@ def random_arms(arms: Sequence[Arm], n: int, k: int) -> list[Arm]:
     ]
 
 
-def model_arms(arms: Sequence[Arm], models: Sequence[str], k: int) -> list[Arm]:
-    """MODEL_ARMS directions of each random model, numbered from k + 1, as `random_arms`."""
+def model_arms(arms: Sequence[Arm], models: Sequence[str], k: int, each: int = MODEL_ARMS) -> list[Arm]:
+    """The leading directions of each random model, numbered from k + 1, as `random_arms`."""
     found: list[Arm] = []
     for model in models:
-        made = random_arms(arms, MODEL_ARMS, k + len(found))
+        made = random_arms(arms, each, k + len(found))
         name = model.replace("-", " ")
         found += [replace(arm, name=f"{name} {i + 1}", model=name) for i, arm in enumerate(made)]
     return found
@@ -261,7 +261,8 @@ def steer_proxy(
     """
     arms = make_arms(run, request)
     chance = random_arms(arms, request.random_arms, run.k)
-    chance += model_arms(arms, request.models, run.k + len(chance))
+    each = min(MODEL_ARMS, int(run.manifest["n"]) - 1)
+    chance += model_arms(arms, request.models, run.k + len(chance), each)
     usable = [problem for problem in request.problems.problems if can_verify(request.verifier, problem.answer)]
     if not usable:
         raise BasiscopeError(
@@ -346,6 +347,7 @@ class _Trial:
         for kind in request.models:
             units, tokens = random_model_directions(run, self.model, kind, MODEL_ARMS, seed)
             found, self.tokens = with_units(found, units), self.tokens + tokens
+            self._save()
         return found
 
     def _manifest(self, stored: Mapping[str, Any]) -> dict[str, Any]:
