@@ -28,8 +28,10 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
     if given.get("--kind") == "sft":
         named = given.get("--directions", "all")
         directions = tuple(map(int, named.split(","))) if named != "all" else tuple(range(1, run.k + 1))
-        numbers = {"random": int(given.get("--random", 8)), "seeds": int(given.get("--seeds", 2))}
-        asked = SftRequest(directions, int(given.get("--examples", 64)), models=models, **numbers)
+        examples, random, seeds = (
+            int(given.get(name, usual)) for name, usual in (("--examples", 64), ("--random", 8), ("--seeds", 2))
+        )
+        asked = SftRequest(directions, examples, random, seeds, models=models)
         trained = _about(run, asked.trainings * asked.examples, FORWARDS + 1)
         chosen = f" Random models: {_about(run, len(models) * int(run.manifest['n']), 1)}" if models else ""
         said = f"{asked.trainings} trainings, the controls' among them. {trained}{chosen}"
