@@ -20,7 +20,7 @@ from core.recovery import load_run_model
 from core.selection.pool import pool_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering, steered
-from core.usefulness.controls import random_units
+from core.usefulness.controls import MODELS, random_model_directions, random_units
 from core.usefulness.development import Solutions, losses, written_solutions
 from core.usefulness.evidence import Evidence, p_outlier
 from core.usefulness.first_order import (
@@ -32,9 +32,19 @@ from core.usefulness.first_order import (
     random_derivatives,
     shuffled_control,
 )
-from core.usefulness.sft import Answers, SftRequest, Trained, selections
+from core.usefulness.sft import Answers, SftRequest, Trained, control_selections, selections
 from core.usefulness.sft import judge as judge_trained
-from core.usefulness.steering import Arm, SteeringRequest, judge, make_plan, random_arms, steer_proxy, with_random
+from core.usefulness.steering import (
+    Arm,
+    SteeringRequest,
+    judge,
+    make_plan,
+    model_arms,
+    random_arms,
+    steer_proxy,
+    with_random,
+    with_units,
+)
 from core.workspace import Workspace
 
 # --- first-order ----------------------------------------------------------------------------------------
@@ -221,6 +231,37 @@ def test_an_arm_that_helps_is_told_from_random_directions():
     assert control.level.n == 8
 
 
+def test_what_directions_of_a_random_model_reach_is_no_evidence():
+    models = model_arms(ARMS, ("random-model", "random-blocks"), 13)
+    assert [arm.direction for arm in models] == list(range(14, 22))
+    assert [arm.name for arm in models][3:5] == ["random model 4", "random blocks 1"]
+    assert all(arm.is_random for arm in models)
+    chance = [*CHANCE, *models]
+    names, helps = [arm.name for arm in (*ARMS, *chance)], {"2+": 3.0, "4-": -1.5, "random blocks 2": 2.0}
+    effects, controls = judge(simulated(names, helps, problems=80), ARMS, chance, {}, 1, "pass@1")
+    assert [(one.name, one.level.n) for one in controls] == [
+        ("random directions", 8),
+        ("random model", 4),
+        ("random blocks", 4),
+    ]
+    assert {effect.name for effect in effects if effect.is_evidence} == {"2+"}
+    alone, _ = judge(simulated(names, helps, problems=80), ARMS, CHANCE, {}, 1, "pass@1")
+    assert {effect.name for effect in alone if effect.is_evidence} == {"2+", "4-"}
+
+
+def test_directions_of_random_models_are_unit_rows_of_another_basis(gsm8k_run, stories):
+    model, found = load_run_model(gsm8k_run, "cpu"), {}
+    for kind in MODELS:
+        found[kind], tokens = random_model_directions(gsm8k_run, model, kind, 4, 0)
+        assert tokens == gsm8k_run.windows().lengths.sum()
+        np.testing.assert_allclose(found[kind] @ found[kind].T, np.eye(4), atol=1e-4)
+    own = gsm8k_run.basis().directions
+    assert all(np.abs(own @ units.T).max() < 0.9 for units in found.values())
+    assert np.abs(found["random-model"] - found["random-blocks"]).max() > 0.01
+    wide = with_units(Directions.of(gsm8k_run), found["random-model"])
+    np.testing.assert_array_equal(wide.basis.directions[-4:], found["random-model"])
+
+
 def test_where_all_directions_are_random_few_are_told():
     """20 experiments of 10 arms, 200 directions in all: false findings in at most 5% of the experiments, with the
     arms halved by what they showed on the first half of the problems."""
@@ -298,6 +339,49 @@ def test_trainings_are_judged_against_random_selections():
     assert said.endswith("training alone changes it by") and float(by) == pytest.approx(0.1, abs=0.005)
 
 
+def test_a_training_has_to_beat_what_is_chosen_by_length_or_words():
+    """On the side of 0 that it lies on: that the shortest texts harm explains nothing that helps."""
+    base = np.random.default_rng(0).normal(2, 0.3, 30)
+
+    def gained(shifts):
+        rng = np.random.default_rng(1)
+        names = {f"random {i + 1}": -0.1 for i in range(8)} | {"1+": -0.2, "1-": -0.1} | shifts
+        made = [
+            Trained(name, seed, {"loss": -(base + shift + rng.normal(0, 0.005, 30) + rng.normal(0, 0.003))}, 1)
+            for name, shift in names.items()
+            for seed in range(2)
+        ]
+        effects, controls = judge_trained(made, {"loss": -base})
+        return effects[0], {one.name: one for one in controls}
+
+    first, controls = gained({"length alone +": -0.2, "length alone -": 0.2, "random direction 1": -0.1})
+    assert not first.is_evidence and first.gap < 0
+    assert set(controls) == {"random selections", "random directions", "length alone +", "length alone -"}
+    assert controls["length alone -"].level.value == pytest.approx(-0.3, abs=0.01)
+    assert "the shortest" in controls["length alone -"].detail
+    assert gained({"length alone +": -0.1, "length alone -": 0.2})[0].is_evidence
+    assert not gained({f"random direction {i + 1}": shift for i, shift in enumerate((-0.1, -0.2))})[0].is_evidence
+
+
+def test_control_selections_have_as_many_tokens_and_the_ends_that_they_say(gsm8k_run, stories):
+    pool, model = pool_of(gsm8k_run), load_run_model(gsm8k_run, "cpu")
+    request = SftRequest((1, 2), examples=6, random=3, seeds=2, models=("random-blocks",))
+    found = control_selections(gsm8k_run, model, pool, request)
+    ends = ("length alone", "bag of words", "random blocks")
+    directions = [f"random direction {i}" for i in range(1, 5)]
+    assert set(found) == {f"{name} {end}" for name in ends for end in "+-"} | set(directions)
+    assert request.trainings == 2 * (len(found) + len(selections(pool, request)))
+    tokens = [int(pool.lengths[rows].sum()) for rows in found.values()]
+    assert max(tokens) <= round(6 * pool.lengths.mean()) and min(tokens) > 0.9 * max(tokens)
+    longest, shortest = (pool.lengths[found[f"length alone {end}"]] for end in "+-")
+    assert longest.mean() > shortest.mean() and longest[0] == pool.lengths.max()
+    assert shortest[0] == pool.lengths.min()
+    words = [set(found[f"bag of words {end}"].tolist()) for end in "+-"]
+    assert len(words[0] & words[1]) < min(map(len, words)) / 2
+    with pytest.raises(BasiscopeError, match="'nonsense' is not one of random-model"):
+        SftRequest((1,), models=("nonsense",))
+
+
 def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     pytest.importorskip("trl")
     from core.usefulness.sft import train_proxy
@@ -313,6 +397,6 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     found = train_proxy(gsm8k_run, model, solutions, request, answers)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
-    assert len(after) == len(set(after)) == 5 and found.facts["before"]["loss"] not in after
+    assert len(after) == 5 + 8 and len(set(after)) > 8 and found.facts["before"]["loss"] not in after
     assert [one.measure for one in found.effects if one.name == "1+"] == ["loss", "pass@1"]
     assert all(one.effect.n == 4 for one in found.by("pass@1")) and found.cost.tokens > 0

@@ -137,6 +137,11 @@ def test_of_the_runs_own_traces_no_solutions_are_named(run_cli, traces):
         (("utility", "latest", "--controls", "nonsense"), 2, "'nonsense' is not one of random-model"),
         (("proxies", "latest", "--kind", "first-order"), 2, "Give --problems FILE or --preset NAME"),
         (("proxies", "latest", "--kind", "magic"), 2, "'magic' is not one of"),
+        (
+            ("proxies", "latest", "--kind", "first-order", "--controls", "random-model"),
+            2,
+            "--controls is for --kind s",
+        ),
         (("proxies", "latest", "--kind", "steering", "--directions", "9"), 2, "Give --problems"),
     ],
 )

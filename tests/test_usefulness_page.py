@@ -170,9 +170,13 @@ def test_a_training_is_asked_what_it_heeds(run):
     at.number_input(key="sft_seeds").set_value(3).run()
     asked = f"basiscope proxies {run.id} --kind sft --problems dev.jsonl --solution worked --examples 64 --seeds 3"
     assert f"{asked} --random 8\n" in texts(at) + "\n"
+    at.multiselect(key="control_models").set_value(["random-blocks"]).run()
+    assert "--kind sft --problems dev.jsonl --solution worked --controls random-blocks --examples 64" in texts(at)
+    assert f"{3 * (2 * (run.k + 3) + 8 + 4)} trainings" in texts(at) and "Random models: About" in texts(at)
+    at.multiselect(key="control_models").set_value([]).run()
     keys = {widget.key for kind in (at.text_input, at.number_input) for widget in kind}
     assert not keys & {"verifier", "proxy_cost", "proxy_rollouts", "proxy_tokens"}
-    assert f"{3 * (2 * run.k + 8)} trainings" in texts(at)
+    assert f"{3 * (2 * (run.k + 2) + 8 + 4)} trainings, the controls' among them" in texts(at)
     at.toggle(key="sft_passes").set_value(True).run()
     at.text_input(key="verifier").input("numeric").run()
     passes = "--random 8 --passes --verifier numeric --rollouts 4 --max-new-tokens 512"

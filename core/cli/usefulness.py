@@ -59,14 +59,17 @@ def utility(
     space = Workspace(workspace)
     opened = space.run(run)
     columns = tuple(name.strip() for name in control.split(",") if name.strip() not in ("", "none"))
-    models = tuple(name.strip() for name in controls.split(",")) if controls else ()
     try:
-        request = UtilityRequest(correct, columns, problem, models, control_traces, seed)
+        request = UtilityRequest(correct, columns, problem, _models(controls), control_traces, seed)
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
     with Reporter(as_json) as progress:
         found = measure(opened, request, lambda: load_run_model(opened, device), progress)
     return _kept(space, found)
+
+
+def _models(controls: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in controls.split(",")) if controls else ()
 
 
 def _kept(space: Workspace, found: Evidence) -> dict[str, Any]:
@@ -140,6 +143,10 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Random directions or selections as controls, for steering and sft.",
 )
 @click.option(
+    "--controls",
+    help="For steering and sft, models that have learnt nothing: random-model,random-blocks.",
+)
+@click.option(
     "--examples",
     type=click.IntRange(1),
     default=64,
@@ -195,7 +202,7 @@ GENERATED, PROBLEMS = ("--kind steering", PASSES), ("--kind steering", *WRITTEN)
 USED_BY = {
     **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template"), PROBLEMS),
     **dict.fromkeys(("verifier_name", "r", "temperature", "max_new_tokens"), GENERATED),
-    **dict.fromkeys(("directions", "random_arms"), ("--kind steering", *TRAINED)),
+    **dict.fromkeys(("directions", "random_arms", "controls"), ("--kind steering", *TRAINED)),
     **dict.fromkeys(("cost", "strengths"), ("--kind steering",)),
     **dict.fromkeys(("examples", "seeds", "epochs", "passes", "learning_rate"), TRAINED),
     "solution": WRITTEN,
@@ -255,6 +262,7 @@ def _steering(space: Workspace, run: Run, model: Any, options: dict[str, Any], p
             Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"]),
             wording,
             options["template"],
+            _models(options["controls"]),
         )
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
@@ -293,9 +301,17 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     asked = {"problems": named_problems(development), "solution": options["solution"]}
     chosen = _directions(run, options["directions"])
     numbers = {name: options[name] for name in ("examples", "seeds", "epochs", "seed")}
-    request = SftRequest(
-        chosen, random=options["random_arms"], rate=options["learning_rate"], asked=asked, **numbers
-    )
+    try:
+        request = SftRequest(
+            chosen,
+            random=options["random_arms"],
+            rate=options["learning_rate"],
+            models=_models(options["controls"]),
+            asked=asked,
+            **numbers,
+        )
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
     wording = options["wording"] or "bare"
     solutions = written_solutions(model, development.problems, written, wording, options["template"])
     notes = overlap_notes(run, [problem.prompt for problem in development.problems])

@@ -12,7 +12,9 @@ TAIL = 100_000
 LONGEST = 2_000
 """So many characters of what stands after a mark are looked at."""
 NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?(?:/\d+)?"
-THOUSANDS = r"\d{1,3}(?:,\d{2,3})*,\d{3}"
+THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+"
+"""Groups of three: `1,234` is a number, `1,23` and `36,36,108` are lists. A list that looks like one, such as
+`60,180`, cannot be told from it; in brackets it is one."""
 DIGITS = 1_000
 """A number of more characters is not read."""
 HASHES, WORDS = r"(?<!#)####(?!#)[ \t]*(.+)", r"(?i:answer)\s*(?:is|:)\s*(.+)"
@@ -27,6 +29,7 @@ SCIENTIFIC = (
 """Powers of ten as a number writes them: `4.5 \\times 10^{33}` is 4.5e33."""
 LATEX = (
     *SCIENTIFIC,
+    (r"(?<=\d)(?:\{,\}|,\\!)\s{0,9}(?=\d{3}(?!\d))", ","),
     (r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r" \1"),
     (r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"),
     (r"\^\{?\\circ\}?|°", " degrees"),
@@ -156,7 +159,12 @@ def number_in_words(text: str) -> Number | None:
         return number_of(match[1])
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
     match = re.fullmatch(rf"(?:{around})*?(?<![^\W_]){number}(?![^\W\d_]\b)(?:{around})*", plain)
-    return number_of(match[1]) if match else None
+    return number_of(match[1]) if match and not _is_pair(match[1], plain) else None
+
+
+def _is_pair(number: str, text: str) -> bool:
+    """Whether what looks like a number is all that brackets hold, as in `(101,102)`."""
+    return "," in number.rstrip(", ") and re.search(rf"\(\s*{re.escape(number)}\s*\)", text) is not None
 
 
 def without_latex(text: str) -> str:

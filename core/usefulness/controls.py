@@ -7,15 +7,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from core.activations import Activations, extract_all
-from core.basis import project, recover_basis
+from core.basis import RecoveredBasis, project, recover_basis
+from core.errors import BasiscopeError
 from core.model import LanguageModel, randomised
+from core.selection.vectors import tfidf_vectors
 from core.workspace import Run
 
 MODELS = ("random-model", "random-blocks")
+MODEL_TRACES = 1_000
 DRAWS_PER_DIRECTION, LEAST_DRAWS, MOST_DRAWS = 100, 1_000, 4_000
 RANDOM_BYTES = 64 * 2**20
 FOLDS = 5
 MOST_WORDS = 20_000
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Raises BasiscopeError where one is not of MODELS."""
+    if unknown := set(models) - set(MODELS):
+        raise BasiscopeError(f"Control {unknown.pop()!r} is not one of {', '.join(MODELS)}.")
 
 
 def draws_for(k: int) -> int:
@@ -55,11 +64,37 @@ def _scores_of(activations: Activations, units: np.ndarray, mean: np.ndarray) ->
 def random_model_scores(run: Run, model: LanguageModel, rows: np.ndarray, kind: str, seed: int) -> np.ndarray:
     """(n, k) scores of a run's examples at `rows` in a basis recovered, with the run's recipe, from a model that
     has learnt nothing: `random-model`, or `random-blocks` under the trained embeddings."""
+    activations, recovered = _random_model_basis(run, model, rows, kind, run.k, seed)
+    return project(activations, recovered).scores.scores
+
+
+def random_model_directions(
+    run: Run, model: LanguageModel, kind: str, m: int, seed: int
+) -> tuple[np.ndarray, int]:
+    """(m, d) the leading directions of such a model over at most MODEL_TRACES of a run's examples, unit rows, and
+    the tokens run."""
+    n = int(run.manifest["n"])
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:MODEL_TRACES])
+    _, recovered = _random_model_basis(run, model, rows, kind, m, seed)
+    return recovered.basis.directions, int(run.windows().lengths[rows].sum())
+
+
+def _random_model_basis(
+    run: Run, model: LanguageModel, rows: np.ndarray, kind: str, k: int, seed: int
+) -> tuple[Activations, RecoveredBasis]:
     fresh = randomised(model, seed, keep_embeddings=kind == "random-blocks")
     activations = extract_all(fresh, run.windows(), rows, tuple(run.manifest["blocks"]))
-    k = min(run.k, activations.n - 1, activations.d)
-    recovered = recover_basis(activations, k, run.manifest["recipe"]["block_scale"], seed)
-    return project(activations, recovered).scores.scores
+    most = min(k, activations.n - 1, activations.d)
+    return activations, recover_basis(activations, most, run.manifest["recipe"]["block_scale"], seed)
+
+
+def words_order(texts: Sequence[str]) -> np.ndarray:
+    """(n,) rows from one end to the other of the axis along which the bags of words of the texts vary most: the
+    leading component of their TF-IDF. Raises BasiscopeError where the texts have too few words."""
+    vectors = tfidf_vectors(texts)
+    centred = vectors - vectors.mean(axis=0)
+    leading = np.linalg.svd(centred, full_matrices=False)[2][0]
+    return np.argsort(-centred @ leading, kind="stable")
 
 
 def bag_of_words(texts: Sequence[str], right: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray | None:

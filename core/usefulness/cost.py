@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.usefulness.utility import MODEL_DRAWS, MODEL_TRACES
+from core.usefulness.controls import MODEL_TRACES
+from core.usefulness.sft import SftRequest
+from core.usefulness.utility import MODEL_DRAWS
 from core.workspace import Run
 
 FORWARDS = 3
@@ -14,8 +16,8 @@ FORWARDS = 3
 def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
     """What a command line will take, by the rate at which the run's examples were read where it counts texts."""
     given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    models = tuple(name for name in given.get("--controls", "").split(",") if name)
     if arguments[0] == "utility":
-        models = [name for name in given.get("--controls", "").split(",") if name]
         if not models:
             return "Seconds: no model is loaded."
         return _about(run, MODEL_DRAWS * len(models) * min(MODEL_TRACES, int(run.manifest["n"])), 1)
@@ -24,12 +26,16 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
             return _about(run, int(run.manifest["n"]), FORWARDS)
         return _about(run, int(given["--limit"]) if "--limit" in given else None, FORWARDS)
     if given.get("--kind") == "sft":
-        arms = (
-            2 * run.k if given.get("--directions", "all") == "all" else 2 * len(given["--directions"].split(","))
+        named = given.get("--directions", "all")
+        directions = tuple(map(int, named.split(","))) if named != "all" else tuple(range(1, run.k + 1))
+        examples, random, seeds = (
+            int(given.get(name, usual)) for name, usual in (("--examples", 64), ("--random", 8), ("--seeds", 2))
         )
-        trainings = (arms + int(given.get("--random", 8))) * int(given.get("--seeds", 2))
-        trained = _about(run, trainings * int(given.get("--examples", 64)), FORWARDS + 1)
-        return f"{trainings} trainings. {trained} Measuring each on the problems comes on top."
+        asked = SftRequest(directions, examples, random, seeds, models=models)
+        trained = _about(run, asked.trainings * asked.examples, FORWARDS + 1)
+        chosen = f" Random models: {_about(run, len(models) * int(run.manifest['n']), 1)}" if models else ""
+        said = f"{asked.trainings} trainings, the controls' among them. {trained}{chosen}"
+        return f"{said} Measuring each on the problems comes on top."
     return (
         f"At most {float(given.get('--cost', 600)):,.0f} seconds after the model is loaded: no batch is begun "
         "that would likely end later, and the arms are compared on the problems that all were through with."

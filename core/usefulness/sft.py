@@ -1,4 +1,4 @@
-"""The proxy SFT: a short LoRA training on examples along each direction, against random ones.
+"""The proxy SFT: a short LoRA training on examples along each direction, against random ones and other controls.
 
 All selections have as many tokens and are trained with the same seeds: what a seed does to all of them alike is in
 no difference between them.
@@ -10,9 +10,11 @@ judged by the loss on held-out solutions, and where it is asked for by Pass@1 on
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -31,6 +33,7 @@ from core.reading import rank_examples
 from core.selection.pool import Pool, Rule, pool_of
 from core.selection.rules import check_rule
 from core.steering.generation import Sampling
+from core.usefulness.controls import check_models, random_model_scores, random_scores, words_order
 from core.usefulness.development import Solutions, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
@@ -40,12 +43,22 @@ LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token
 PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy", "scipy")
 NOT_APPLIED = (
-    "controls that do not apply: a random model's loss cannot be compared with a trained one's; the random "
-    "selections have as many tokens, so length is controlled; and no verdict enters that could be shuffled"
+    "shuffled verdicts do not apply: none enters; random models choose selections where --controls names them, as "
+    "their own loss cannot be compared with a trained model's"
 )
 IGNORED = -100
 SLACK = 0.01
 """The share of its tokens that a selection may lack."""
+RANDOM_DIRECTIONS = 4
+RANDOM_DIRECTION = "random direction "
+ENDS = {
+    "length alone": ("the longest", "the shortest"),
+    "bag of words": ("the + end of the texts' TF-IDF", "the - end of the texts' TF-IDF"),
+    "random model": ("the + end of the first direction of a model with random weights", "its - end"),
+    "random blocks": ("the + end of the first direction of one with random blocks", "its - end"),
+}
+"""Controls that choose a selection from each of their ends, and what these are."""
+BEYOND = "what lies on its side of 0 has to be beyond it by the 95% interval of their difference"
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,8 @@ class Answers:
 @dataclass(frozen=True)
 class SftRequest:
     """How to train. directions: from 1; examples: every selection has as many tokens as so many examples of mean
-    length; random: how many random selections; seeds: how often each selection is trained, random ones too; the
-    other numbers as PEFT and TRL take them."""
+    length; random: how many random selections; seeds: how often each selection is trained, the controls', too;
+    models: which of MODELS choose selections, too; the other numbers as PEFT and TRL take them."""
 
     directions: tuple[int, ...]
     examples: int = 64
@@ -81,11 +94,19 @@ class SftRequest:
     rank: int = 8
     batch: int = 8
     seed: int = 0
+    models: tuple[str, ...] = ()
     asked: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.random < 3 or self.seeds < 1 or self.examples < 1:
             raise BasiscopeError("SFT: at least 1 example, 1 seed and 3 random selections.")
+        check_models(self.models)
+
+    @property
+    def trainings(self) -> int:
+        """How many there will be, the controls' among them."""
+        ends = len(self.directions) + 2 + len(self.models)
+        return self.seeds * (2 * ends + self.random + RANDOM_DIRECTIONS)
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,29 @@ def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
     }
     for i in range(request.random):
         orders[f"random {i + 1}"] = np.random.default_rng(request.seed + i).permutation(pool.n)
+    return _filled(pool, orders, request)
+
+
+def control_selections(run: Run, model: LanguageModel, pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
+    """Name -> rows of selections of the same tokens as those along directions that ask less: by length alone, by
+    words alone, along random directions of the model, and along the first direction of random models."""
+    ends = {"length alone": np.argsort(-pool.lengths, kind="stable")}
+    with suppress(BasiscopeError):  # too few words
+        ends["bag of words"] = words_order(run.examples(["text"])["text"].fillna("").tolist())
+    every = np.arange(pool.n)
+    for kind in request.models:
+        scores = random_model_scores(run, model, every, kind, request.seed)
+        ends[kind.replace("-", " ")] = rank_examples(scores[:, 0], 1)
+    orders: dict[str, np.ndarray] = {}
+    for name, order in ends.items():
+        orders |= {f"{name} +": order, f"{name} -": order[::-1]}
+    chance = np.concatenate(list(random_scores(run, every, RANDOM_DIRECTIONS, request.seed)), axis=1)
+    for i, column in enumerate(chance.T):
+        orders[f"{RANDOM_DIRECTION}{i + 1}"] = rank_examples(column, 1)
+    return _filled(pool, orders, request)
+
+
+def _filled(pool: Pool, orders: Mapping[str, np.ndarray], request: SftRequest) -> dict[str, np.ndarray]:
     tokens = round(request.examples * float(pool.lengths.mean()))
     return {name: fill(order, pool.lengths, tokens) for name, order in orders.items()}
 
@@ -151,9 +195,10 @@ def train_proxy(
     check_installed()
     start = time.monotonic()
     pool = pool_of(run)
-    chosen = selections(pool, request)
+    chosen = selections(pool, request) | control_selections(run, model, pool, request)
     plan = [(name, s) for name in chosen for s in range(request.seeds)]
     before, tokens = measured(model, solutions, answers)
+    tokens += len(request.models) * int(pool.lengths.sum())
     made: list[Trained] = []
     progress("training", 0, len(plan))
     for name, seed in plan:
@@ -179,6 +224,7 @@ def train_proxy(
             f"{max(sizes):,} examples, {solutions.problems:,} held-out problems; before training the loss is "
             f"{-before[LOSS.name].mean():.3f} nats per token",
             *dropped,
+            *([] if "bag of words +" in chosen else ["bag of words: the texts have too few words to choose by"]),
             NOT_APPLIED,
             *notes,
         ),
@@ -288,7 +334,8 @@ def judge(
     """Effects of the selections along directions: how much better than after random ones with the same seeds.
     Intervals hold the differences between problems, and between selections, one of which has been drawn for each
     direction however often it is trained. A selection counts where it is further off than every random one, and no
-    likely draw from the normal distribution that these are of.
+    likely draw from the normal distribution that these are of; and beyond what every other control reaches on the
+    same side, by more than the 95% interval of their difference.
 
     made: every selection with every seed
     """
@@ -298,36 +345,66 @@ def judge(
     controls: list[Control] = []
     for measure in measures:
         outcomes = np.array([[found[name, seed][measure.name] for seed in seeds] for name in names])
-        judged, control = _judged(tuple(names), outcomes, before[measure.name], measure)
+        judged, levels = _judged(tuple(names), outcomes, before[measure.name], measure)
         effects += judged
-        controls.append(control)
+        controls += levels
     return effects, controls
 
 
 def _judged(
     names: Sequence[str], outcomes: np.ndarray, before: np.ndarray, measure: Measure
-) -> tuple[list[Effect], Control]:
+) -> tuple[list[Effect], list[Control]]:
     """From outcomes (selections, seeds, problems)."""
     from scipy.stats import t
 
-    is_random = np.array([name.startswith("random") for name in names])
+    is_random = np.array([re.match(r"random \d", name) is not None for name in names])
+    is_along = np.array([name[0].isdigit() for name in names])
     chance = outcomes[is_random]
     gains = (outcomes - chance.mean(axis=0)).mean(axis=1)
-    null, gains = gains[is_random].mean(axis=1), gains[~is_random]
-    values = gains.mean(axis=1)
+    null, along, others = gains[is_random].mean(axis=1), gains[is_along], gains[~is_random & ~is_along]
+    values = along.mean(axis=1)
     outlying = p_outlier(values, null)
     adjusted, furthest = false_discovery(outlying), float(np.abs(null).max())
-    between = float(null.var(ddof=1)) * (1 + 1 / len(null))
-    effects = []
-    for i, name in enumerate(name for name in names if not name.startswith("random")):
-        problems = float(gains[i].var(ddof=1)) / len(gains[i]) if len(gains[i]) > 1 else math.nan
-        half = float(t.ppf(0.975, len(null) - 1)) * math.sqrt(between + problems)
-        value = float(values[i])
-        interval = Interval(value, value - half, value + half, len(gains[i]))
-        numbers = (float(outlying[i]), float(adjusted[i]), abs(value) - furthest)
-        effects.append(Effect(int(name[:-1]), name[-1], measure.name, interval, *numbers))
-    level = Interval(furthest, float(null.min()), float(null.max()), len(null))
-    detail = f"the furthest of {len(null)} random selections of as many tokens; training alone changes it by "
-    return effects, Control(
-        "random selections", measure.name, level, f"{detail}{chance.mean() - before.mean():+.3g}"
+    between, quantile = float(null.var(ddof=1)), float(t.ppf(0.975, len(null) - 1))
+
+    def interval(gain: np.ndarray) -> Interval:
+        value, half = float(gain.mean()), quantile * math.sqrt(between * (1 + 1 / len(null)) + _error(gain))
+        return Interval(value, value - half, value + half, len(gain))
+
+    def gap(gain: np.ndarray) -> float:
+        beyond = [abs(float(gain.mean())) - furthest]
+        for other in others:
+            apart = np.sign(gain.mean()) * (gain - other)
+            beyond.append(float(apart.mean()) - quantile * math.sqrt(2 * between + _error(apart)))
+        return min(beyond)
+
+    effects = [
+        Effect(int(name[:-1]), name[-1], measure.name, interval(gain), float(p), float(corrected), gap(gain))
+        for name, gain, p, corrected in zip(
+            (name for name in names if name[0].isdigit()), along, outlying, adjusted, strict=True
+        )
+    ]
+    detail = (
+        f"the furthest of {len(null)} random selections of as many tokens; training alone changes it by "
+        f"{chance.mean() - before.mean():+.3g}"
     )
+    level = Interval(furthest, float(null.min()), float(null.max()), len(null))
+    controls = [Control("random selections", measure.name, level, detail)]
+    rest = dict(zip((one for one in names if not re.match(r"random \d|\d", one)), others, strict=True))
+    drawn = np.array([gain.mean() for name, gain in rest.items() if name.startswith(RANDOM_DIRECTION)])
+    if len(drawn):
+        level = Interval(float(drawn[np.abs(drawn).argmax()]), float(drawn.min()), float(drawn.max()), len(drawn))
+        detail = f"the furthest of {len(drawn)} selections along random directions; {BEYOND}"
+        controls.append(Control("random directions", measure.name, level, detail))
+    for name, gain in rest.items():
+        if not name.startswith(RANDOM_DIRECTION):
+            by, end = name.rsplit(" ", 1)
+            controls.append(
+                Control(name, measure.name, interval(gain), f"chosen: {ENDS[by][end == '-']}; {BEYOND}")
+            )
+    return effects, controls
+
+
+def _error(gains: np.ndarray) -> float:
+    """The variance of the mean over problems (problems,); not a number for one."""
+    return float(gains.var(ddof=1)) / len(gains) if len(gains) > 1 else math.nan

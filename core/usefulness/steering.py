@@ -31,7 +31,7 @@ from core.evaluation.verifiers import can_verify
 from core.model import LanguageModel
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
-from core.usefulness.controls import random_units
+from core.usefulness.controls import check_models, random_model_directions, random_units
 from core.usefulness.evidence import BOTH, Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.recommend import Recommendation
 from core.workspace import KeptEvaluation, Run, Workspace, now
@@ -42,9 +42,12 @@ MOST_ROUNDS = 3
 LEAST_PROBLEMS = 5
 RANDOM_ARMS = 8
 SHARE_OF_RANGE = 0.5
+MODEL_ARMS = 4
+RANDOM = {"random model": "random weights", "random blocks": "random blocks under the trained embeddings"}
 NOT_APPLIED = (
-    "controls that do not apply: a random model writes no answers that steering could change; and every arm meets "
-    "the same problems and gets verdicts of its own, so length, words and shuffled verdicts explain nothing"
+    "a random model writes no answers that steering could change, but its directions steer this one where "
+    "--controls names it; words and length have no direction to steer along, and every arm gets verdicts of its "
+    "own on the same problems, so there are none to shuffle"
 )
 FULL_BATCHES = 4
 """Problems are asked so many batches at a time: fewer leave rows empty, more leave more problems half through when
@@ -53,12 +56,14 @@ the time is up."""
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to try: a direction (from 1) with a signed strength in multiples of the unit direction."""
+    """One thing to try: a direction (from 1) with a signed strength in multiples of the unit direction. model: the
+    random one that it is a direction of, where it is."""
 
     name: str
     direction: int
     strength: float
     is_random: bool = False
+    model: str = ""
 
     @property
     def polarity(self) -> str:
@@ -69,7 +74,8 @@ class Arm:
 class SteeringRequest:
     """What to try. directions: from 1; strengths: in standard deviations of the scores, or none for half of the
     range without damage where a sweep has suggested one, else 1; seconds: what it may cost, the model's loading
-    aside; random_arms: random directions with a polarity each."""
+    aside; random_arms: random directions with a polarity each; models: which of MODELS give MODEL_ARMS directions
+    each as further controls."""
 
     problems: ProblemSet
     verifier: str
@@ -81,8 +87,10 @@ class SteeringRequest:
     sampling: Sampling = field(default_factory=lambda: Sampling(512, temperature=1.0))
     wording: str = "boxed"
     template: str = "auto"
+    models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_models(self.models)
         if self.r < 1 or self.seconds <= 0 or self.random_arms < 3:
             raise BasiscopeError(
                 "Rollouts must be at least 1, the cost above 0 seconds, random directions at least 3."
@@ -100,7 +108,8 @@ class SteeringRequest:
             name: facts[name] for name in ("path", "fingerprint", "problem", "answer", "limit", "config", "split")
         }
         chosen = {name: getattr(self, name) for name in names}
-        return {"problems": named, **chosen, "sampling": self.sampling.as_dict()}
+        models = {"models": self.models} if self.models else {}
+        return {"problems": named, **chosen, **models, "sampling": self.sampling.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -195,11 +204,26 @@ def random_arms(arms: Sequence[Arm], n: int, k: int) -> list[Arm]:
     ]
 
 
+def model_arms(arms: Sequence[Arm], models: Sequence[str], k: int, each: int = MODEL_ARMS) -> list[Arm]:
+    """The leading directions of each random model, numbered from k + 1, as `random_arms`."""
+    found: list[Arm] = []
+    for model in models:
+        made = random_arms(arms, each, k + len(found))
+        name = model.replace("-", " ")
+        found += [replace(arm, name=f"{name} {i + 1}", model=name) for i, arm in enumerate(made)]
+    return found
+
+
 def with_random(directions: Directions, n: int, seed: int) -> Directions:
     """The directions with n random ones of the same norm after them."""
+    d = directions.basis.directions.shape[1]
+    return with_units(directions, np.concatenate(list(random_units(n, d, seed))))
+
+
+def with_units(directions: Directions, units: np.ndarray) -> Directions:
+    """The directions with unit rows (n, d) after them."""
     basis = directions.basis
-    units = np.concatenate(list(random_units(n, basis.directions.shape[1], seed)))
-    values = np.concatenate([basis.singular_values, np.zeros(n, np.float32)])
+    values = np.concatenate([basis.singular_values, np.zeros(len(units), np.float32)])
     rows = np.concatenate([basis.directions, units.astype(np.float32)])
     return Directions(replace(basis, directions=rows, singular_values=values), directions.blocks)
 
@@ -237,7 +261,8 @@ def steer_proxy(
     """
     arms = make_arms(run, request)
     chance = random_arms(arms, request.random_arms, run.k)
-    directions = with_random(Directions.of(run), len(chance), request.sampling.seed)
+    each = min(MODEL_ARMS, int(run.manifest["n"]) - 1)
+    chance += model_arms(arms, request.models, run.k + len(chance), each)
     usable = [problem for problem in request.problems.problems if can_verify(request.verifier, problem.answer)]
     if not usable:
         raise BasiscopeError(
@@ -256,7 +281,7 @@ def steer_proxy(
         **request.as_dict(),
     }
     with workspace.start_evaluation(stored) as kept:
-        trial = _Trial(model, directions, request, [asked[i] for i in order], prompts, kept, progress)
+        trial = _Trial(model, request, [asked[i] for i in order], prompts, kept, progress)
         return trial.run(run, arms, chance, stored, len(request.problems.problems) - len(asked))
 
 
@@ -277,20 +302,19 @@ class _Trial:
     def __init__(
         self,
         model: LanguageModel,
-        directions: Directions,
         request: SteeringRequest,
         problems: Sequence[Problem],
         prompts: Mapping[int, Sequence[int]],
         kept: KeptEvaluation,
         progress: Progress,
     ) -> None:
-        self.model, self.directions, self.request, self.kept = model, directions, request, kept
+        self.model, self.request, self.kept = model, request, kept
         self.problems, self.prompts, self.progress = list(problems), prompts, progress
         self.verify = verifier(request.verifier)
         self.start = time.monotonic()
         self.manifest: dict[str, Any] = {}
         self.earlier = self.longest = 0.0
-        self.total = 0
+        self.total = self.tokens = 0
 
     @property
     def seconds(self) -> float:
@@ -305,6 +329,7 @@ class _Trial:
             return Evidence.from_dict(self.manifest["evidence"])
         self.earlier = float(self.manifest["seconds"])
         try:
+            self.directions = self._directions(run)
             plan = self._plan(len(arms), len(chance))
             dropped, counted, problems = self._rounds(plan, arms, chance)
         finally:
@@ -313,6 +338,16 @@ class _Trial:
         found = self._evidence(run, arms, chance, plan, dropped, counted, left_out, problems)
         result = Result.of(counted, self.request.sampling.seed).as_dict()
         self._save(status="complete", finished=now(), result=result, evidence=found.as_dict())
+        return found
+
+    def _directions(self, run: Run) -> Directions:
+        """The run's with those of all controls after them; making these is part of the cost."""
+        request, seed = self.request, self.request.sampling.seed
+        found = with_random(Directions.of(run), request.random_arms, seed)
+        for kind in request.models:
+            units, tokens = random_model_directions(run, self.model, kind, MODEL_ARMS, seed)
+            found, self.tokens = with_units(found, units), self.tokens + tokens
+            self._save()
         return found
 
     def _manifest(self, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -481,7 +516,7 @@ class _Trial:
             NOT_APPLIED,
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
-        tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
+        tokens = self.tokens + sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
         return Evidence(
             "steering",
             run.id,
@@ -531,20 +566,25 @@ def judge(
     measure: str,
     seed: int = 0,
 ) -> tuple[list[Effect], list[Control]]:
-    """Effects of all arms on Pass@k, paired by problem with the unsteered model, against the random directions: an
-    arm counts where it is further off than every one of these, and no likely draw from the normal distribution
-    that they are of. Of several strengths of an end the strongest evidence is given."""
+    """Effects of all arms on Pass@k, paired by problem with the unsteered model, against the random directions and
+    those of random models: an arm counts where it is further off than every one of these, and no likely draw from
+    the normal distribution that the random ones are of. Of several strengths of an end the strongest evidence is
+    given."""
     tallies = {name: Tally.of(rollouts) for name, rollouts in by_variant.items()}
     differences = {
         arm.name: problem_differences(tallies[arm.name], tallies[UNSTEERED], k) for arm in (*arms, *chance)
     }
-    null = np.array([differences[arm.name].mean() for arm in chance])
+    null = np.array([differences[arm.name].mean() for arm in chance if not arm.model])
+    reached = {"random directions": null}
+    for model in dict.fromkeys(arm.model for arm in chance if arm.model):
+        reached[model] = np.array([differences[arm.name].mean() for arm in chance if arm.model == model])
     p = np.array([sign_flip_p(differences[arm.name], seed) for arm in arms])
     values = np.array([differences[arm.name].mean() for arm in arms])
     tested = np.array([arm.name not in dropped for arm in arms])
     own = false_discovery(np.where(tested, p, 1.0))
     outlying = false_discovery(np.where(tested, p_outlier(values, null), 1.0))
-    adjusted, furthest = np.maximum(own, outlying), float(np.abs(null).max())
+    adjusted = np.maximum(own, outlying)
+    furthest = max(float(np.abs(means).max()) for means in reached.values())
     best: dict[tuple[int, str], Effect] = {}
     for i, arm in enumerate(arms):
         effect = Effect(
@@ -562,11 +602,13 @@ def judge(
         other = best.get((arm.direction, arm.polarity))
         if other is None or _rank(effect) < _rank(other):
             best[arm.direction, arm.polarity] = effect
-    level = Interval(furthest, float(null.min()), float(null.max()), len(null))
-    detail = (
-        f"the furthest of {len(null)} random directions of the same norm; in brackets their lowest and highest"
-    )
-    return list(best.values()), [Control("random directions", measure, level, detail)]
+    controls = []
+    for name, means in reached.items():
+        level = Interval(float(np.abs(means).max()), float(means.min()), float(means.max()), len(means))
+        what = "random directions" if name == "random directions" else f"directions of a model with {RANDOM[name]}"
+        detail = f"the furthest of {len(means)} {what}, of the same norm; in brackets their lowest and highest"
+        controls.append(Control(name, measure, level, detail))
+    return list(best.values()), controls
 
 
 def _rank(effect: Effect) -> tuple[float, float]:

@@ -17,7 +17,14 @@ from core.evaluation import Interval
 from core.model import LanguageModel
 from core.usefulness import association as assoc
 from core.usefulness.association import Estimate
-from core.usefulness.controls import MODELS, bag_of_words, draws_for, random_model_scores, random_scores
+from core.usefulness.controls import (
+    MODEL_TRACES,
+    bag_of_words,
+    check_models,
+    draws_for,
+    random_model_scores,
+    random_scores,
+)
 from core.usefulness.evidence import (
     BOTH,
     Control,
@@ -33,7 +40,6 @@ from core.usefulness.traces import LENGTH, Traces, read_traces
 from core.workspace import Run
 
 PERMUTATIONS = 2_000
-MODEL_TRACES = 1_000
 MODEL_DRAWS = 3
 """Models of each random kind: another draw of weights reaches another level."""
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers")
@@ -62,8 +68,7 @@ class UtilityRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := set(self.models) - set(MODELS):
-            raise BasiscopeError(f"Control {unknown.pop()!r} is not one of {', '.join(MODELS)}.")
+        check_models(self.models)
 
 
 def utility(

@@ -89,7 +89,7 @@ def show_direction(run: Run, evidence: Evidence, effect: Effect) -> None:
         steer_with(run, direction, strength)
     variant = variant_of(evidence, effect)
     if variant is None:
-        st.caption("No texts were generated for this measure.")
+        st.caption("No texts are kept behind this measure.")
         return
     evaluation = workspace().evaluation(evidence.parts["evaluation"])
     found = changes(evaluation, variant)

@@ -67,14 +67,18 @@ def choose_utility(run: Run) -> list[str]:
         "Verdicts", columns, place_of_verdicts(run, columns), key=f"verdict_{run.id}", placeholder="a column"
     )
     controls = middle.multiselect("Control for", ["length", *columns], ["length"], key=f"controls_{run.id}")
-    models = right.multiselect(
+    arguments = ["utility", run.id, *option("--correct", verdict), "--control", ",".join(controls) or "none"]
+    return [*arguments, *choose_models(right)]
+
+
+def choose_models(place: DeltaGenerator) -> list[str]:
+    models = place.multiselect(
         "Also hold against",
         ["random-model", "random-blocks"],
         key="control_models",
         help="Models that have learnt nothing: the control that tells most, and takes longest.",
     )
-    arguments = ["utility", run.id, *option("--correct", verdict), "--control", ",".join(controls) or "none"]
-    return [*arguments, *option("--controls", ",".join(models))]
+    return option("--controls", ",".join(models))
 
 
 def place_of_verdicts(run: Run, columns: list[str]) -> int | None:
@@ -110,8 +114,11 @@ def choose_verifier(place: DeltaGenerator) -> list[str]:
 def choose_proxy(run: Run, kind: str) -> list[str]:
     if kind == "first-order":
         return []
-    chosen = st.multiselect("Directions", range(1, run.k + 1), key=f"proxy_directions_{run.id}", placeholder="all")
-    arguments = option("--directions", ",".join(map(str, chosen)))
+    left, right = st.columns(2)
+    chosen = left.multiselect(
+        "Directions", range(1, run.k + 1), key=f"proxy_directions_{run.id}", placeholder="all"
+    )
+    arguments = [*option("--directions", ",".join(map(str, chosen))), *choose_models(right)]
     if kind == "sft":
         return arguments + choose_training()
     seconds, *places = st.columns(3)
