@@ -22,7 +22,7 @@ from core.checkpoint.agreement import Agreement, compare_logits, observe
 from core.checkpoint.card import write_card
 from core.checkpoint.formats import FORMATS, RELOAD, writer_for
 from core.errors import BasiscopeError
-from core.model import LanguageModel
+from core.model import LanguageModel, free_memory
 from core.steering.intervention import Directions, Steering
 from core.workspace import Run, is_disk_full
 
@@ -51,8 +51,10 @@ def export(
     dtype = model.dtype
     is_spread = getattr(model.module, "hf_device_map", None) is not None
     device = "auto" if is_spread else str(model.device)
-    card = write_card(run, model, direction, strength, kind)
+    in_sd = directions.in_sd(direction, strength)
+    card = write_card(run, model, direction, strength, in_sd, kind)
     del model
+    free_memory()
     with _new_folder(out) as folder:
         write(folder)
         steered_module = RELOAD[kind](folder, load, dtype, device)
@@ -63,7 +65,8 @@ def export(
                 f"The export, loaded again, does not steer as the live hook does ({agreement}); nothing is kept. "
                 "A larger strength may show more than rounding."
             )
-        facts = asdict(agreement) | {"direction": direction, "strength": strength, "format": kind, "run": run.id}
+        facts = asdict(agreement) | {"direction": direction, "strength": strength, "strength_in_sd": in_sd}
+        facts |= {"format": kind, "run": run.id}
         (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
         (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
     return agreement
