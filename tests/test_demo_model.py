@@ -129,6 +129,18 @@ def test_packed_examples_do_not_see_each_other(tokenizer, model):
     torch.testing.assert_close(packed, alone, atol=1e-3, rtol=0)  # float32 logits of size 10 through 6 blocks
 
 
+def test_attention_within_examples_equals_that_under_the_mask(tokenizer, model):
+    tokens, positions = train.batch(tokenizer, replace(TINY, length=700), 3)
+    tokens, positions = tokens[:, 40:], positions[:, 40:]  # the first example of a row may have begun before it
+    outputs = []
+    for kind in ("sdpa", train.PACKED):
+        model.set_attn_implementation(kind)
+        with torch.no_grad():
+            outputs.append(model(input_ids=tokens, position_ids=positions, use_cache=False).logits)
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(*outputs, atol=1e-3, rtol=0)  # float32 logits of size 10 through 6 blocks
+
+
 def test_the_learning_rate_warms_up_and_falls():
     rates = [train.learning_rate(TINY, step) for step in range(TINY.steps)]
     assert max(rates) == pytest.approx(TINY.rate) == rates[TINY.warmup]

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -6,42 +7,43 @@ import torch
 
 from core.demo import train, world
 from core.demo.report import proxies, tuning
-from core.demo.report.tuning import Tuned, against, fine_tune, load, pass_at_1, useful_directions
+from core.demo.report.tuning import Tuned, against, fine_tune, load, pass_at_1, right_directions
 from core.selection.pool import pool_of
 from core.usefulness.table import towards
 from core.workspace import Workspace
 
 
-def loss(model, tokenizer, texts):
-    model.eval()
+def loss(model, texts):
     with torch.no_grad():
         losses = [
-            model(**(one := tokenizer(text, return_tensors="pt")), labels=one.input_ids).loss for text in texts
+            model.module(**(one := model.tokenizer(text, return_tensors="pt")), labels=one.input_ids).loss
+            for text in texts
         ]
     return float(np.mean(losses))
 
 
 def test_training_on_texts_makes_them_likelier_and_is_seeded():
     texts = [" ".join(reversed(example.text.split())) for example in world.generate(16, "tuning test")]
-    model, tokenizer = load()
-    before = loss(model, tokenizer, texts[:8])
-    fine_tune(model, tokenizer, texts, 0, 1e-3)
-    assert loss(model, tokenizer, texts[:8]) < before - 0.5
-    again, other = load()[0], load()[0]
-    fine_tune(again, tokenizer, texts, 0, 1e-3)
-    fine_tune(other, tokenizer, texts, 1, 1e-3)
-    weights = [next(m.parameters()).detach() for m in (model, again, other)]
+    model = load()
+    before = loss(model, texts[:8])
+    fine_tune(model, texts, 0, 1e-3)
+    assert loss(model, texts[:8]) < before - 0.5
+    again, other = load(), load()
+    fine_tune(again, texts, 0, 1e-3)
+    fine_tune(other, texts, 1, 1e-3)
+    weights = [next(m.module.parameters()).detach() for m in (model, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def arm(name, rate, seeds, rng, n=200):
     return [
-        Tuned(name, seed, tuple((rng.random(n) < rate).tolist()), 1.0, 1e-3, 0.8, 0.2, 150.0)
+        Tuned(name, seed, tuple((rng.random(n) < rate).tolist()), (1.0,), 1e-3, 0.8, 0.2, 150.0)
         for seed in range(seeds)
     ]
 
 
-def test_intervals_cover_the_truth():
+def test_intervals_cover_the_truth(monkeypatch):
+    monkeypatch.setattr(tuning, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
     covered = [0, 0]
     for i in range(100):
@@ -52,79 +54,94 @@ def test_intervals_cover_the_truth():
     assert min(covered) >= 90  # of intervals at 95%, fewer come about once in fifty times
 
 
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory):
+    """A workspace with the run of a small pool."""
+    root = tmp_path_factory.mktemp("pool")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "POOL", 150)
+        tuning.recover_pool(Workspace(root))
+    return root
+
+
 @pytest.fixture
-def small(monkeypatch):
-    for name, value in (
-        ("POOL", 150),
-        ("BUDGET", 12),
-        ("ALONG", 12),
-        ("PROBLEMS", 2),
-        ("SEEDS", (0,)),
-        ("WORKERS", 1),
-    ):
+def run(recovered, tmp_path, monkeypatch):
+    """That run in a workspace of its own, and everything small."""
+    shutil.copytree(recovered, tmp_path, dirs_exist_ok=True)
+    for name, value in (("BUDGET", 12), ("ALONG", 12), ("PROBLEMS", 2), ("SEEDS", (0,)), ("WORKERS", 1)):
         monkeypatch.setattr(tuning, name, value)
+    monkeypatch.setattr(proxies, "PROBLEMS", 6)
     monkeypatch.setattr(train, "LONGEST", 40)
+    tuning.problems.cache_clear()
+    (run,) = Workspace(tmp_path).runs()
+    yield run
+    tuning.problems.cache_clear()
 
 
-def test_every_rule_is_trained_once_and_then_read(small, tmp_path, monkeypatch):
+def test_every_rule_is_trained_once_and_then_read(run, tmp_path, monkeypatch):
     workspace = Workspace(tmp_path)
-    run = tuning.recover_pool(workspace)
     told = []
-    first = tuning.compare_rules(run, workspace, 3e-4, told.append)
-    assert [one.arm for one in first] == ["not tuned", *tuning.rules(pool_of(run))]
-    assert len(told) == 8 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 8
+    first = tuning.compare_rules(run, workspace, 3e-4, (-2,), told.append)
+    assert [one.arm for one in first] == ["not tuned", *tuning.rules(pool_of(run), (-2,))]
+    assert len(told) == 9 and len(list((tmp_path / "demo" / "tuned").glob("*.json"))) == 9
     assert all(0 <= one.correct <= 1 and one.tokens > 20 for one in first[1:])
     longest = next(one for one in first if one.arm == "longest")
     assert longest.tokens > next(one for one in first if one.arm == "random").tokens
     monkeypatch.setattr(tuning, "load", None)  # no model is needed any more
     truth = next(one for one in first if one.arm == tuning.TRUTH)
     assert truth.correct == 1
-    again = tuning.compare_rules(run, workspace, 3e-4, told.append)
+    again = tuning.compare_rules(run, workspace, 3e-4, (-2,), told.append)
     assert [one.right for one in again] == [one.right for one in first]
 
 
-def test_useful_directions_are_those_that_go_with_correct(small, tmp_path):
-    run = tuning.recover_pool(Workspace(tmp_path))
+def test_the_directions_of_utility_are_those_that_go_with_correct(run, tmp_path):
     pool = pool_of(run)
     pool.facts["correct"] = pool.scores[:, 2] < np.median(pool.scores[:, 2])
-    assert -3 in useful_directions(pool)
+    assert -3 in right_directions(pool)
 
 
-def test_the_rates_differ_in_nothing_but_the_rate(small, tmp_path):
+def test_the_rates_differ_in_nothing_but_the_rate(run, tmp_path):
     workspace = Workspace(tmp_path)
-    run = tuning.recover_pool(workspace)
     found = tuning.compare_rates(run, workspace, lambda _: None)
-    assert [one.rate for one in found] == list(tuning.RATES) and len({one.loss for one in found}) == 4
+    assert [one.rate for one in found] == list(tuning.RATES) and len({one.losses for one in found}) == 3
     assert len({one.tokens for one in found}) == 1
 
 
-def test_the_held_out_loss_is_that_of_the_responses(small):
-    model, tokenizer = load()
+def test_the_held_out_losses_are_those_of_the_responses(run):
+    model = load()
     examples = tuning.right_solutions(2, "tuning loss")
     assert all(example.correct for example in examples)
     plain = []
     for example in examples:
-        ids = tokenizer(example.text, return_tensors="pt").input_ids
-        ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
+        ids = model.tokenizer(example.text, return_tensors="pt").input_ids
         labels = ids.clone()
-        labels[:, : len(tokenizer(f"{example.prompt}\n").input_ids)] = -100
+        labels[:, : len(model.tokenizer(f"{example.prompt}\n").input_ids)] = -100
         with torch.no_grad():
-            plain.append(float(model(ids, labels=labels).loss))
-    assert tuning.held_out_loss(model, tokenizer) == pytest.approx(np.mean(plain), abs=1e-6)
+            plain.append(float(model.module(ids, labels=labels).loss))
+    assert tuning.held_out_losses(model) == pytest.approx(plain, abs=1e-5)  # padded, in float32
 
 
-def test_proxies_are_ranked_by_what_training_gave(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(proxies, "PROBLEMS", 6)
-    workspace = Workspace(tmp_path)
-    run = tuning.recover_pool(workspace)
+def test_proxies_are_ranked_by_what_training_gave(run, tmp_path, monkeypatch):
     source = tmp_path / "development.jsonl"
     proxies.write_problems(source)
     found = proxies.measure("first-order", run.folder, tmp_path, source)
     assert proxies.measure("first-order", run.folder, tmp_path, source) == found  # it is read, seconds and all
     ends = towards(found)
     rng = np.random.default_rng(0)
-    arms = [replace(arm(end, 0.5, 1, rng)[0], loss=-ends[end].value) for end in ends]
+    arms = [replace(arm(end, 0.5, 1, rng)[0], losses=(-ends[end].value,)) for end in ends]
     (before,) = arm("not tuned", 0.5, 1, rng)
     (ranked,) = proxies.foretold([found], arms, before)
     assert ranked.agreement.value == pytest.approx(1.0) and ranked.agreement.n == run.k
     assert proxies.gains(arms, before)["2-"].value == pytest.approx(1.0 + ends["2-"].value)
+
+
+def test_useful_directions_are_those_that_the_proxy_says_help(run, tmp_path):
+    source = tmp_path / "development.jsonl"
+    proxies.write_problems(source)
+    found = proxies.measure("first-order", run.folder, tmp_path, source)
+    planted = [replace(one, gap=1.0, adjusted=1e-6) if one.direction == 4 else one for one in found.effects]
+    assert abs(proxies.useful_directions(replace(found, effects=tuple(planted)))[0]) == 4
+    silent = [replace(one, adjusted=1.0) for one in found.effects]
+    (best,) = proxies.useful_directions(replace(found, effects=tuple(silent)))
+    ends = towards(found)
+    assert ends[f"{abs(best)}{'+' if best > 0 else '-'}"].value == max(one.value for one in ends.values())

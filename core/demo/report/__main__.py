@@ -11,14 +11,16 @@ import click
 from core.demo.default import MODEL, recover_demo
 from core.demo.report.factors import carried
 from core.demo.report.measures import pass_at, recovery, steer_factor
-from core.demo.report.proxies import foretold, measure_proxies
+from core.demo.report.proxies import foretold, measure_proxies, useful_directions
 from core.demo.report.text import Trainings, draw_arms, draw_factors, draw_proxies, draw_sweep, write_report
 from core.demo.report.tuning import (
+    RIGHT,
+    USEFUL,
     compare_directions,
     compare_rates,
     compare_rules,
     recover_pool,
-    useful_directions,
+    right_directions,
 )
 from core.model import load_model
 from core.selection.pool import pool_of, show_directions
@@ -54,15 +56,16 @@ def main(out: Path, workspace: Path) -> None:
 
 def train(run: Run, workspace: Workspace) -> Trainings:
     """Items 3 and 4; every training and proxy that is finished is kept in the workspace."""
+    evidence = measure_proxies(run, workspace, click.echo)
+    useful = useful_directions(next(one for one in evidence if one.proxy == "sft"))
     rates = compare_rates(run, workspace, click.echo)
     rate = min(rates, key=lambda one: one.loss).rate
-    tuned = compare_rules(run, workspace, rate, click.echo)
+    tuned = compare_rules(run, workspace, rate, useful, click.echo)
     arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
     directions = compare_directions(run, workspace, rate, click.echo)
-    evidence = measure_proxies(run, workspace, click.echo)
-    useful = show_directions(useful_directions(pool_of(run)))
     ranked = foretold(evidence, directions, arms["not tuned"][0])
-    return Trainings(useful, rate, rates, arms, directions, evidence, ranked)
+    chosen = {USEFUL: show_directions(useful), RIGHT: show_directions(right_directions(pool_of(run)))}
+    return Trainings(chosen, rate, rates, arms, directions, evidence, ranked)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from core.demo.default import MODEL
-from core.demo.report.tuning import Tell, Tuned, right_solutions, worker_processes
+from core.demo.report.tuning import Tell, Tuned, as_solutions, right_solutions, worker_processes
 from core.evaluation import Interval
 from core.evaluation.problems import read_problems
 from core.examples import DataSource
 from core.model import load_model
 from core.steering.generation import Sampling
-from core.usefulness.development import written_solutions
 from core.usefulness.evidence import Evidence
 from core.usefulness.first_order import first_order
+from core.usefulness.recommend import find
 from core.usefulness.sft import SftRequest, train_proxy
 from core.usefulness.steering import SteeringRequest, steer_proxy
 from core.usefulness.table import agreement_of, towards
@@ -79,9 +79,7 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
             problems, "world", every, (STRENGTH,), SECONDS, ROLLOUTS, sampling=sampling, wording="bare"
         )
         return steer_proxy(run, model, tried, workspace)
-    texts = [json.loads(line)["response"] for line in source.read_text().splitlines()]
-    written = {one.problem_id: text for one, text in zip(problems.problems, texts, strict=True)}
-    solutions = written_solutions(model, problems.problems, written, "bare")
+    solutions = as_solutions(model, right_solutions(PROBLEMS, "development"))
     if proxy == "first-order":
         found = first_order(run, model, solutions, asked)
     else:
@@ -89,6 +87,15 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
         found = train_proxy(run, model, solutions, request)
     workspace.save_evidence(found)
     return found
+
+
+def useful_directions(evidence: Evidence) -> tuple[int, ...]:
+    """The directions, signed, that a proxy says help; the one that it puts highest where it says none."""
+    names = [one.name for one in find(evidence) if one.helps]
+    if not names:
+        ends = towards(evidence)
+        names = [max(ends, key=lambda end: ends[end].value)]
+    return tuple(int(name[:-1]) * (1 if name[-1] == "+" else -1) for name in names)
 
 
 def gains(arms: Sequence[Tuned], before: Tuned) -> dict[str, Interval]:

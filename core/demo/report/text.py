@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
     from core.demo.report.proxies import Foretold
     from core.demo.report.tuning import Tuned
+    from core.evaluation import Interval
     from core.usefulness.evidence import Evidence
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """What items 3 and 4 rest on. useful: the useful directions in words; arms: rule -> its trainings; rates: one
-    random selection at each rate, of which `rate` was taken; directions: one training along each end."""
+    """What items 3 and 4 rest on. chosen: rule along useful directions -> these in words; arms: rule -> its
+    trainings; rates: one random selection at each rate, of which `rate` was taken; directions: one training along
+    each end."""
 
-    useful: str
+    chosen: Mapping[str, str]
     rate: float
     rates: Sequence[Tuned]
     arms: Mapping[str, Sequence[Tuned]]
@@ -120,22 +122,25 @@ def training_parts(results: Trainings) -> list[str]:
         "## 3. What a selection trains",
         f"From {tuning.POOL:,} solutions each rule chooses {tuning.BUDGET:,}, and all weights of the model are "
         f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
-        "rule leaves something to chance, choose them. Pass@1: one rollout each of "
+        f"rule leaves something to chance, choose them. The operations {' and '.join(tuning.RARE)} are rare: the "
+        "pretraining had almost none of them; in the pool they are half as frequent as each of the others, and "
+        "among the problems all are alike. Pass@1: one rollout each of "
         f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
-        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token, mean over seeds "
-        "(least to largest). Useful "
-        f"directions, by the association of score and `correct` over the pool: {results.useful}.",
+        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token.",
+        "Useful directions: by short LoRA trainings on a development set (item 4), "
+        f"{results.chosen[tuning.USEFUL]}; by utility, the association of score and `correct` over the pool, "
+        f"{results.chosen[tuning.RIGHT]}.",
         "The peak rate is the one with the lowest loss after training on right solutions alone, chosen at random "
         "among them, which no rule can know.",
         _rate_table(results),
         "![Pass@1 by rule](demo-selection.png)",
         _tuned_table(arms),
-        _verdict(arms),
-        _loss_verdict(arms),
+        f"By Pass@1. {_verdict(arms, 'right')}",
+        f"By the loss. {_verdict(arms, 'losses')}",
         _why(results),
         "## 4. Whether the proxies foretell it",
         f"Each end of each direction has {tuning.ALONG:,} examples trained on as in item 3, with one seed, and "
-        "is judged by the loss, because Pass@1 of one training is known to no better than seven points. The "
+        "is judged by the loss, because Pass@1 of one training is known to no better than five points. The "
         f"proxies had {proxies.PROBLEMS} other problems: steering {proxies.ROLLOUTS} rollouts of each at "
         f"{proxies.STRENGTH:g} sd within {proxies.SECONDS:,.0f} s, short LoRA {proxies.EXAMPLES} examples; "
         f"utility the verdicts of all {tuning.POOL:,} solutions. Rank correlation (Spearman) over the directions "
@@ -166,16 +171,16 @@ def draw_arms(arms: Mapping[str, Sequence[Tuned]], path: Path) -> None:
 
 
 def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
-    lines = [
-        "| rule | Pass@1 | against random | loss | right solutions | rare operations | mean tokens |",
-        "|---" * 7 + "|",
-    ]
+    columns = (
+        *("Pass@1", "against random", "Pass@1, rare operations", "loss", "against random"),
+        *("right solutions", "rare operations", "mean tokens"),
+    )
+    lines = ["| rule | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, arm in arms.items():
-        one, gap = tuning.pass_at_1(arm), tuning.against(arm, arms["random"])
-        cells = [f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"]
-        cells.append("" if name == "random" else f"{gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%})")
-        losses = [round(one.loss, 5) for one in arm]
-        cells.append(f"{np.mean(losses):.5f}" + (f" ({min(losses)} to {max(losses)})" if len(arm) > 1 else ""))
+        gap, less = (tuning.against(arm, arms["random"], by=by) for by in ("right", "losses"))
+        cells = [_share(tuning.pass_at_1(arm)), "" if name == "random" else _points(gap)]
+        cells += [_share(tuning.pass_at_1(arm, rare=True)), f"{np.mean([one.loss for one in arm]):.4f}"]
+        cells.append("" if name == "random" else f"{less.value:+.4f} ({less.low:+.4f} to {less.high:+.4f})")
         for what, form in (("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
             values = [value for one in arm if (value := getattr(one, what)) is not None]
             cells.append(format(np.mean(values), form) if values else "")
@@ -183,47 +188,30 @@ def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
     return "\n".join(lines)
 
 
+def _share(one: Interval) -> str:
+    return f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"
+
+
+def _points(one: Interval) -> str:
+    return f"{one.value:+.1%} ({one.low:+.1%} to {one.high:+.1%})"
+
+
 def _rate_table(results: Trainings) -> str:
     lines = ["| peak rate | loss | Pass@1 |", "|---|---|---|"]
     for one in (results.arms["not tuned"][0], *results.rates):
-        share, rate = tuning.pass_at_1([one]), f"{one.rate:g}" if one.rate else "not tuned"
-        taken = " (taken)" if one.rate == results.rate else ""
-        lines.append(
-            f"| {rate}{taken} | {one.loss:.5f} | {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) |"
-        )
+        rate, taken = f"{one.rate:g}" if one.rate else "not tuned", " (taken)" if one.rate == results.rate else ""
+        lines.append(f"| {rate}{taken} | {one.loss:.4f} | {_share(tuning.pass_at_1([one]))} |")
     return "\n".join(lines)
-
-
-def _loss_verdict(arms: Mapping[str, Sequence[Tuned]]) -> str:
-    """Which rules leave random and the human label behind in the loss with every seed."""
-    found = []
-    for name, arm in arms.items():
-        below = [
-            other
-            for other in ("random", tuning.HUMAN)
-            if name not in ("not tuned", other) and max(o.loss for o in arm) < min(o.loss for o in arms[other])
-        ]
-        found += [f"{name} (below {' and '.join(below)})"] if below else []
-    told = ", ".join(found) or "none"
-    return (
-        f"By the loss, lower with every seed on these same problems, which is no interval over problems: {told}."
-    )
 
 
 def _why(results: Trainings) -> str:
     """What the rates say about what any rule can gain here."""
     before, best = results.arms["not tuned"][0], min(results.rates, key=lambda one: one.loss)
     if best.loss < before.loss:
-        return (
-            f"Right solutions alone lower the loss from {before.loss:.5f} to {best.loss:.5f}: so much is to gain."
-        )
-    seen = Settings().tokens
-    share = tuning.BUDGET * (best.tokens or 0) / seen
+        return f"Right solutions alone lower the loss from {before.loss:.4f} to {best.loss:.4f}."
     return (
         "Why no rule helps: at no rate do even right solutions alone bring the loss below that of the model as it "
-        f"is. It has seen {seen / 1e6:.1f} million tokens of the same world, at a rate that fell to nothing: "
-        f"{share:.0%} more of the same teaches it little, and a rate that rises again costs more than that. What "
-        "selection is worth has to be asked of a model that lacks what the pool has; here it cannot show."
+        f"is, which has seen {Settings().tokens / 1e6:.1f} million tokens of the same world."
     )
 
 
@@ -238,10 +226,10 @@ def _foretold_table(results: Trainings) -> str:
 def _ends_table(results: Trainings) -> str:
     shown = all_proxies(K, results.evidence)
     loss = proxies.gains(results.directions, results.arms["not tuned"][0])
-    lines = ["| end | loss lower by, 1e-5 | " + " | ".join(shown.columns[1:]) + " |"]
+    lines = ["| end | loss lower by, 1e-4 | " + " | ".join(shown.columns[1:]) + " |"]
     lines.append("|---" * (len(shown.columns) + 1) + "|")
     for end, *cells in shown.itertuples(index=False):
-        lines.append(f"| {end} | {1e5 * loss[end].value:+.1f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {end} | {1e4 * loss[end].value:+.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -265,14 +253,16 @@ def draw_proxies(results: Trainings, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _verdict(arms: Mapping[str, Sequence[Tuned]]) -> str:
-    """What the intervals allow to say, in a sentence per comparison."""
-    pairs = [(tuning.USEFUL, "random"), (tuning.USEFUL, tuning.HUMAN)]
+def _verdict(arms: Mapping[str, Sequence[Tuned]], by: str) -> str:
+    """What the intervals of Pass@1 (`right`) or of `losses` allow to say, in a sentence per comparison."""
+    pairs = [(name, "random") for name in arms if name not in ("not tuned", "random")]
+    pairs += [(name, tuning.HUMAN) for name in (tuning.USEFUL, tuning.RIGHT)]
     pairs += [(name, "not tuned") for name in arms if name != "not tuned"]
     said: dict[str, list[str]] = {}
     for name, other in pairs:
-        gap = tuning.against(arms[name], arms[other])
-        told = "Better than" if gap.low > 0 else "Worse than" if gap.high < 0 else "Not to be told from"
+        gap = tuning.against(arms[name], arms[other], by=by)
+        more, less = ("Better", "Worse") if by == "right" else ("Worse", "Better")
+        told = f"{more} than" if gap.low > 0 else f"{less} than" if gap.high < 0 else "Not to be told from"
         said.setdefault(f"{told} {other}", []).append(name)
     return " ".join(f"{told}: {', '.join(names)}." for told, names in said.items())
 

@@ -21,41 +21,51 @@ from core.activations import Recipe
 from core.demo import train, world
 from core.demo.default import MODEL
 from core.evaluation import Interval
+from core.evaluation.problems import Problem
 from core.examples import Columns, DataSource
+from core.model import LanguageModel, load_model
 from core.recovery import Request, recover
 from core.selection.pool import Constraints, Pool, Rule, parse_quotas, pool_of
 from core.selection.step import Request as Asked
 from core.selection.step import find_selection
+from core.usefulness.development import Solutions, losses, written_solutions
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
-POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 200
+POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 300
+RARE = ("fraction", "conversion")
+"""The operations that the model saw almost nothing of."""
+MIX = dict.fromkeys(RARE, 0.5)
+"""In the pool they are half as frequent as each of the others; among the problems all are alike."""
 ALONG = 500
 """The budget along one end of one direction."""
-RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4), 10
+RATES, WARMUP = (1e-4, 3e-4, 1e-3), 10
 RESAMPLES = 2_000
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
 ROWS = 20
-USEFUL, HUMAN, TRUTH = "along useful directions", "human label (operation)", "only right solutions (the truth)"
-RARE = ("fraction", "conversion")
-"""The operations that the model saw least of."""
+USEFUL, RIGHT = "along useful directions (short LoRA)", "along useful directions (utility)"
+HUMAN, TRUTH = "human label (operation)", "only right solutions (the truth)"
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """One training: right has a verdict for each of PROBLEMS held-out problems, or for none; loss is on right
+    """One training: right has a verdict for each of PROBLEMS held-out problems, or for none; losses are on right
     solutions of as many others in nats per token; the shares and the mean length are those of the examples trained
     on, where there are any."""
 
     arm: str
     seed: int
     right: tuple[bool, ...]
-    loss: float
+    losses: tuple[float, ...]
     rate: float = 0.0
     correct: float | None = None
     rare: float | None = None
     tokens: float | None = None
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.losses))
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,14 @@ class Task:
 
 
 def recover_pool(workspace: Workspace) -> Run:
-    """The basis of POOL solutions to problems that the model has not seen, all operations alike."""
+    """The basis of POOL solutions to problems that the model has not seen, operations by MIX."""
     data = workspace.root / "demo" / "pool.jsonl"
-    write_atomic(data, lambda path: world.write_jsonl(path, POOL, "pool"))
+    write_atomic(data, lambda path: world.write_jsonl(path, POOL, "pool", MIX))
     columns, recipe = Columns(prompt="prompt", response="response"), Recipe(pooling="mean-response")
     return recover(Request(str(MODEL), DataSource(str(data)), columns, recipe, with_map=False), workspace)
 
 
-def useful_directions(pool: Pool) -> tuple[int, ...]:
+def right_directions(pool: Pool) -> tuple[int, ...]:
     """The directions, signed, whose scores go with `correct` (Benjamini-Hochberg, 5%); the strongest one where
     none does."""
     from scipy.stats import false_discovery_control, pearsonr
@@ -92,8 +102,8 @@ def useful_directions(pool: Pool) -> tuple[int, ...]:
     return tuple(int(math.copysign(j + 1, found[j].statistic)) for j in np.flatnonzero(passes))
 
 
-def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
-    """What is compared: a name, and what it asks for under a seed."""
+def rules(pool: Pool, useful: tuple[int, ...]) -> dict[str, Callable[[int], Asked]]:
+    """What is compared: a name, and what it asks for under a seed. useful: directions, signed."""
 
     only_right = Constraints(budget=BUDGET, quotas=parse_quotas("correct=True:1"))
 
@@ -108,7 +118,8 @@ def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
 
     return {
         "random": asked("random"),
-        USEFUL: asked("along", weights_by="correct", directions=useful_directions(pool)),
+        USEFUL: asked("along", directions=useful),
+        RIGHT: asked("along", weights_by="correct", directions=right_directions(pool)),
         "coverage": asked("coverage"),
         "longest": asked("longest"),
         "text diversity": asked("text"),
@@ -120,13 +131,13 @@ def rules(pool: Pool) -> dict[str, Callable[[int], Asked]]:
 def compare_rates(run: Run, workspace: Workspace, tell: Tell) -> list[Tuned]:
     """The same right solutions, which no rule can know, at every rate; the rate with the lowest loss is taken for
     all trainings."""
-    asked = rules(pool_of(run))[TRUTH](SEEDS[0])
+    asked = rules(pool_of(run), (1,))[TRUTH](SEEDS[0])
     return train_all([_task(TRUTH, asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
 
 
-def compare_rules(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
+def compare_rules(run: Run, workspace: Workspace, rate: float, useful: tuple[int, ...], tell: Tell) -> list[Tuned]:
     """Every rule under every seed, and the model as it is (arm "not tuned")."""
-    asked = rules(pool_of(run))
+    asked = rules(pool_of(run), useful)
     tasks = [_task("not tuned", None, 0, 0.0, run, workspace)]
     tasks += [_task(name, asked[name](s), s, rate, run, workspace) for s, name in itertools.product(SEEDS, asked)]
     return train_all(tasks, tell)
@@ -134,7 +145,7 @@ def compare_rules(run: Run, workspace: Workspace, rate: float, tell: Tell) -> li
 
 def compare_directions(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
     """One training along each end of each direction; the arm is the end, such as `1+`. Without verdicts: Pass@1 of
-    one training has an interval of seven points either way, wider than what lies between directions."""
+    one training has an interval of five points either way, wider than what lies between most directions."""
     ends = [(j, sign) for j in range(1, pool_of(run).k + 1) for sign in (1, -1)]
     asked = {
         f"{j}{'+' if sign > 0 else '-'}": Asked(run.id, Rule("along", (sign * j,)), Constraints(budget=ALONG))
@@ -185,18 +196,17 @@ def tuned(task: Task) -> Tuned:
     path = task.workspace / "demo" / "tuned" / f"{content_hash(identity | {'run': task.folder.name})}.json"
     if path.exists():
         stored = read_json(path)
-        return Tuned(**{**stored, "right": tuple(stored["right"]), "arm": task.arm})
-    model, tokenizer = load()
+        return Tuned(**{**stored, **{name: tuple(stored[name]) for name in ("right", "losses")}, "arm": task.arm})
+    model = load()
     facts: tuple[float, ...] = ()
     if task.asked:
         pool = _pool(task.folder)
         found = find_selection(task.asked, Run(task.folder), pool, Workspace(task.workspace))
-        fine_tune(model, tokenizer, Run(task.folder).texts(found.rows), task.seed, task.rate)
+        fine_tune(model, Run(task.folder).texts(found.rows), task.seed, task.rate)
         chosen = pool.facts.iloc[found.rows]
         facts = chosen["correct"].mean(), chosen["operation"].isin(RARE).mean(), chosen["n_tokens"].mean()
-    right = verdicts(model, tokenizer) if task.with_verdicts else ()
-    loss = held_out_loss(model, tokenizer)
-    made = Tuned(task.arm, task.seed, right, loss, task.rate, *map(float, facts))
+    right = verdicts(model) if task.with_verdicts else ()
+    made = Tuned(task.arm, task.seed, right, held_out_losses(model), task.rate, *map(float, facts))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(made))
     return made
@@ -212,19 +222,19 @@ def _model_digest() -> str:
     return hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
 
 
-def load():  # type: ignore[no-untyped-def]
-    """The demo model and its tokenizer, to be trained."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load() -> LanguageModel:
+    """The demo model in float32, to be trained."""
+    model = load_model(str(MODEL), dtype="float32")
+    model.module.requires_grad_(True)
+    return model
 
-    return AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
 
-
-def fine_tune(model, tokenizer, texts: Sequence[str], seed: int, rate: float) -> None:  # type: ignore[no-untyped-def]
+def fine_tune(model: LanguageModel, texts: Sequence[str], seed: int, rate: float) -> None:
     """One epoch over the texts in the seed's order, all weights, packed as in the training; the rate rises over
     WARMUP steps to `rate` and falls linearly to 0. The last step is filled with the first texts again."""
     import torch
 
-    settings = train.Settings()
+    settings, module, tokenizer = train.Settings(), model.module, model.tokenizer
     ids: list[int] = []
     positions: list[int] = []
     for text in Random(seed).sample(list(texts), len(texts)):
@@ -233,37 +243,42 @@ def fine_tune(model, tokenizer, texts: Sequence[str], seed: int, rate: float) ->
         positions += range(len(tokens))
     steps = math.ceil(len(ids) / (settings.rows * settings.length))
     shape = (steps, settings.rows, settings.length)
-    batches, places = (torch.from_numpy(np.resize(row, shape)) for row in (ids, positions))
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.decay, betas=(0.9, 0.95), fused=True)
-    model.train()
+    batches, places = (torch.from_numpy(np.resize(row, shape)).to(model.device) for row in (ids, positions))
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=settings.decay, betas=(0.9, 0.95), fused=True)
+    usual = module.config._attn_implementation
+    module.set_attn_implementation(train.PACKED)
+    module.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min((step + 1) / WARMUP, 1 - step / steps)
-        train.update(model, optimizer, batches[step], places[step], settings.clip)
-    model.eval()
+        train.update(module, optimizer, batches[step], places[step], settings.clip)
+    module.eval()
+    module.set_attn_implementation(usual)
 
 
-def verdicts(model, tokenizer) -> tuple[bool, ...]:  # type: ignore[no-untyped-def]
-    """One rollout of each problem at temperature 1, with the same seed for every model; in batches of problems of
-    like length, whose solutions end together."""
-    problems = sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt))
-    responses = train.sample(model, tokenizer, [problem.prompt for problem in problems], 0, size=ROWS)
-    return tuple(world.verify(problem, text) for problem, text in zip(problems, responses, strict=True))
+@cache
+def problems() -> tuple[world.Example, ...]:
+    """The held-out problems that `verdicts` asks; those of like length, whose solutions end together, follow each
+    other."""
+    return tuple(sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt)))
 
 
-def held_out_loss(model, tokenizer) -> float:  # type: ignore[no-untyped-def]
+def verdicts(model: LanguageModel) -> tuple[bool, ...]:
+    """One rollout of each problem at temperature 1, with the same seed for every model."""
+    prompts = [problem.prompt for problem in problems()]
+    responses = train.sample(model.module, model.tokenizer, prompts, 0, size=ROWS)  # type: ignore[arg-type]
+    return tuple(world.verify(problem, text) for problem, text in zip(problems(), responses, strict=True))
+
+
+def held_out_losses(model: LanguageModel) -> tuple[float, ...]:
     """Nats per token of right solutions to PROBLEMS problems that `verdicts` does not ask."""
-    import torch
-    from torch.nn.functional import cross_entropy
+    return tuple(losses(model, as_solutions(model, right_solutions(PROBLEMS, "tuning loss"))).tolist())
 
-    found = []
-    for one in right_solutions(PROBLEMS, "tuning loss"):
-        prompt = len(tokenizer.encode(f"{one.prompt}\n"))
-        ids = torch.tensor([*tokenizer.encode(one.text), tokenizer.eos_token_id])
-        with torch.no_grad():
-            logits = model(ids[None]).logits[0, prompt - 1 : -1]
-        found.append(float(cross_entropy(logits, ids[prompt:])))
-    return float(np.mean(found))
+
+def as_solutions(model: LanguageModel, examples: Sequence[world.Example]) -> Solutions:
+    """The examples' own responses, tokenised as the model writes them."""
+    asked = [Problem(i, one.prompt, one.answer) for i, one in enumerate(examples)]
+    return written_solutions(model, asked, {i: one.response for i, one in enumerate(examples)}, "bare")
 
 
 def right_solutions(n: int, stream: str) -> list[world.Example]:
@@ -271,17 +286,25 @@ def right_solutions(n: int, stream: str) -> list[world.Example]:
     return [one for one in train.held_out(2 * n, stream) if one.correct][:n]
 
 
-def against(arm: Sequence[Tuned], other: Sequence[Tuned], seed: int = 0) -> Interval:
-    """The difference of two arms' Pass@1: by bootstrap over problems, which are the same for both, and over each
-    arm's seeds."""
-    ours, theirs = (np.array([one.right for one in side], dtype=float) for side in (arm, other))
-    return _bootstrap(lambda a, b, i: float(a[:, i].mean() - b[:, i].mean()), ours, theirs, seed)
+def against(arm: Sequence[Tuned], other: Sequence[Tuned], seed: int = 0, by: str = "right") -> Interval:
+    """The difference of two arms' Pass@1, or of their `losses`: by bootstrap over problems, which are the same for
+    both, and over each arm's seeds."""
+    return _bootstrap(
+        lambda a, b, i: float(a[:, i].mean() - b[:, i].mean()), _table(arm, by), _table(other, by), seed
+    )
 
 
-def pass_at_1(arm: Sequence[Tuned], seed: int = 0) -> Interval:
-    """Over problems and seeds."""
-    ours = np.array([one.right for one in arm], dtype=float)
+def pass_at_1(arm: Sequence[Tuned], seed: int = 0, rare: bool = False) -> Interval:
+    """Over problems, all or those of a rare operation, and seeds."""
+    ours = _table(arm, "right")
+    if rare:
+        ours = ours[:, [problem.operation in RARE for problem in problems()]]
     return _bootstrap(lambda a, _b, i: float(a[:, i].mean()), ours, ours, seed)
+
+
+def _table(arm: Sequence[Tuned], by: str) -> np.ndarray:
+    """(seeds, problems)"""
+    return np.array([getattr(one, by) for one in arm], dtype=float)
 
 
 def _bootstrap(
