@@ -302,6 +302,21 @@ def _moved(module: PreTrainedModel, device: str, name: str) -> PreTrainedModel:
         ) from error
 
 
+def free_memory() -> None:
+    """Give what a model no longer in use has held back to the device, whose free memory decides where the next
+    model goes."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that there is not enough memory, on the device or beside it."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
 def weight_bytes(stored: int, config: PreTrainedConfig, dtype: str) -> int:
     """The size in memory of weights that take `stored` bytes of files, once they are loaded as `dtype`."""
     import torch

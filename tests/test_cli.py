@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import DATA
 from test_recovery import Reference, gsm8k_texts
 
@@ -333,6 +334,12 @@ def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8
         and "[baseline] not steered; " in out
         and f"add direction 1 +2 ({2 / unit:+.3g} sd) on all" in out
     )
+    both = ("--prompt", "The cat sat", "--strength", 2, "--variants", "0,-2,2", "--unit", "sd")
+    assert [row["variant"] for row in lines_of(run_cli, gsm8k_copy, *STEER, *both)] == [
+        "baseline",
+        "+2 sd",
+        "-2 sd",
+    ]
     (both,) = same[1]["strengths"]
     assert both == {"direction": 1, "unit": pytest.approx(2 * unit), "sd": pytest.approx(2)}
 
@@ -355,6 +362,9 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stor
     options = ("export", "latest", "--direction", 1, "--strength", 3, "--unit", "sd", "--device", "cpu")
     (found,) = lines_of(run_cli, gsm8k_copy, *options, "--format", "checkpoint", "--out", tmp_path / "model")
     assert found["agreement"]["same_text"] == found["agreement"]["prompts"] > 0
+    unit = gsm8k_copy.run().basis().singular_values[0] / np.sqrt(59)
+    assert (found["strength"], found["strength_in_sd"]) == (pytest.approx(3 * unit), pytest.approx(3))
+    assert found["sentence"].startswith(f"Direction 1 at {3 * unit:+.3g} (+3 sd): largest logit difference")
     tokenizers = [load_tokenizer(str(folder)) for folder in (stories, tmp_path / "model")]
     ids, again = (tokenizer("Once upon a time, Tom's 3 dogs")["input_ids"] for tokenizer in tokenizers)
     assert ids == again and len(ids) > 8
@@ -369,6 +379,8 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stor
         ((*STEER, "--prompt", "x"), 2, "one of --strength and --variants"),
         ((*STEER, "--strength", "1"), 2, "one of --prompt and --prompts"),
         ((*STEER, "--strength", "1", "--prompt", "x", "--temperature", "-1"), 2, "Temperature"),
+        ((*STEER, "--strength", "1", "--prompt", "x", "--temperature", "1", "--seed", "9" * 20), 2, "Seed 999"),
+        ((*STEER, "--variants", "", "--prompt", "x"), 1, "Strengths ''"),
         (("sweep", "latest", "--direction", "1", "--answer", "a"), 2, "--answer needs --prompts"),
         (("sweep", "latest", "--direction", "1", "--scope", "response"), 2, "The calibrating sweep is for"),
         (("sweep", "latest", "--direction", "1", "--blocks", "1:2"), 2, "The calibrating sweep is for"),
@@ -387,6 +399,24 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stor
 def test_steering_that_cannot_be_done_is_one_sentence(run_cli, gsm8k_copy, arguments, status, sentence):
     found, out, err = run_cli(*arguments, "--workspace", gsm8k_copy.root)
     assert found == status and out == "" and sentence in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["steer", "sweep", "export"])
+def test_where_memory_runs_out_it_is_one_sentence(run_cli, gsm8k_copy, monkeypatch, tmp_path, command):
+    def fail(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("core.steering.generation.choose_tokens", fail)
+    options = {
+        "steer": ("--strength", 1, "--prompt", "x"),
+        "sweep": ("--limit", 2),
+        "export": ("--strength", 1, "--format", "vector", "--out", tmp_path / "out"),
+    }
+    arguments = (command, "latest", "--direction", 1, "--device", "cpu", *options[command])
+    status, out, err = run_cli(*arguments, "--workspace", gsm8k_copy.root)
+    assert status == 1 and out == "" and "Traceback" not in err
+    said = "There is not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.). Ask for less at once"
+    assert err.splitlines()[-1].startswith(said)
 
 
 def test_steering_with_another_model_than_the_run_s_is_refused(run_cli, gsm8k_copy, stories, tmp_path):

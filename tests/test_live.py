@@ -1,7 +1,9 @@
 import threading
 import time
+import weakref
 
 import pytest
+import torch
 
 from core.errors import BasiscopeError
 from core.model import load_model
@@ -87,6 +89,48 @@ def test_a_stop_in_mid_stream_keeps_the_text_and_frees_the_model(live, loaded, g
     assert live.ask(question(gsm8k_run)).wait(60).state == "done"
 
 
+def test_a_column_that_broke_says_so_after_a_stop_too(live, gsm8k_run):
+    stream = live.ask(question(gsm8k_run, tokens=400, strength=1e39))
+    end = time.monotonic() + 60
+    while not (stream.comparison and stream.comparison.n_tokens) and time.monotonic() < end:
+        time.sleep(0.01)
+    stream.stop()
+    comparison = stream.wait(60).comparison
+    assert stream.state == "stopped" and comparison.responses[0].ended == "stopped"
+    assert "the strength is too large" in comparison.describe(comparison.responses[1])
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_where_memory_runs_out_it_is_said_and_freed_and_the_next_question_is_answered(
+    live, gsm8k_run, monkeypatch, error
+):
+    """As on a GPU: the error comes from a block in mid-generation, and its frames hold what was computed."""
+    held, freed = [], []
+
+    def hook(_block, _args, _output):
+        computed = torch.zeros(3)
+        held.append(weakref.ref(computed))
+        if len(held) == 4:
+            raise error("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("core.steering.live.free_memory", lambda: freed.append([one() for one in held]))
+    assert live.ask(question(gsm8k_run)).wait(60).state == "done"
+    handle = live._model.blocks[1].register_forward_hook(hook)
+    stream = live.ask(question(gsm8k_run)).wait(60)
+    handle.remove()
+    assert stream.state == "failed" and stream.message.startswith("There is not enough memory for it: take fewer")
+    assert live.ask(question(gsm8k_run)).wait(60).state == "done" and freed == [[None] * 4]
+
+
+def test_an_error_of_another_kind_is_not_taken_for_memory(live, gsm8k_run, monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("core.steering.live.compare", fail)
+    stream = live.ask(question(gsm8k_run)).wait(60)
+    assert stream.state == "failed" and "illegal memory access" in stream.message
+
+
 def test_a_text_that_is_written_is_being_assessed_and_a_stop_then_loses_nothing(live, gsm8k_run, monkeypatch):
     gate, entered = threading.Event(), threading.Event()
 
@@ -139,7 +183,7 @@ def test_unloading_frees_the_model_and_another_run_of_it_does_not_load_it_anew(
     while live.status().busy and time.monotonic() < end:
         time.sleep(0.01)
     freed = []
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(live._model))
+    monkeypatch.setattr("core.steering.live.free_memory", lambda: freed.append(live._model))
     live.unload()
     assert freed == [None]  # after the model is gone
     live.unload()

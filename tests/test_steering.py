@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 from test_model import FAMILIES
 from tiny import HIDDEN, save_tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.basis import Basis
 from core.errors import BasiscopeError
@@ -243,6 +244,20 @@ def test_vectors_follow_the_data_type(llama_folder, directions, prompts):
     for operation in ("add", "remove", "clamp"):
         with steered(model, directions, Steering(((1, 1.0),), operation)):
             assert logits_of(model, ids).dtype == torch.bfloat16
+
+
+class SinglePrecision(TorchDispatchMode):
+    """As Apple's GPUs, which have no float64."""
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        assert getattr(found, "dtype", None) is not torch.float64, function
+        return found
+
+
+def test_no_double_precision_is_needed_while_the_model_runs(llama, directions, prompts):
+    with SinglePrecision():
+        Generation(llama, directions, mixed_rows(prompts), Sampling(4, 0.8, 0.9)).run()
 
 
 def test_only_the_blocks_asked_for_are_steered(llama, directions, prompts):

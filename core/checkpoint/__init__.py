@@ -14,15 +14,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from core.checkpoint.agreement import Agreement, compare_logits, observe
 from core.checkpoint.card import write_card
-from core.checkpoint.formats import FORMATS, RELOAD, writer_for
+from core.checkpoint.formats import FORMATS, RELOAD, biased, writer_for
 from core.errors import BasiscopeError
-from core.model import LanguageModel
+from core.model import LanguageModel, free_memory
 from core.steering.intervention import Directions, Steering
 from core.workspace import Run, is_disk_full
 
@@ -47,12 +48,16 @@ def export(
     vectors = {block: directions.vector(direction, strength, block) for block in directions.blocks}
     model = load()
     write = writer_for(model, vectors, kind)
-    expected = observe(model, run, directions, Steering(((direction, strength),)))
     dtype = model.dtype
     is_spread = getattr(model.module, "hf_device_map", None) is not None
+    rounds = kind == "checkpoint" and dtype != "float32" and not is_spread
+    surgery = partial(biased, model, vectors) if rounds else None
+    expected = observe(model, run, directions, Steering(((direction, strength),)), surgery)
     device = "auto" if is_spread else str(model.device)
-    card = write_card(run, model, direction, strength, kind)
-    del model
+    in_sd = directions.in_sd(direction, strength)
+    card = write_card(run, model, direction, strength, in_sd, kind)
+    del model, surgery
+    free_memory()
     with _new_folder(out) as folder:
         write(folder)
         steered_module = RELOAD[kind](folder, load, dtype, device)
@@ -63,7 +68,8 @@ def export(
                 f"The export, loaded again, does not steer as the live hook does ({agreement}); nothing is kept. "
                 "A larger strength may show more than rounding."
             )
-        facts = asdict(agreement) | {"direction": direction, "strength": strength, "format": kind, "run": run.id}
+        facts = asdict(agreement) | {"direction": direction, "strength": strength, "strength_in_sd": in_sd}
+        facts |= {"format": kind, "run": run.id}
         (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
         (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
     return agreement

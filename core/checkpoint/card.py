@@ -30,15 +30,19 @@ llama-cli -m MODEL.gguf --control-vector vector.gguf
 }
 
 
-def write_card(run: Run, model: LanguageModel, direction: int, strength: float, kind: str) -> str:
+def write_card(
+    run: Run, model: LanguageModel, direction: int, strength: float, in_sd: float | None, kind: str
+) -> str:
+    """`strength` in multiples of the unit direction, `in_sd` the same in standard deviations of the scores."""
     label = run.labels().get(direction)
+    deviations = "" if in_sd is None else f", which is {in_sd:.4g} standard deviations of its scores"
     facts = {
         "run": run.id,
         "model": f"{model.name} ({model.module.config.model_type})",
         "model fingerprint": model.fingerprint,
         "direction": direction,
         "label": label.text if label else "none",
-        "strength": f"{strength:g} times the unit direction, at every position",
+        "strength": f"{strength:g} times the unit direction{deviations}, at every position",
         "blocks": ", ".join(map(str, run.manifest["blocks"])),
         "made": now(),
     }

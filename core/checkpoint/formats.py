@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,26 @@ def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: st
             f"{_others(vectors)}"
         )
     return lambda folder: _write_checkpoint(folder, source, changed, layer, names, biases)
+
+
+@contextmanager
+def biased(model: LanguageModel, vectors: Mapping[int, np.ndarray]) -> Iterator[None]:
+    """Within the block the model has the vectors (block -> raw units) as biases in memory, and so computes as the
+    checkpoint does. Raises BasiscopeError where no bias is the same as steering."""
+    import torch
+
+    layer = steerable_layer(model.module.config)
+    parts: dict[int, Any] = {block: model.blocks[block].get_submodule(layer.path) for block in vectors}
+    before = {block: part.bias for block, part in parts.items()}
+    try:
+        for block, part in parts.items():
+            added = torch.from_numpy(vectors[block] / np.float32(layer.factor)).to(part.weight.device)
+            whole = added if part.bias is None else part.bias.float() + added
+            part.bias = torch.nn.Parameter(whole.to(part.weight.dtype), requires_grad=False)
+        yield
+    finally:
+        for block, part in parts.items():
+            part.bias = before[block]
 
 
 def _others(vectors: Mapping[int, np.ndarray]) -> str:

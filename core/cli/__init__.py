@@ -19,6 +19,8 @@ from core.workspace import is_disk_full
 
 __all__ = ["app", "cli", "evaluating", "main", "reading", "recover", "selecting", "steering", "usefulness"]
 
+LESS_MEMORY = "Ask for less at once, stop other work on the same device, or try --device cpu."
+
 
 def _print_results(command: click.Command) -> None:
     """Have a command that returns a dict print its `lines`, or with --json everything but these, or its
@@ -90,6 +92,11 @@ def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
     except Exception as error:
         if is_disk_full(error):
             return 1, "failed", {"message": f"The disk is full ({error}). Free some space and start again."}
+        from core.model import is_out_of_memory
+
+        if is_out_of_memory(error):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return 1, "failed", {"message": f"There is not enough memory ({reason}). {LESS_MEMORY}"}
         import traceback
 
         traceback.print_exc()

@@ -71,7 +71,7 @@ def steering_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run")
 @steering_options
 @click.option("--strength", type=float, help="Its sign is the polarity.")
-@click.option("--variants", help='Several strengths, such as "0,+2,-2", instead of --strength.')
+@click.option("--variants", help='Further strengths of the same batch, such as "0,+2,-2".')
 @click.option("--prompt", help="A text to go on from.")
 @click.option("--prompts", type=click.Path(dir_okay=False), help="A text file, one prompt a line, or a data file.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N prompts.")
@@ -91,15 +91,17 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     from core.steering.prompts import read_prompts
     from core.steering.sweep import parse_strengths
 
-    if (options["strength"] is None) == (options["variants"] is None):
-        raise click.UsageError("Give one of --strength and --variants.")
+    if options["strength"] is None and options["variants"] is None:
+        raise click.UsageError("Give at least one of --strength and --variants.")
     if (options["prompt"] is None) == (options["prompts"] is None):
         raise click.UsageError("Give one of --prompt and --prompts.")
     _check_unit(options)
     opened = Workspace(workspace).run(run)
     check_direction(opened, options["direction"])
     sampling = _sampling(options, Sampling)
-    strengths = parse_strengths(options["variants"]) if options["variants"] else (options["strength"],)
+    strengths = parse_strengths(options["variants"]) if options["variants"] is not None else ()
+    if options["strength"] is not None:
+        strengths = tuple(dict.fromkeys((options["strength"], *strengths)))
     directions = Directions.of(opened)
     variants = make_variants(
         directions,
@@ -305,15 +307,18 @@ def export(
     """
     from core.checkpoint import export as write
     from core.recovery import load_run_model
-    from core.steering.intervention import Directions
+    from core.steering.intervention import Directions, both_units
 
     opened = Workspace(workspace).run(run)
     check_direction(opened, direction)
-    times = Directions.of(opened).in_unit(direction, strength, unit)
+    directions = Directions.of(opened)
+    times = directions.in_unit(direction, strength, unit)
+    in_sd = directions.in_sd(direction, times)
     with Reporter(as_json) as progress:
         progress("export", 0, 1)
         agreement = write(opened, lambda: load_run_model(opened, device), direction, times, kind, out)
         progress("export", 1, 1)
-    facts = {"run": opened.id, "direction": direction, "strength": times, "format": kind, "out": str(out)}
-    facts["sentence"] = f"{agreement}."
-    return {**facts, "agreement": vars(agreement), "lines": [f"{agreement}.", str(out)]}
+    facts = {"run": opened.id, "direction": direction, "strength": times, "strength_in_sd": in_sd}
+    both = f"Direction {direction} at {both_units(times, directions.deviations[direction - 1])}: "
+    facts |= {"format": kind, "out": str(out), "sentence": f"{both}{agreement}."}
+    return {**facts, "agreement": vars(agreement), "lines": [facts["sentence"], str(out)]}

@@ -89,7 +89,7 @@ def _one(
     divergence = (steered_log.exp() * (steered_log - unsteered)).sum(dim=1).mean()
     return Assessment(
         scores[start : start + n].cpu().numpy(),
-        float((-chosen.double().mean()).exp()),
+        float((-chosen.cpu().double().mean()).exp()),  # Apple's GPUs have no float64
         float(divergence.clamp(min=0)),
         repetition(response),
     )

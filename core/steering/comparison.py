@@ -255,7 +255,8 @@ class _Batch:
         ids, generation = self.generation.tokens[i], self.generation
         partial = Response(variant.name, variant.strength, variant.steering, generation.text(i), tuple(ids))
         if assessed is None:
-            return replace(partial, ended=generation.ended[i])
+            ended = generation.ended[i]
+            return replace(partial, ended=ended, note=generation.note(i) if ended else None)
         scores = assessed[i].scores[:, self.base.direction - 1]
         return replace(
             partial,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REPEATED_TOKENS = 24
 """A text that ends in so many tokens of a cycle is called repetition."""
 CYCLE = 6
+LARGEST_SEED = 10**18 - 1
 NOT_A_NUMBER = "the steered model's logits are not numbers: the strength is too large"
 REPEATS = "it ends in the same few tokens over and over"
 
@@ -42,6 +43,8 @@ class Sampling:
             raise BasiscopeError(f"Temperature {self.temperature}: it must be 0 or more.")
         if not 0 < self.top_p <= 1:
             raise BasiscopeError(f"Top-p {self.top_p}: it must be above 0 and at most 1.")
+        if not -LARGEST_SEED <= self.seed <= LARGEST_SEED:
+            raise BasiscopeError(f"Seed {self.seed}: it must have at most 18 digits.")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

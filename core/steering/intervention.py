@@ -104,6 +104,11 @@ class Directions:
         """A strength given in `unit` as a multiple of the unit direction."""
         return float(strength * (self.deviations[direction - 1] if unit == "sd" else 1.0))
 
+    def in_sd(self, direction: int, times: float) -> float | None:
+        """A multiple of the unit direction in standard deviations of its scores; None where they do not vary."""
+        deviation = float(self.deviations[direction - 1])
+        return times / deviation if deviation else None
+
     def parts(self, directions: Sequence[int], block: int) -> np.ndarray:
         """(r, hidden) parts of directions (from 1) in a block, in the units of the basis."""
         parts = self.basis.directions.reshape(self.basis.k, len(self.blocks), -1)
@@ -163,7 +168,7 @@ class _Columns:
 
     def __init__(self, rows: Sequence[Steering], prompt_tokens: Sequence[int]) -> None:
         windows = [row.positions(n) for row, n in zip(rows, prompt_tokens, strict=True)]
-        self.start, self.stop = np.array(windows, dtype=np.float64).T
+        self.start, self.stop = np.array(windows, dtype=np.float32).T  # Apple's GPUs have no float64
         self.mask: torch.Tensor | None = None
         self.is_empty = False
 

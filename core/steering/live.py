@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import BasiscopeError
-from core.model import LanguageModel, choose_device, choose_dtype
+from core.model import LanguageModel, choose_device, choose_dtype, free_memory, is_out_of_memory
 from core.recovery import load_run_model
 from core.steering.comparison import Comparison, Variant, compare
 from core.steering.generation import Sampling
@@ -18,6 +18,10 @@ from core.workspace import Run
 
 SNAPSHOT_SECONDS = 0.1
 ENDED = ("done", "stopped", "failed")
+TOO_LITTLE_MEMORY = (
+    "There is not enough memory for it: take fewer columns, fewer new tokens or a shorter prompt, or stop other "
+    "work on the same device."
+)
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,10 @@ class LiveModel:
             return LiveStatus(self._run_id, loading, time.monotonic() - since, len(self._queue), busy)
 
     def _forget(self) -> None:
-        import gc
-
         was_loaded = self._model is not None
         self._model, self._key, self._run_id, self._to_unload = None, (), None, False
-        gc.collect()
         if was_loaded:
-            import torch
-
-            torch.cuda.empty_cache()  # nothing where there is no GPU in use
+            free_memory()
 
     def _work(self) -> None:
         while True:
@@ -147,16 +146,21 @@ class LiveModel:
                 while not self._queue:
                     self._changed.wait()
                 stream = self._current = self._queue.popleft()
+            failure = ""
             try:
                 self._answer(stream)
             except BasiscopeError as error:
-                stream.message, stream.state = str(error), "failed"
+                failure = str(error)
             except Exception as error:
                 traceback.print_exc()
-                memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
-                reason = "there is not enough memory" if memory else f"{type(error).__name__}: {error}"
-                stream.message, stream.state = f"Unexpected: {reason}.", "failed"
+                failure = f"Unexpected: {type(error).__name__}: {error}."
+                if is_out_of_memory(error):
+                    failure = TOO_LITTLE_MEMORY
             finally:
+                if failure == TOO_LITTLE_MEMORY:
+                    free_memory()  # for jobs on the same GPU; the error, which held it, is gone
+                if failure:
+                    stream.message, stream.state = failure, "failed"
                 with self._changed:
                     self._current = self._loading = None
                     if self._to_unload:
