@@ -449,9 +449,11 @@ def test_a_long_step_ticks_on_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     with Reporter(as_json=False) as progress:
         progress("model", 0, 1)
-        time.sleep(2.5)
+        end = time.monotonic() + 30
+        while "00:02" not in terminal.getvalue() and time.monotonic() < end:
+            time.sleep(0.1)
         progress("model", 1, 1)
         progress("read", 5, 10)
     drawn = terminal.getvalue()
-    assert "Loading the model, usually some seconds" in drawn and "00:01" in drawn and "00:02" in drawn
+    assert "Loading the model, usually some seconds" in drawn and "00:02" in drawn
     assert "Reading the examples: 50%" in drawn.replace(":  ", ": ") and " rows" in drawn
