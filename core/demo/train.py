@@ -55,7 +55,7 @@ class Settings:
     million tokens and had not begun to tell words of one kind (names, things) apart, so it copied none.
     """
 
-    steps: int = 6_000
+    steps: int = 13_000
     seed: int = 0
     rows: int = 2
     length: int = 768
@@ -66,8 +66,8 @@ class Settings:
     rate: float = 4e-3
     spread: float = 1.0
     warmup: int = 150
-    horizon: int = 11_000
-    cooldown: int = 1_500
+    horizon: int = 24_000
+    cooldown: int = 3_000
     decay: float = 0.1
     clip: float = 1.0
     mix: tuple[tuple[str, float], ...] = (("fraction", 0.25), ("conversion", 0.25))

@@ -23,11 +23,11 @@ from core.demo import grammar
 TOKEN = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]"
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division", "fraction", "comparison", "conversion")
-LIMITS = {"easy": 50, "medium": 100, "hard": 300}  # no quantity exceeds the limit of its difficulty
-SPANS = {"easy": 9, "medium": 20, "hard": 99}  # nor does what is added or taken at once
+LIMITS = {"easy": 50, "medium": 90, "hard": 200}  # no quantity exceeds the limit of its difficulty
+SPANS = {"easy": 9, "medium": 15, "hard": 40}  # nor does what is added or taken at once
 START = {"multiplication": 8, "conversion": 3}  # a start is at most this part of the limit, else one half
 STEPS = (1, 2, 3, 4, 5)
-CARELESS = {False: 0.30, True: 0.04}  # share of wrong solutions, by whether each step is checked
+CARELESS = {False: 0.60, True: 0.04}  # share of wrong solutions, by whether each step is checked
 REPAIRED = 0.08  # share of checked steps whose first try is wrong, found out and done again
 UNLICENSED = 0.15
 
