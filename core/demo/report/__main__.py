@@ -64,7 +64,7 @@ def train(run: Run, workspace: Workspace) -> Trainings:
     arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
     directions = compare_directions(run, workspace, rate, click.echo)
     ranked = foretold(evidence, directions, arms["not tuned"][0])
-    chosen = {USEFUL: show_directions(useful), RIGHT: show_directions(right_directions(pool_of(run)))}
+    chosen = {USEFUL: show_directions(useful), RIGHT: show_directions(tuple(right_directions(pool_of(run))))}
     return Trainings(chosen, rate, rates, arms, directions, evidence, ranked)
 
 

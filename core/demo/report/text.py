@@ -128,8 +128,8 @@ def training_parts(results: Trainings) -> list[str]:
         f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
         f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token.",
         "Useful directions: by short LoRA trainings on a development set (item 4), "
-        f"{results.chosen[tuning.USEFUL]}; by utility, the association of score and `correct` over the pool, "
-        f"{results.chosen[tuning.RIGHT]}.",
+        f"{results.chosen[tuning.USEFUL]}; by utility, the association of score and `correct` among "
+        f"{tuning.JUDGED:,} solutions of the pool, {results.chosen[tuning.RIGHT]}.",
         "The peak rate is the one with the lowest loss after training on right solutions alone, chosen at random "
         "among them, which no rule can know.",
         _rate_table(results),

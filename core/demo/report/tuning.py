@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,9 @@ MIX = dict.fromkeys(RARE, 0.5)
 """In the pool they are half as frequent as each of the others; among the problems all are alike."""
 ALONG = 500
 """The budget along one end of one direction."""
-RATES, WARMUP = (1e-4, 3e-4, 1e-3), 10
+RATES, WARMUP = (3e-5, 1e-4, 3e-4), 10
+JUDGED = 1_000
+"""So many solutions of the pool, drawn at random, have a verdict from which useful directions are told."""
 RESAMPLES = 2_000
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
@@ -89,49 +92,51 @@ def recover_pool(workspace: Workspace) -> Run:
     return recover(Request(str(MODEL), DataSource(str(data)), columns, recipe, with_map=False), workspace)
 
 
-def right_directions(pool: Pool) -> tuple[int, ...]:
-    """The directions, signed, whose scores go with `correct` (Benjamini-Hochberg, 5%); the strongest one where
-    none does."""
+def right_directions(pool: Pool) -> dict[int, float]:
+    """Direction, signed, -> how strongly its scores go with `correct` among JUDGED solutions: those that do
+    (Benjamini-Hochberg, 5%), or the strongest one where none does."""
     from scipy.stats import false_discovery_control, pearsonr
 
-    correct = pool.facts["correct"].astype(float).to_numpy()
-    found = [pearsonr(column, correct) for column in pool.scores.T]
+    judged = np.random.default_rng(SEEDS[0]).permutation(pool.n)[:JUDGED]
+    correct = pool.facts["correct"].astype(float).to_numpy()[judged]
+    found = [pearsonr(column, correct) for column in pool.scores[judged].T]
     passes = false_discovery_control([one.pvalue for one in found]) < 0.05
     if not passes.any():
         passes[np.argmax([abs(one.statistic) for one in found])] = True
-    return tuple(int(math.copysign(j + 1, found[j].statistic)) for j in np.flatnonzero(passes))
+    return {
+        int(math.copysign(j + 1, found[j].statistic)): abs(float(found[j].statistic))
+        for j in np.flatnonzero(passes)
+    }
 
 
 def rules(pool: Pool, useful: tuple[int, ...]) -> dict[str, Callable[[int], Asked]]:
     """What is compared: a name, and what it asks for under a seed. useful: directions, signed."""
+    right = right_directions(pool)
 
-    only_right = Constraints(budget=BUDGET, quotas=parse_quotas("correct=True:1"))
-
-    def asked(
-        name: str, weights_by: str | None = None, within: Constraints | None = None, **choices: object
-    ) -> Callable[[int], Asked]:
-        def with_seed(seed: int) -> Asked:
-            rule = Rule(name, seed=seed, **choices)  # type: ignore[arg-type]
-            return Asked(pool.run, rule, within or Constraints(budget=BUDGET), weights_by=weights_by)
-
-        return with_seed
+    def asked(name: str, **choices: Any) -> Callable[[int], Asked]:
+        return lambda seed: Asked(pool.run, Rule(name, seed=seed, **choices), Constraints(budget=BUDGET))
 
     return {
         "random": asked("random"),
         USEFUL: asked("along", directions=useful),
-        RIGHT: asked("along", weights_by="correct", directions=right_directions(pool)),
+        RIGHT: asked("along", directions=tuple(right), weights=tuple(right.values())),
         "coverage": asked("coverage"),
         "longest": asked("longest"),
         "text diversity": asked("text"),
         HUMAN: asked("label", column="operation"),
-        TRUTH: asked("random", within=only_right),
+        TRUTH: partial(only_right, pool),
     }
 
 
+def only_right(pool: Pool, seed: int) -> Asked:
+    """Right solutions, drawn at random: what no rule can know."""
+    within = Constraints(budget=BUDGET, quotas=parse_quotas("correct=True:1"))
+    return Asked(pool.run, Rule("random", seed=seed), within)
+
+
 def compare_rates(run: Run, workspace: Workspace, tell: Tell) -> list[Tuned]:
-    """The same right solutions, which no rule can know, at every rate; the rate with the lowest loss is taken for
-    all trainings."""
-    asked = rules(pool_of(run), (1,))[TRUTH](SEEDS[0])
+    """The same right solutions at every rate; the rate with the lowest loss is taken for all trainings."""
+    asked = only_right(pool_of(run), SEEDS[0])
     return train_all([_task(TRUTH, asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
 
 
