@@ -61,7 +61,7 @@ window.sinceClick = () => {
 };
 """
 COMBOBOX = "[class*=st-key-colour_] input"
-SLIDER = "[class*=st-key-budget_examples_] [role=slider]"
+SLIDER = "[class*=st-key-budget_examples_]"
 CHOSEN_RULES = ("longest", "shortest", "order", "random", "along", "both", "coverage")
 """Rules of the page Select that it makes at once at 50,000 examples; the last one is where it begins."""
 
@@ -193,7 +193,7 @@ def move_budget(page: Page, address: str, repeats: int) -> tuple[list[float], li
     open_select(page, address)
 
     def once() -> tuple[float, float]:
-        page.locator(SLIDER).press("ArrowRight")
+        page.locator(SLIDER).get_by_role("slider").press("ArrowRight")
         return quiet(page)
 
     return repeated(once, repeats)

@@ -158,12 +158,16 @@ def test_a_recovery_from_a_terminal_is_seen_while_it_runs(stories, gsm8k, tmp_pa
     command = [sys.executable, "-m", "core.cli", *long_recovery(stories, gsm8k), "--workspace", str(tmp_path)]
     terminal = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 90
-        while not (seen := recoveries_elsewhere(workspace)) or seen[0].progress.step != "activations":
-            assert terminal.poll() is None and time.monotonic() < deadline
+        deadline = time.monotonic() + 180
+
+        def runs_the_model(seen):
+            return bool(seen) and seen[0].progress.step == "activations" and seen[0].progress.total > 0
+
+        while not runs_the_model(seen := recoveries_elsewhere(workspace)):
+            assert terminal.poll() is None and time.monotonic() < deadline, seen
             time.sleep(0.05)
         (recovery,) = seen
-        assert (recovery.model, recovery.data) == (stories, gsm8k) and recovery.progress.total > 0
+        assert (recovery.model, recovery.data) == (stories, gsm8k)
         assert list(workspace.partial_manifests()) == [recovery.run] and list_jobs(workspace) == []
     finally:
         terminal.send_signal(signal.SIGTERM)

@@ -91,10 +91,10 @@ def _random_model_basis(
 def words_order(texts: Sequence[str]) -> np.ndarray:
     """(n,) rows from one end to the other of the axis along which the bags of words of the texts vary most: the
     leading component of their TF-IDF. Raises BasiscopeError where the texts have too few words."""
-    vectors = tfidf_vectors(texts)
-    centred = vectors - vectors.mean(axis=0)
-    leading = np.linalg.svd(centred, full_matrices=False)[2][0]
-    return np.argsort(-centred @ leading, kind="stable")
+    from sklearn.decomposition import PCA
+
+    leading = PCA(n_components=1, svd_solver="full").fit_transform(tfidf_vectors(texts))[:, 0]
+    return np.argsort(-leading, kind="stable")
 
 
 def bag_of_words(texts: Sequence[str], right: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray | None:
