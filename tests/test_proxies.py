@@ -12,6 +12,7 @@ from synthetic import synthetic_run
 
 from core.basis import Basis
 from core.errors import BasiscopeError
+from core.evaluation import Interval
 from core.evaluation.overlap import overlap_notes
 from core.evaluation.problems import read_problems
 from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems
@@ -22,8 +23,10 @@ from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering, steered
 from core.usefulness.controls import MODELS, random_model_directions, random_units
 from core.usefulness.development import Solutions, losses, written_solutions
-from core.usefulness.evidence import Evidence, p_outlier
+from core.usefulness.evidence import Control, Evidence, p_outlier
 from core.usefulness.first_order import (
+    GAIN,
+    _judged,
     by_problem,
     contrasts,
     derivatives,
@@ -32,6 +35,7 @@ from core.usefulness.first_order import (
     random_derivatives,
     shuffled_control,
 )
+from core.usefulness.recommend import Finding, Recommendation
 from core.usefulness.sft import Answers, SftRequest, Trained, control_selections, selections
 from core.usefulness.sft import judge as judge_trained
 from core.usefulness.steering import (
@@ -176,6 +180,23 @@ def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
         assert effect.effect.value == pytest.approx(sum(effect.blocks), rel=1e-6)
         assert effect.effect.low < effect.effect.value < effect.effect.high
     assert Evidence.from_dict(json.loads(json.dumps(found.as_dict()))).by("gain") == found.by("gain")
+
+
+def test_one_problem_is_no_evidence(tmp_path):
+    """It has no p-value, so nothing is told, and the recommendation can be kept."""
+    found = _judged(GAIN, np.full((1, 3, 2), 5.0), np.full((1, 500), 0.1), [GAIN_LEVEL])
+    assert all(math.isnan(effect.p) and math.isnan(effect.adjusted) for effect in found)
+    assert not any(effect.is_evidence for effect in found)
+    many = _judged(GAIN, 5 + np.random.default_rng(0).normal(0, 0.1, (9, 3, 2)), np.full((9, 500), 0.1), [GAIN_LEVEL])
+    assert all(effect.is_evidence for effect in many)
+    nothing = Interval(5.0, math.nan, math.nan, 1)
+    said = Recommendation("r", 1, (Finding(1, "+", "first-order", "gain", True, nothing, math.nan),), (), {})
+    workspace = Workspace(tmp_path)
+    workspace.save_recommendation(said)
+    assert said.as_dict()["findings"][0]["effect"]["low"] is None and said.as_dict()["helpful"] == ["1+"]
+
+
+GAIN_LEVEL = Control("random directions", "gain", Interval(0.2, math.nan, math.nan, 50), "")
 
 
 # --- steering -------------------------------------------------------------------------------------------
