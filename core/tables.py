@@ -238,6 +238,7 @@ STEPS = {
     "sweep": ("Generating and reading texts", "texts"),
     "rollouts": ("Writing and verifying texts", "texts"),
     "controls": ("Holding against controls", "of them"),
+    "random models": ("Recovering directions of random models", "models"),
     "first-order": ("Differentiating the loss", "solutions"),
     "training": ("Training and measuring", "trainings"),
     "export": ("Writing, loading it again, comparing", ""),

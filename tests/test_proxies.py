@@ -208,7 +208,7 @@ def test_a_plan_spends_the_cost_and_halves_the_arms():
     rows = [n * (arms + 9) for n, arms in zip(plan.problems, plan.arms, strict=True)]
     assert max(rows) - min(rows) <= 29, "every round costs the same"
     assert sum(make_plan(20, 8, 4, 30, 10.0, 1e6).problems) <= 30
-    with pytest.raises(BasiscopeError, match=r"--cost: 10 s at 1 rollouts a second .* Give about"):
+    with pytest.raises(BasiscopeError, match=r"--cost: the 10 s left .* at 1 rollouts a second, .* Give about"):
         make_plan(20, 8, 4, 30, 1.0, 10.0)
 
 
@@ -225,10 +225,10 @@ def test_random_arms_have_the_norms_of_the_others(tmp_path):
     np.testing.assert_array_equal(wide.basis.directions[:4], run.basis().directions)
 
 
-def simulated(arms, helps, problems=40, r=4, seed=0):
+def simulated(arms, helps, problems=40, r=4, seed=0, odds=0.0):
     """Rollouts of arms, of which those in `helps` change the log-odds of being right by so much."""
     rng = np.random.default_rng(seed)
-    difficulty = rng.standard_normal(problems)
+    difficulty = odds + rng.standard_normal(problems)
     found = {}
     for name in (UNSTEERED, *arms):
         odds = difficulty + helps.get(name, 0.0)
@@ -273,8 +273,11 @@ def test_what_directions_of_a_random_model_reach_is_no_evidence():
 def test_directions_of_random_models_are_unit_rows_of_another_basis(gsm8k_run, stories):
     model, found = load_run_model(gsm8k_run, "cpu"), {}
     for kind in MODELS:
-        found[kind], tokens = random_model_directions(gsm8k_run, model, kind, 4, 0)
-        assert tokens == gsm8k_run.windows().lengths.sum()
+        made = random_model_directions(gsm8k_run, model, kind, 4, 0)
+        assert made.texts == 60 and made.tokens == gsm8k_run.windows().lengths.sum()
+        found[kind] = made.units
+        part = random_model_directions(gsm8k_run, model, kind, 4, 0, goes_on=lambda: False)
+        assert part.texts == 32 and part.tokens < made.tokens
         np.testing.assert_allclose(found[kind] @ found[kind].T, np.eye(4), atol=1e-4)
     own = gsm8k_run.basis().directions
     assert all(np.abs(own @ units.T).max() < 0.9 for units in found.values())
@@ -297,6 +300,29 @@ def test_where_all_directions_are_random_few_are_told():
         effects, _ = judge(rollouts, ARMS, CHANCE, dropped, 1, "pass@1", seed)
         false += any(effect.is_evidence for effect in effects)
     assert false <= 1
+
+
+@pytest.mark.parametrize("odds", [-30.0, -7.0, -5.0, -4.0])
+def test_where_hardly_anything_is_solved_little_is_told(odds):
+    """40 experiments of 10 arms in which 0, 0.1, 1 or 3% of the texts are right, so that often no random direction
+    changes anything: false findings in at most 5%."""
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    false = alike = 0
+    for seed in range(40):
+        rollouts = simulated(names, {}, problems=12, seed=seed, odds=odds)
+        effects, (control,) = judge(rollouts, ARMS, CHANCE, {}, 1, "pass@1", seed)
+        false += any(effect.is_evidence for effect in effects)
+        alike += control.level.low == control.level.high
+    assert false <= 2 and (alike == 40 or odds > -30)
+
+
+def test_where_random_directions_do_nothing_what_helps_is_told():
+    """All of them leave all wrong, so there is no spread to hold an end against."""
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    rollouts = simulated(names, {"2+": 30.0}, odds=-30.0)
+    effects, (control,) = judge(rollouts, ARMS, CHANCE, {}, 1, "pass@1")
+    assert {effect.name for effect in effects if effect.is_evidence} == {"2+"}
+    assert "they do not differ, so p-values over problems decide" in control.detail
 
 
 def test_p_values_of_outliers_are_uniform_where_there_is_none():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from core.usefulness.controls import MODEL_TRACES
 from core.usefulness.sft import SftRequest
+from core.usefulness.steering import SHARE_OF_COST
 from core.usefulness.utility import MODEL_DRAWS
 from core.workspace import Run
 
@@ -36,9 +37,16 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         chosen = f" Random models: {_about(run, len(models) * int(run.manifest['n']), 1)}" if models else ""
         said = f"{asked.trainings} trainings, the controls' among them. {trained}{chosen}"
         return f"{said} Measuring each on the problems comes on top."
+    chosen = (
+        f" Recovering the directions of random models is part of it, up to {SHARE_OF_COST:.0%}, but each reads its "
+        "first texts in any case."
+        if models
+        else ""
+    )
     return (
-        f"At most {float(given.get('--cost', 600)):,.0f} seconds after the model is loaded: no batch is begun "
-        "that would likely end later, and the arms are compared on the problems that all were through with."
+        f"About {float(given.get('--cost', 600)):,.0f} seconds at most after the model is loaded: the texts of one "
+        "problem are written to learn the pace, whatever they take; after them no batch is begun that would likely "
+        f"end later, and the arms are compared on the problems that all were through with.{chosen}"
     )
 
 

@@ -92,7 +92,7 @@ def show_direction(run: Run, evidence: Evidence, effect: Effect) -> None:
         st.caption("No texts are kept behind this measure.")
         return
     evaluation = workspace().evaluation(evidence.parts["evaluation"])
-    found = changes(evaluation, variant)
+    found = changes(evaluation, variant, evidence.parts.get("problems", {}).get(variant))
     if not found:
         st.text("No verdict changed.")
         return
