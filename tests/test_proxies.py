@@ -187,7 +187,9 @@ def test_one_problem_is_no_evidence(tmp_path):
     found = _judged(GAIN, np.full((1, 3, 2), 5.0), np.full((1, 500), 0.1), [GAIN_LEVEL])
     assert all(math.isnan(effect.p) and math.isnan(effect.adjusted) for effect in found)
     assert not any(effect.is_evidence for effect in found)
-    many = _judged(GAIN, 5 + np.random.default_rng(0).normal(0, 0.1, (9, 3, 2)), np.full((9, 500), 0.1), [GAIN_LEVEL])
+    many = _judged(
+        GAIN, 5 + np.random.default_rng(0).normal(0, 0.1, (9, 3, 2)), np.full((9, 500), 0.1), [GAIN_LEVEL]
+    )
     assert all(effect.is_evidence for effect in many)
     nothing = Interval(5.0, math.nan, math.nan, 1)
     said = Recommendation("r", 1, (Finding(1, "+", "first-order", "gain", True, nothing, math.nan),), (), {})

@@ -127,7 +127,9 @@ def test_a_refused_cost_is_refused_again(trial):
     """The pilot is not made again, and none of nothing says how fast it goes."""
     drawn = Drawn(seconds=10.0)
     for _ in range(3):
-        with pytest.raises(BasiscopeError, match=r"40 s left .* at 0\.4 rollouts a second.* too few to compare 8 arms"):
+        with pytest.raises(
+            BasiscopeError, match=r"40 s left .* at 0\.4 rollouts a second.* too few to compare 8 arms"
+        ):
             trial(drawn, seconds=60.0)
         assert drawn.made.total() == 4 + 4
     assert trial.kept().manifest["seconds"] == pytest.approx(20.0, abs=0.01)

@@ -91,7 +91,11 @@ def random_model_directions(
     """The leading directions of such a model over at most `most` of a run's examples, drawn at random; over fewer
     where `goes_on`, asked after every PART of them, says no."""
     n = int(run.manifest["n"])
-    rows, windows, fresh = np.random.default_rng(seed).permutation(n)[:most], run.windows(), _fresh(model, kind, seed)
+    rows, windows, fresh = (
+        np.random.default_rng(seed).permutation(n)[:most],
+        run.windows(),
+        _fresh(model, kind, seed),
+    )
     parts: list[Activations] = []
     for start in range(0, len(rows), PART):
         if start > m and not goes_on():
