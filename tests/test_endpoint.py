@@ -193,7 +193,7 @@ def test_a_problem_that_the_server_refuses_is_left_out_and_named(server, sums, r
 
 def test_where_all_is_refused_it_is_an_error(server):
     server.reply = staticmethod(lambda _body: (400, '{"error": "nothing of that"}'))
-    with pytest.raises(BasiscopeError, match="refused what it was asked .*nothing of that"):
+    with pytest.raises(BasiscopeError, match=r"refused what it was asked .*nothing of that"):
         rolled(server, r=1)
     assert len(server.asked) <= 2 * (HOPELESS + 8)
     server.reply = staticmethod(lambda body: (400, "{}") if number_in(body) < 7 else completion("\\boxed{1}"))

@@ -166,6 +166,10 @@ def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
     rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:12]]
     written = {i: row["answer"] for i, row in enumerate(rows)}
     solutions = written_solutions(model, development.problems, written, "bare")
+    fewer = {i: text for i, text in written.items() if i not in (3, 5)}
+    left_out = written_solutions(model, development.problems, fewer, "bare").left_out
+    assert left_out["the problem has no worked solution"] == 2
+    assert "the problem has no worked solution" not in solutions.left_out
     kept = next(
         i for i in range(12) if len(model.tokenizer(rows[i]["question"])["input_ids"]) == solutions.first[0] - 1
     )
@@ -442,10 +446,13 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     before = losses(model, solutions)
     request = SftRequest((1,), examples=2, random=3, seeds=1, rate=1e-2)
     prompts = encode_problems(model, problems, "bare", "plain", 5)
-    answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0))
+    left_out = {"the verifier cannot verify their answers": 3}
+    answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0), left_out)
     found = train_proxy(gsm8k_run, model, solutions, request, answers)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
     assert len(after) == 5 + 8 and len(set(after)) > 8 and found.facts["before"]["loss"] not in after
     assert [one.measure for one in found.effects if one.name == "1+"] == ["loss", "pass@1"]
     assert all(one.effect.n == 4 for one in found.by("pass@1")) and found.cost.tokens > 0
+    assert "Pass@1: 3 problems left out: the verifier cannot verify their answers" in found.notes
+    assert f"Pass@1: {8 * 14} of {8 * 14} texts reached the token limit" in found.notes

@@ -160,7 +160,9 @@ def test_five_problems_are_enough(trial, n, least):
 
 def test_fewer_than_five_problems_are_too_few_whatever_the_cost(trial):
     drawn = Drawn()
-    with pytest.raises(BasiscopeError, match="4 problems can be asked and verified, too few .* whatever the cost"):
+    with pytest.raises(
+        BasiscopeError, match=r"4 problems can be asked and verified, too few .* whatever the cost"
+    ):
         trial(drawn, problems=4)
     assert not drawn.made, "nothing is generated for it"
 
@@ -238,6 +240,9 @@ def test_what_helps_stays_to_the_end_and_is_told(trial):
     on = problems_of(drawn.made)
     assert on["2+"] == on["4-"] == on["random 1"] == on[UNSTEERED] and len(on["1+"]) < len(on["2+"])
     assert {e.effect.n for e in found.by("pass@1") if e.name in ("2+", "4-")} == {len(on["2+"])}
+    behind = found.parts["problems"]
+    assert all(len(behind[e.name]) == e.effect.n for e in found.by("pass@1")), "dropped ones, too"
+    assert set(behind["2+"]) == on["2+"] > set(behind["1+"])
 
 
 def test_where_nothing_helps_little_is_told(trial):

@@ -3,8 +3,8 @@
 Traces of one problem are not independent. Every interval here is over problems: of a correlation by the
 jackknife that leaves one problem out at a time, on Fisher's scale; of an area by the variance of its placements
 summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale.
-Where right and wrong do not overlap at all, that variance is 0 and says nothing: there an area has Newcombe's score
-interval, and within problems Wilson's for the problems.
+Where right and wrong do not overlap at all, that variance is 0 and says nothing: there an area has Newcombe's
+score interval, and within problems Wilson's for the problems.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _won_pairs(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> tup
 
 def apart_across(with_right: int, with_wrong: int) -> Apart:
     """The bound below an area of 1, by Newcombe (2006, his method 5): the smallest area from which 1 is no further
-    than 1.96 of the standard errors that Hanley and McNeil (1982) give it. p: of no order separating all by chance.
+    than 1.96 of the standard errors that Hanley and McNeil (1982) give it. p: of chance separating all.
     Counted are problems, not traces: how alike the traces of one are cannot be seen where all are separated."""
     from scipy.optimize import brentq
     from scipy.special import binom

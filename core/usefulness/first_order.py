@@ -86,7 +86,8 @@ def loss_gradients(
         progress("first-order", done, solutions.n)
     if not (np.isfinite(found).all() and np.isfinite(sums).all()):
         raise BasiscopeError(
-            "The loss on the development set is not a number everywhere; recover the run again with --dtype float32."
+            "The loss on the development set is not a number everywhere; recover the run again with "
+            "--dtype float32."
         )
     return Gradients(found, sums)
 

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -351,22 +352,24 @@ class _Trial:
         return found
 
     def _directions(self, run: Run) -> Directions:
-        """The run's with those of all controls after them; making these is part of the cost, of which it takes
-        SHARE_OF_COST at most but for each model's first texts. How many were read is kept: given again, as many."""
+        """The run's with those of all controls after them; making these is part of the cost, SHARE_OF_COST of it at
+        most but for each model's first texts. How many were read is kept: given again, as many are."""
         request, seed = self.request, self.request.sampling.seed
         found = with_random(Directions.of(run), request.random_arms, seed)
         texts: dict[str, int] = dict(self.manifest.get("model_texts", {}))
         for i, kind in enumerate(request.models):
-            until = self.seconds + SHARE_OF_COST * request.seconds / len(request.models)
-            most, is_known = texts.get(kind, MODEL_TRACES), kind in texts
-            made = random_model_directions(
-                run, self.model, kind, MODEL_ARMS, seed, most, lambda: is_known or self.seconds < until
-            )
+            share = math.inf if kind in texts else SHARE_OF_COST * request.seconds / len(request.models)
+            goes_on = partial(self._is_before, self.seconds + share)
+            most = texts.get(kind, MODEL_TRACES)
+            made = random_model_directions(run, self.model, kind, MODEL_ARMS, seed, most, goes_on)
             found, self.tokens = with_units(found, made.units), self.tokens + made.tokens
             texts[kind] = made.texts
             self.progress("random models", i + 1, len(request.models))
             self._save(model_texts=texts)
         return found
+
+    def _is_before(self, seconds: float) -> bool:
+        return self.seconds < seconds
 
     def _manifest(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The kept one, or that of a new evaluation, which is kept now."""
@@ -601,9 +604,9 @@ def judge(
 ) -> tuple[list[Effect], list[Control]]:
     """Effects of all arms on Pass@k, paired by problem with the unsteered model, against the random directions and
     those of random models: an arm counts where it is further off than every one of these, and no likely draw from
-    the normal distribution that the random ones are of. Where all random directions change as much, such as nothing,
-    there is no such distribution: the paired p-value over problems and the distance decide. Of several strengths of
-    an end the strongest evidence is given."""
+    the normal distribution that the random ones are of. Where all random directions change as much, such as
+    nothing, there is no such distribution: the paired p-value over problems and the distance decide. Of several
+    strengths of an end the strongest evidence is given."""
     tallies = {name: Tally.of(rollouts) for name, rollouts in by_variant.items()}
     differences = {
         arm.name: problem_differences(tallies[arm.name], tallies[UNSTEERED], k) for arm in (*arms, *chance)
