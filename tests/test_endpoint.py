@@ -449,6 +449,33 @@ def test_evaluate_needs_a_run_a_model_or_a_server(run_cli, sums, tmp_path):
         assert found == status and sentence in err
 
 
+def test_rollouts_made_here_become_a_run_with_verdicts(run_cli, server, stories, sums, tmp_path):
+    """`evaluate --traces`, `recover`, `utility`, as the README has them."""
+
+    def reply(body):
+        right = body["seed"] % 2
+        return completion(f"so it is \\boxed{{{2 * number_in(body) if right else 7}}}")
+
+    server.reply = staticmethod(reply)
+    place, file = ("--workspace", tmp_path / "w"), tmp_path / "traces.jsonl"
+    asked = ("--problems", sums, "--wording", "bare", "--rollouts", 6, "--endpoint", server.url, "--traces", file)
+    status, out, err = run_cli("evaluate", *asked, *place)
+    assert status == 0 and f"60 traces in {file}" in out, err
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["problem"] for row in rows} == set(range(10)) and rows[0]["prompt"] == PROBLEMS[0].prompt
+    assert {row["correct"] for row in rows} == {True, False}
+    columns = ("--prompt", "prompt", "--response", "response", "--k", 2, "--device", "cpu", "--no-map")
+    status, _, err = run_cli("recover", "--model", stories, "--data", file, *columns, *place)
+    assert status == 0, err
+    status, out, err = run_cli(
+        "utility", "latest", "--correct", "correct", "--problem", "problem", "--json", *place
+    )
+    assert status == 0, err
+    assert json.loads(out)["facts"]["traces"] == 60 and json.loads(out)["facts"]["problems"] == 10
+    status, _, err = run_cli("evaluate", *asked[:-1], "/proc/none/t.jsonl", *place)
+    assert status == 1 and "it cannot be written" in err and "Traceback" not in err
+
+
 # --- a real server --------------------------------------------------------------------------------------
 
 

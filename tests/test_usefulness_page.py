@@ -19,9 +19,9 @@ from core.jobs import find_job
 from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
-from core.usefulness.first_order import CONTRAST
+from core.usefulness.first_order import CONTRAST, GAIN
 from core.usefulness.steering import Arm, strength_of, variant_of
-from core.usefulness.table import agreement, agreement_sentence, conclusion, towards
+from core.usefulness.table import agreement, agreement_sentence, block_parts, conclusion, evidence_table, towards
 from core.usefulness.utility import MODEL_DRAWS, UtilityRequest, utility
 from core.workspace import Workspace
 
@@ -163,11 +163,12 @@ def test_problems_are_needed_for_a_proxy(run):
 
 
 def test_what_is_missing_is_named(run):
+    path = run.folder / "examples.parquet"
+    pd.read_parquet(path).drop(columns="correct").to_parquet(path)
     at = show(PAGE)
     at.segmented_control(key="proxy_kind").set_value("first-order").run()
     assert "Name a file of problems with answers first." in texts(at)
     at.toggle(key="own_traces").set_value(True).run()
-    at.selectbox(key=f"own_verdict_{run.id}").set_value(None).run()
     assert at.button(key="measure").disabled and "Choose a column of verdicts first" in texts(at)
     assert "Name a file of problems" not in texts(at)
 
@@ -203,6 +204,20 @@ def test_first_order_is_asked_for_solutions_and_no_verifier(run):
     at.text_input(key="solution_column").input("worked").run()
     assert "--kind first-order --problems dev.jsonl --solution worked" in texts(at)
     assert "verifier" not in {widget.key for widget in at.text_input}
+
+
+def test_what_each_block_adds_is_told(run, workspace):
+    parts = ((0.1, 0.3, -0.1), (-0.1, -0.4, 0.2))
+    effects = tuple(Effect(j, "±", "gain", interval(sum(one)), blocks=one) for j, one in enumerate(parts, 1))
+    asked, facts = {"path": "p.jsonl"}, {"blocks": [1, 2, 3]}
+    found = Evidence("first-order", run.id, "gain", (GAIN,), effects, (), asked, Cost(1, 1), facts=facts)
+    assert evidence_table(found)["leading block"].tolist() == ["2 (0.3)", "2 (-0.4)"]
+    heat = figures.block_effect_map(block_parts(found, "gain"), [1, 2, 3], GAIN.unit).to_dict()["data"][0]
+    assert [list(row) for row in heat["z"]] == [list(row) for row in parts] and heat["x"] == ("1", "2", "3")
+    assert "leading block" not in evidence_table(replace(found, facts={})), "older evidence does not say which"
+    workspace.save_evidence(found)
+    at = show(PAGE)
+    assert "By block" in [expander.label for expander in at.expander] and not at.exception
 
 
 def test_two_proxies_are_held_against_each_other(run, workspace, evidence):

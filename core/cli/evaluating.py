@@ -71,10 +71,18 @@ if TYPE_CHECKING:
 )
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a request may take.")
+@click.option(
+    "--traces",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the unsteered rollouts to this JSONL file: prompt, response, correct and problem, for `recover` "
+    "and `utility`.",
+)
 @device_option
 @workspace_option
 @json_option
-def evaluate(target: str | None, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
+def evaluate(
+    target: str | None, workspace: Path, as_json: bool, device: str, traces: Path | None, **options: Any
+) -> dict[str, Any]:
     """Verified answers of a model, and Pass@k with intervals; kept in the workspace as they come.
 
     Given again after it was stopped, it continues. The key of a server is BASISCOPE_ENDPOINT_KEY in the
@@ -109,7 +117,22 @@ def evaluate(target: str | None, workspace: Path, as_json: bool, device: str, **
             progress("model", 0, 1)
             model = load_run_model(run, device) if run else load_model(target, device=device)
             kept = roll_out(request, space, model, run, progress)
-    return {"evaluation": kept.id, **kept.manifest, "lines": _lines(kept)}
+    lines = _lines(kept)
+    if traces:
+        lines += ["", _write_traces(kept, traces)]
+    return {"evaluation": kept.id, **kept.manifest, "lines": lines}
+
+
+def _write_traces(kept: KeptEvaluation, path: Path) -> str:
+    from core.evaluation.step import traces
+    from core.workspace import write_lines
+
+    rows = traces(kept)
+    try:
+        write_lines(path, rows)
+    except OSError as error:
+        raise BasiscopeError(f"--traces {path}: it cannot be written ({error.strerror}).") from error
+    return f"{len(rows):,} traces in {path}, of them {sum(row['correct'] is True for row in rows):,} right."
 
 
 OF_A_SERVER = ("model_name", "concurrency", "timeout")

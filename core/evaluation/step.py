@@ -125,6 +125,24 @@ def evaluate_server(
     return _kept(request, workspace, stored, left_out, texts, run, refused)
 
 
+def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any]]:
+    """The rollouts of one variant as rows that `recover` reads and `utility` takes the verdicts of: what was
+    asked, the text, the verdict (none where it could not be said), the problem's id and the rollout's number. Texts that
+    are empty are left out."""
+    problems, wording = kept.problems(), kept.manifest["request"]["wording"]
+    return [
+        {
+            "prompt": asked(problems[one.problem_id], wording),
+            "response": one.text,
+            "correct": one.right,
+            "problem": one.problem_id,
+            "rollout": one.rollout,
+        }
+        for one in kept.rollouts()
+        if one.variant == variant and one.text.strip()
+    ]
+
+
 def _usable(request: Request) -> tuple[Verify, list[Problem], dict[str, list[int]]]:
     """The verifier, the problems whose answers it can verify, and the ids of the others."""
     asked(request.problems.problems[0], request.wording)

@@ -39,13 +39,13 @@ def cost_sentence(run: Run, arguments: Sequence[str]) -> str:
         said = f"{asked.trainings} trainings, the controls' among them. {trained}{chosen}"
         return f"{said} {_measuring(run, asked.trainings + 1, given, '--passes' in arguments)}"
     part = (
-        f" Recovering the directions of random models is part of it, up to {SHARE_OF_COST:.0%}, but each reads its "
-        "first texts in any case."
+        f" Recovering the directions of random models is part of it, up to {SHARE_OF_COST:.0%}, but each reads "
+        "its first texts in any case."
     )
     return (
-        f"About {float(given.get('--cost', 600)):,.0f} seconds at most after the model is loaded: the texts of one "
-        "problem are written to learn the pace, whatever they take; after them no batch is begun that would likely "
-        "end later, and the arms are compared on the problems that all were through with."
+        f"About {float(given.get('--cost', 600)):,.0f} seconds at most after the model is loaded: the texts of "
+        "one problem are written to learn the pace, whatever they take; after them no batch is begun that would "
+        "likely end later, and the arms are compared on the problems that all were through with."
         + (part if models else "")
     )
 

@@ -225,6 +225,7 @@ def first_order(
             "solutions": solutions.n,
             "problems": solutions.problems,
             "right": int(solutions.right.sum()),
+            "blocks": list(directions.blocks),
             "draws": draws_for(run.k),
             "seed": seed,
             "model": run.manifest["model"]["fingerprint"],

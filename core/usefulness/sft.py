@@ -77,8 +77,8 @@ class Effort:
 
 @dataclass(frozen=True)
 class Answers:
-    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each. left_out: why
-    other problems are not among them, and how many."""
+    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each. left_out:
+    why other problems are not among them, and how many."""
 
     problems: tuple[Problem, ...]
     prompts: Mapping[int, tuple[int, ...]]

@@ -352,8 +352,8 @@ class _Trial:
         return found
 
     def _directions(self, run: Run) -> Directions:
-        """The run's with those of all controls after them; making these is part of the cost, SHARE_OF_COST of it at
-        most but for each model's first texts. How many were read is kept: given again, as many are."""
+        """The run's with those of all controls after them; making these is part of the cost, SHARE_OF_COST of it
+        at most but for each model's first texts. How many were read is kept: given again, as many are."""
         request, seed = self.request, self.request.sampling.seed
         found = with_random(Directions.of(run), request.random_arms, seed)
         texts: dict[str, int] = dict(self.manifest.get("model_texts", {}))
