@@ -213,7 +213,7 @@ def test_what_each_block_adds_is_told(run, workspace):
     found = Evidence("first-order", run.id, "gain", (GAIN,), effects, (), asked, Cost(1, 1), facts=facts)
     assert evidence_table(found)["leading block"].tolist() == ["2 (0.3)", "2 (-0.4)"]
     heat = figures.block_effect_map(block_parts(found, "gain"), [1, 2, 3], GAIN.unit).to_dict()["data"][0]
-    assert [list(row) for row in heat["z"]] == [list(row) for row in parts] and heat["x"] == ("1", "2", "3")
+    assert [list(row) for row in heat["z"]] == [list(row) for row in parts] and list(heat["x"]) == ["1", "2", "3"]
     assert "leading block" not in evidence_table(replace(found, facts={})), "older evidence does not say which"
     workspace.save_evidence(found)
     at = show(PAGE)

@@ -127,8 +127,8 @@ def evaluate_server(
 
 def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any]]:
     """The rollouts of one variant as rows that `recover` reads and `utility` takes the verdicts of: what was
-    asked, the text, the verdict (none where it could not be said), the problem's id and the rollout's number. Texts that
-    are empty are left out."""
+    asked, the text, the verdict (none where it could not be said), the problem's id and the rollout's
+    number. Without empty texts."""
     problems, wording = kept.problems(), kept.manifest["request"]["wording"]
     return [
         {
