@@ -75,6 +75,23 @@ def block_energy_map(energies: np.ndarray, blocks: Sequence[int]) -> go.Figure:
     return _figure([heat], {"title": "block", "type": "category"}, down)
 
 
+def block_effect_map(parts: Sequence[tuple[str, Sequence[float]]], blocks: Sequence[int], unit: str) -> go.Figure:
+    """What each block adds to the effect of each direction; parts: (direction, its parts by block)."""
+    import plotly.graph_objects as go
+
+    heat = go.Heatmap(
+        z=[list(row) for _, row in parts],
+        x=[str(block) for block in blocks],
+        y=[name for name, _ in parts],
+        colorscale="RdBu",
+        zmid=0,
+        hovertemplate="direction %{y}, block %{x}: %{z:.3g}<extra></extra>",
+        colorbar={"thickness": 12, "title": {"text": unit, "side": "right"}},
+    )
+    down = {"title": "direction", "autorange": "reversed", "type": "category"}
+    return _figure([heat], {"title": "block", "type": "category"}, down)
+
+
 def stability(directions: pd.DataFrame, limit: float) -> go.Figure:
     """Angles under resampling, median and 95th percentile, of each direction and of each leading span, and
     the angle up to which they count as stable."""

@@ -238,6 +238,7 @@ STEPS = {
     "sweep": ("Generating and reading texts", "texts"),
     "rollouts": ("Writing and verifying texts", "texts"),
     "controls": ("Holding against controls", "of them"),
+    "random models": ("Recovering directions of random models", "models"),
     "first-order": ("Differentiating the loss", "solutions"),
     "training": ("Training and measuring", "trainings"),
     "export": ("Writing, loading it again, comparing", ""),
@@ -455,6 +456,8 @@ def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str
 
 # --- evaluations ----------------------------------------------------------------------------------------
 
+MOST_NAMED = 10
+
 
 def stored_interval(stored: Mapping[str, Any]) -> Interval:
     """An interval as a manifest holds it, with null for what is not a number."""
@@ -520,8 +523,11 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
     reasons = {
         "unverifiable": "left out: the verifier cannot verify their answers",
         "too_long": "left out: no room for the new tokens in the model's context",
+        "refused": "left out: the server refused them, as it does what is too long",
     }
-    lines += [f"{len(ids):,} problems {reasons[reason]}." for reason, ids in left_out.items() if ids]
+    lines += [
+        f"{len(ids):,} problems {reasons[reason]} (rows {_some(ids)})." for reason, ids in left_out.items() if ids
+    ]
     for one in found:
         counts = {
             f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
@@ -536,6 +542,14 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
         "alone; the nearer to 0, the surer it was."
     )
     return [*lines, *(f"Note: {note}." for note in (*problems["notes"], *manifest.get("notes", ())))]
+
+
+def _some(ids: Sequence[int]) -> str:
+    """
+    >>> _some([3, 4, 8])
+    '3, 4, 8'
+    """
+    return ", ".join(map(str, ids[:MOST_NAMED])) + (", ..." if len(ids) > MOST_NAMED else "")
 
 
 def evaluation_row(kept: KeptEvaluation, is_running: bool) -> dict[str, Any]:

@@ -716,7 +716,7 @@ class KeptEvaluation:
         """Write a part. Only the holder of the evaluation's lock does."""
         taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
         path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
-        _write_lines(path, (one.as_dict() for one in rollouts))
+        write_lines(path, (one.as_dict() for one in rollouts))
 
     def problems(self) -> dict[int, Problem]:
         """The problems that were asked, by id."""
@@ -729,7 +729,7 @@ class KeptEvaluation:
         return {problem.problem_id: problem for problem in found}
 
     def save_problems(self, problems: Iterable[Problem]) -> None:
-        _write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
+        write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
@@ -743,7 +743,8 @@ def _read_lines(path: Path) -> list[Any]:
         raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
 
 
-def _write_lines(path: Path, values: Iterable[Any]) -> None:
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """JSON values, one a line."""
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 

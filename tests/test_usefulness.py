@@ -133,6 +133,41 @@ def test_intervals_cover_and_do_not_cover_too_much(kind):
     assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
 
 
+@pytest.mark.parametrize(
+    ("within", "problems", "shift"), [(False, 12, 3.0), (False, 40, 4.0), (True, 12, 3.0), (True, 40, 3.0)]
+)
+def test_areas_of_nearly_separate_verdicts_are_covered(within, problems, shift):
+    """Where many samples are separated entirely, those among them: 92 to 99%. Without an interval at the edge none
+    of those would be covered, a tenth to two thirds of all."""
+    area = assoc.areas_within if within else assoc.areas
+
+    def measure(seed, problems, each=4 if within else 1):
+        rng = np.random.default_rng(seed)
+        problem = np.repeat(np.arange(problems), each)
+        right = rng.random(len(problem)) < 0.5
+        scores = 0.7 * rng.standard_normal(problems)[problem] + shift * right + rng.standard_normal(len(problem))
+        return area(scores[:, None], right, problem)[0].interval
+
+    truth = measure(10**6, 60_000).value
+    found = [one for seed in range(500) if not np.isnan((one := measure(seed, problems)).value)]
+    assert np.mean([one.value == 1 for one in found]) > 0.1, "entirely separated"
+    assert 0.92 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.99
+
+
+def test_an_area_of_one_has_newcombes_interval_and_an_exact_p():
+    right = np.arange(20) % 2 == 0
+    up, down = assoc.areas(np.column_stack([right * 1.0, ~right * 1.0]), right, np.arange(20))
+    low, shape = up.interval.low, 1 + 9 * (1 - up.interval.low) / (2 - up.interval.low)
+    shape += 9 * low / (1 + low)
+    assert (1 - low) == pytest.approx(1.96 * np.sqrt(low * (1 - low) * shape / 100), rel=1e-6)
+    assert (down.interval.value, down.interval.low, down.interval.high) == pytest.approx((0, 0, 1 - low))
+    x, y = np.arange(10) + 100.0, np.arange(10) * 1.0
+    assert up.p == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue)
+    problem = np.repeat(np.arange(10), 2)
+    (within,) = assoc.areas_within(right[:, None] * 1.0, right, problem)
+    assert 0.6 < within.interval.low < 0.75 and within.p == pytest.approx(2**-9)
+
+
 def test_shuffles_stay_within_problems():
     _, right, problem = traces(problems=9)
     order = np.random.default_rng(0).permutation(len(right))
@@ -197,6 +232,20 @@ def test_utility_finds_the_direction_that_goes_with_the_verdicts(tmp_path):
         "length alone",
     }
     assert not any(effect.is_evidence for effect in primary if effect.direction != 2)
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_verdicts_that_a_direction_separates_entirely_are_found(tmp_path, each):
+    workspace = Workspace(tmp_path)
+    run = synthetic_run(workspace, n=80, columns={"problem": [0] * 80})
+    problem, score = np.arange(80) // each, run.scores()["d2"].to_numpy()
+    middle = np.array([np.median(score[problem == p]) if each > 1 else np.median(score) for p in problem])
+    columns = {"problem": problem.tolist(), "verdict": (score > middle).tolist()}
+    run = with_activations(synthetic_run(workspace, n=80, columns=columns))
+    found = utility(run, UtilityRequest("verdict", problem="problem", control=()))
+    told = {effect.direction: effect for effect in found.by(found.primary)}
+    assert told[2].effect.value == 1 and told[2].effect.low > 0.8
+    assert told[2].is_evidence and recommend(run.id, run.k, {"a": found}).helpful == ("2+",)
 
 
 def test_random_directions_are_projections_of_the_stored_activations(tmp_path):

@@ -150,6 +150,35 @@ def test_what_cannot_be_done_is_said(run_cli, traces, arguments, status, sentenc
     assert (got, out) == (status, "") and sentence in err and "Traceback" not in err
 
 
+def test_rows_without_an_answer_are_counted(command, traces, write_rows):
+    rows = [json.loads(line) for line in (DATA / "gsm8k" / "test.jsonl").read_text().splitlines()[:5]]
+    path = write_rows([*rows, {"question": "And this?", "answer": None}])
+    asked = ("--problems", path, "--problem", "question", "--answer", "answer", "--device", "cpu")
+    notes = command("proxies", "latest", "--kind", "first-order", *asked)["notes"]
+    assert any("no answer" in note and "1" in note for note in notes), notes
+
+
+def test_trainings_that_ask_otherwise_are_kept_apart(traces, monkeypatch):
+    """The request says all that decides the figures, so none replaces another's."""
+    from core.cli import usefulness
+    from core.usefulness import development, sft
+
+    monkeypatch.setattr(development, "written_solutions", lambda *_: None)
+    monkeypatch.setattr(sft, "train_proxy", lambda run, model, solutions, request, *_: request.asked)
+    monkeypatch.setattr(usefulness, "_answers", lambda *_: None)
+    given = ["latest", "--kind", "sft", "--problems", str(DATA / "gsm8k" / "test.jsonl"), "--limit", "3"]
+    asked = usefulness.proxies.make_context("proxies", given).params
+
+    def request(**chosen):
+        return json.dumps(usefulness._sft(traces.run(), None, asked | chosen, None))
+
+    ways = [{}, {"wording": "boxed"}, {"template": "plain"}, {"passes": True}]
+    passed = [{"verifier_name": "exact"}, {"r": 9}, {"temperature": 0.5}, {"max_new_tokens": 7}]
+    ways += [{"passes": True} | one for one in passed]
+    assert len({request(**way) for way in ways}) == len(ways)
+    assert request(r=9) == request(), "without --passes nothing is generated"
+
+
 def test_a_recommendation_needs_evidence(run_cli, gsm8k_copy):
     status, _, err = run_cli("recommend", "latest", "--workspace", gsm8k_copy.root)
     assert status == 1 and "has no evidence yet" in err

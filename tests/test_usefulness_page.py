@@ -19,9 +19,9 @@ from core.jobs import find_job
 from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
-from core.usefulness.first_order import CONTRAST
+from core.usefulness.first_order import CONTRAST, GAIN
 from core.usefulness.steering import Arm, strength_of, variant_of
-from core.usefulness.table import agreement, agreement_sentence, conclusion, towards
+from core.usefulness.table import agreement, agreement_sentence, block_parts, conclusion, evidence_table, towards
 from core.usefulness.utility import MODEL_DRAWS, UtilityRequest, utility
 from core.workspace import Workspace
 
@@ -156,10 +156,21 @@ def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):
 def test_problems_are_needed_for_a_proxy(run):
     at = show(PAGE)
     at.segmented_control(key="proxy_kind").set_value("steering").run()
-    assert at.button(key="measure").disabled and "At most 600 seconds" in texts(at)
+    assert at.button(key="measure").disabled and "About 600 seconds at most" in texts(at)
     at.text_input(key="problems").input("dev.jsonl").run()
     assert not at.button(key="measure").disabled
     assert f"basiscope proxies {run.id} --kind steering --problems dev.jsonl --cost 600" in texts(at)
+
+
+def test_what_is_missing_is_named(run):
+    path = run.folder / "examples.parquet"
+    pd.read_parquet(path).drop(columns="correct").to_parquet(path)
+    at = show(PAGE)
+    at.segmented_control(key="proxy_kind").set_value("first-order").run()
+    assert "Name a file of problems with answers first." in texts(at)
+    at.toggle(key="own_traces").set_value(True).run()
+    assert at.button(key="measure").disabled and "Choose a column of verdicts first" in texts(at)
+    assert "Name a file of problems" not in texts(at)
 
 
 def test_a_training_is_asked_what_it_heeds(run):
@@ -193,6 +204,20 @@ def test_first_order_is_asked_for_solutions_and_no_verifier(run):
     at.text_input(key="solution_column").input("worked").run()
     assert "--kind first-order --problems dev.jsonl --solution worked" in texts(at)
     assert "verifier" not in {widget.key for widget in at.text_input}
+
+
+def test_what_each_block_adds_is_told(run, workspace):
+    parts = ((0.1, 0.3, -0.1), (-0.1, -0.4, 0.2))
+    effects = tuple(Effect(j, "±", "gain", interval(sum(one)), blocks=one) for j, one in enumerate(parts, 1))
+    asked, facts = {"path": "p.jsonl"}, {"blocks": [1, 2, 3]}
+    found = Evidence("first-order", run.id, "gain", (GAIN,), effects, (), asked, Cost(1, 1), facts=facts)
+    assert evidence_table(found)["leading block"].tolist() == ["2 (0.3)", "2 (-0.4)"]
+    heat = figures.block_effect_map(block_parts(found, "gain"), [1, 2, 3], GAIN.unit).to_dict()["data"][0]
+    assert [list(row) for row in heat["z"]] == [list(row) for row in parts] and list(heat["x"]) == ["1", "2", "3"]
+    assert "leading block" not in evidence_table(replace(found, facts={})), "older evidence does not say which"
+    workspace.save_evidence(found)
+    at = show(PAGE)
+    assert "By block" in [expander.label for expander in at.expander] and not at.exception
 
 
 def test_two_proxies_are_held_against_each_other(run, workspace, evidence):
@@ -287,6 +312,7 @@ def test_changes_are_those_whose_verdict_turned_the_right_ones_first(kept):
     found = changes(kept, "2+")
     assert [(change.before.problem_id, change.became_right) for change in found] == [(2, True), (1, False)]
     assert changes(kept, "3-") == []
+    assert [change.before.problem_id for change in changes(kept, "2+", [1, 3])] == [1], "those in the figure"
 
 
 def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
@@ -294,6 +320,17 @@ def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
     rate = gsm8k_run.manifest["steps"]["activations"]["tokens_per_second"]
     said = cost_sentence(gsm8k_run, ["proxies", gsm8k_run.id, "--kind", "first-order", "--limit", "100"])
     assert said.startswith(f"About {3 * 100 * per_example / rate:,.0f} seconds for 100 texts")
-    assert "At most 90 seconds" in cost_sentence(gsm8k_run, ["proxies", "x", "--kind", "steering", "--cost", "90"])
+    steer = ["proxies", "x", "--kind", "steering", "--cost", "90"]
+    assert "About 90 seconds at most" in cost_sentence(gsm8k_run, steer)
+    assert "random models" not in cost_sentence(gsm8k_run, steer)
+    assert "up to 25%" in cost_sentence(gsm8k_run, [*steer, "--controls", "random-model"])
+    sft = ["proxies", "x", "--kind", "sft", "--directions", "1", "--seeds", "1", "--limit", "50"]
+    trainings = 2 * 3 + 8 + 4
+    said = cost_sentence(gsm8k_run, sft)
+    assert f"loss on 50 problems after each adds about {19 * 50 * per_example / rate:,.2g} seconds" in said
+    assert f"{trainings} trainings" in said and "Pass@1" not in said and said.count("loading the model") == 1
+    passed = cost_sentence(gsm8k_run, [*sft, "--passes", "--rollouts", "2", "--max-new-tokens", "100"])
+    least = 19 * 50 * 2 * 100 / rate
+    assert f"Pass@1 adds 1,900 texts of at most 100 tokens, {least:,.0f} seconds if all" in passed
     models = cost_sentence(gsm8k_run, ["utility", "x", "--controls", "random-model,random-blocks"])
     assert f"{2 * MODEL_DRAWS * gsm8k_run.manifest['n']} texts" in models

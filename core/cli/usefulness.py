@@ -285,7 +285,7 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
         written = _solutions(options, development)
         wording = options["wording"] or "bare"
         solutions = written_solutions(model, development.problems, written, wording, options["template"])
-        notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+        notes = [*development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
         asked["fingerprint"] = development.fingerprint
     return first_order(run, model, solutions, asked, notes, options["seed"], progress)
 
@@ -298,7 +298,9 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
 
     development = _problems(options)
     written = _solutions(options, development)
-    asked = {"problems": named_problems(development), "solution": options["solution"]}
+    wording, template = options["wording"] or "bare", options["template"]
+    asked = {"problems": named_problems(development), "solution": options["solution"], "wording": wording}
+    asked |= {"template": template, "passes": _passes(run, development, options) if options["passes"] else None}
     chosen = _directions(run, options["directions"])
     numbers = {name: options[name] for name in ("examples", "seeds", "epochs", "seed")}
     try:
@@ -312,11 +314,17 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
         )
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
-    wording = options["wording"] or "bare"
-    solutions = written_solutions(model, development.problems, written, wording, options["template"])
-    notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+    solutions = written_solutions(model, development.problems, written, wording, template)
+    notes = [*development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
     answers = _answers(run, model, development, options) if options["passes"] else None
     return train_proxy(run, model, solutions, request, answers, notes, progress)
+
+
+def _passes(run: Run, development: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What of --passes decides its figures, for the request."""
+    name, wording = _asking(run, development, options)
+    chosen = {part: options[part] for part in ("r", "temperature", "max_new_tokens")}
+    return {"verifier": name, "wording": wording, **chosen}
 
 
 def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) -> Any:
@@ -331,7 +339,12 @@ def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) ->
         raise BasiscopeError(f"The verifier {name!r} can verify none of the answers; choose another --verifier.")
     sampling = Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"])
     prompts = encode_problems(model, usable, wording, options["template"], sampling.max_new_tokens)
-    return Answers(usable, prompts, name, options["r"], sampling)
+    left_out = {
+        "the verifier cannot verify their answers": len(development.problems) - len(usable),
+        "no room for the new tokens in the model's context": len(usable) - len(prompts),
+    }
+    left_out = {why: count for why, count in left_out.items() if count}
+    return Answers(usable, prompts, name, options["r"], sampling, left_out)
 
 
 def _asking(run: Run, development: Any, options: dict[str, Any]) -> tuple[str, str]:

@@ -27,7 +27,11 @@ PART = 16
 """So many answers are written at once."""
 GARBAGE_TRIES = 2
 HOPELESS = 8
-"""So many unreadable answers before the first readable one, and the server is given up."""
+"""So many unreadable or refused answers before the first readable one, and the server is given up."""
+OF_ONE_REQUEST = (400, 413, 422)
+"""The status of a refusal that may be of one request alone, such as of one that is too long."""
+BUSY = (408, 409, 429)
+"""The status of one that the client makes again by itself."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,16 @@ class Server:
         sampling: Sampling,
         done: Collection[Key] = frozenset(),
         progress: Progress = silent,
+        refused: dict[int, str] | None = None,
     ) -> Iterator[list[Rollout]]:
         """r verified texts per problem in the order that they come, `concurrency` requests under way at a time;
         those whose keys are in `done` are left out. An answer that cannot be read is asked for again, then
-        counted.
+        counted. A problem that the server refuses while it answers others, such as one that is too long, is asked
+        no more; `refused` then has the reason by its id.
 
-        Raises BasiscopeError where the server stays down, slow or busy over all retries, refuses a request, or
-        answers nothing that can be read; what has come by then has been yielded.
+        Raises BasiscopeError where the server stays down, slow or busy over all retries, wants a key or knows no
+        such model, refuses the first HOPELESS problems or all, or answers nothing that can be read; what has come
+        by then has been yielded.
         """
         from openai import AsyncOpenAI
 
@@ -99,13 +106,15 @@ class Server:
         finished, total = len(done), len(done) + len(jobs)
         waiting, is_readable = iter(jobs), bool(done)
         made: list[Rollout] = []
-        asked: set[asyncio.Task[_Reply | BasiscopeError]] = set()
+        refused = {} if refused is None else refused
+        asked: set[asyncio.Task[_Reply | _Refused | BasiscopeError]] = set()
         with asyncio.Runner() as runner:
             client, loop = self._client(AsyncOpenAI), runner.get_loop()
             try:
                 while True:
                     progress("rollouts", finished + len(made), total)
-                    for problem, i in islice(waiting, self.concurrency - len(asked)):
+                    wanted = (job for job in waiting if job[0].problem_id not in refused)
+                    for problem, i in islice(wanted, self.concurrency - len(asked)):
                         asking = self._one(client, problem, i, prompts[problem.problem_id], sampling)
                         asked.add(loop.create_task(asking))
                     if not asked:
@@ -115,7 +124,11 @@ class Server:
                     made += [_rollout(reply, verify) for reply in replies if isinstance(reply, _Reply)]
                     is_readable = is_readable or any(one.note != GARBAGE for one in made)
                     for reply in replies:
-                        if isinstance(reply, BasiscopeError):
+                        if isinstance(reply, _Refused):
+                            refused[reply.problem_id] = str(reply.error)
+                            if not is_readable and len(refused) >= min(HOPELESS, len(problems)):
+                                raise reply.error
+                        elif isinstance(reply, BasiscopeError):
                             raise reply
                     if not is_readable and len(made) >= min(HOPELESS, len(jobs)):
                         made = []
@@ -139,12 +152,14 @@ class Server:
 
     async def _one(
         self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling
-    ) -> _Reply | BasiscopeError:
+    ) -> _Reply | _Refused | BasiscopeError:
         seed = noise_seed(sampling.seed, problem.problem_id, i) % 2**31
         try:
             for _ in range(1 + GARBAGE_TRIES):
                 if found := _read(await self._reply(client, prompt, sampling, seed)):
                     return _Reply(problem, i, found)
+        except _RefusedRequest as error:
+            return _Refused(problem.problem_id, error)
         except BasiscopeError as error:
             return error
         return _Reply(problem, i, None)
@@ -189,17 +204,24 @@ class Server:
         reason = reason.replace(key, "***") if key else reason
         if isinstance(error, APIStatusError) and error.status_code in (401, 403):
             return BasiscopeError(f"The server {self.url} wants a key: set {KEY_VARIABLE} ({reason}).")
-        if isinstance(error, APIStatusError) and error.status_code < 500:
-            return BasiscopeError(f"The server {self.url} refused what it was asked ({reason}).")
+        if isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code not in BUSY:
+            kind = _RefusedRequest if error.status_code in OF_ONE_REQUEST else BasiscopeError
+            return kind(f"The server {self.url} refused what it was asked ({reason}).")
         return BasiscopeError(
             f"The server {self.url} did not answer after {self.retries + 1} tries ({reason}). "
             "What has come is kept; the same command continues."
         )
 
 
+class _RefusedRequest(BasiscopeError):
+    """The server refused what it was asked, which says nothing of other requests."""
+
+
 async def _first_of(
-    asked: set[asyncio.Task[_Reply | BasiscopeError]],
-) -> tuple[set[asyncio.Task[_Reply | BasiscopeError]], set[asyncio.Task[_Reply | BasiscopeError]]]:
+    asked: set[asyncio.Task[_Reply | _Refused | BasiscopeError]],
+) -> tuple[
+    set[asyncio.Task[_Reply | _Refused | BasiscopeError]], set[asyncio.Task[_Reply | _Refused | BasiscopeError]]
+]:
     return await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
 
@@ -216,6 +238,12 @@ class _Reply:
     problem: Problem
     i: int
     answer: _Answer | None
+
+
+@dataclass(frozen=True)
+class _Refused:
+    problem_id: int
+    error: BasiscopeError
 
 
 def _read(reply: Any) -> _Answer | None:

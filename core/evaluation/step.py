@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 from core import __version__
@@ -114,13 +115,32 @@ def evaluate_server(
             "A server cannot steer: write a steered checkpoint with `basiscope export`, serve and evaluate that."
         )
     verify, usable, left_out = _usable(request)
+    refused: dict[int, str] = {}
 
     def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
         prompts = {problem.problem_id: asked(problem, request.wording) for problem in usable}
-        return server.roll_out(usable, prompts, verify, request.r, request.sampling, done, progress)
+        return server.roll_out(usable, prompts, verify, request.r, request.sampling, done, progress, refused)
 
     stored = request.as_dict() | {"server": server.facts(), "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run)
+    return _kept(request, workspace, stored, left_out, texts, run, refused)
+
+
+def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any]]:
+    """The rollouts of one variant as rows that `recover` reads and `utility` takes the verdicts of: what was
+    asked, the text, the verdict (none where it could not be said), the problem's id and the rollout's
+    number. Without empty texts."""
+    problems, wording = kept.problems(), kept.manifest["request"]["wording"]
+    return [
+        {
+            "prompt": asked(problems[one.problem_id], wording),
+            "response": one.text,
+            "correct": one.right,
+            "problem": one.problem_id,
+            "rollout": one.rollout,
+        }
+        for one in kept.rollouts()
+        if one.variant == variant and one.text.strip()
+    ]
 
 
 def _usable(request: Request) -> tuple[Verify, list[Problem], dict[str, list[int]]]:
@@ -146,7 +166,9 @@ def _kept(
     left_out: Mapping[str, Sequence[int]],
     texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
     run: Run | None,
+    refused: Mapping[int, str] = MappingProxyType({}),
 ) -> KeptEvaluation:
+    """refused: problem id -> why, filled while the texts come; these problems are left out."""
     with workspace.start_evaluation(stored) as kept:
         manifest = _manifest(kept, request, stored, left_out, run)
         if manifest["status"] == "complete":
@@ -160,9 +182,13 @@ def _kept(
                 kept.append(batch)
         finally:
             manifest["seconds"] = round(manifest["seconds"] + time.monotonic() - start, 3)
+            if refused:
+                manifest["left_out"]["refused"] = sorted(refused)
+                manifest["refusals"] = {str(problem_id): why for problem_id, why in sorted(refused.items())}
             if kept.folder.exists():
                 kept.save_manifest(manifest)
-        found = Result.of(kept.rollouts(), request.sampling.seed).as_dict()
+        counted = [one for one in kept.rollouts() if one.problem_id not in refused]
+        found = Result.of(counted, request.sampling.seed).as_dict()
         kept.save_manifest(manifest | {"status": "complete", "finished": now(), "result": found})
     return kept
 

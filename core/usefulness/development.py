@@ -68,7 +68,8 @@ def written_solutions(
             example = Example(problem.problem_id, text, prompt, "", len(prompt), special, {})
             texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
             codes.append(code)
-    return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool))
+    missing = {"the problem has no worked solution": len(problems) - len(codes)}
+    return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool), missing)
 
 
 def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solutions:
@@ -92,8 +93,15 @@ def context_of(model: LanguageModel) -> int:
     return model.context or 8_000
 
 
-def _usable(texts: Sequence[TokenizedText], problem: np.ndarray, right: np.ndarray) -> Solutions:
+def _usable(
+    texts: Sequence[TokenizedText],
+    problem: np.ndarray,
+    right: np.ndarray,
+    missing: Mapping[str, int] | None = None,
+) -> Solutions:
+    """missing: why there are no texts at all, and how often."""
     kept, reasons = [], {"its response begins at no token": 0, "it does not fit into the model's context": 0}
+    reasons |= missing or {}
     for i, text in enumerate(texts):
         if text.was_cut:
             reasons["it does not fit into the model's context"] += 1

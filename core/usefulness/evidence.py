@@ -33,7 +33,8 @@ class Effect:
 
     polarity: `+` or `-`, or BOTH where one number speaks of both ends: above the null the + end helps, below it
     the - end
-    p: of no effect; adjusted: corrected for all directions, and against the best of as many random directions
+    p: of no effect; adjusted: corrected for all directions, and against the best of as many random directions; not
+    a number where there is no p, and then nothing is evidence
     gap: how much further than every control the effect is from the null, beyond the doubt in controls that are
     one estimate; below 0 where it is not
     blocks: its parts by block, where they add up to it; note: why there is no number, where there is none

@@ -85,7 +85,10 @@ def loss_gradients(
         done += len(rows)
         progress("first-order", done, solutions.n)
     if not (np.isfinite(found).all() and np.isfinite(sums).all()):
-        raise BasiscopeError("The loss on the development set is not a number everywhere; try --dtype float32.")
+        raise BasiscopeError(
+            "The loss on the development set is not a number everywhere; recover the run again with "
+            "--dtype float32."
+        )
     return Gradients(found, sums)
 
 
@@ -222,6 +225,7 @@ def first_order(
             "solutions": solutions.n,
             "problems": solutions.problems,
             "right": int(solutions.right.sum()),
+            "blocks": list(directions.blocks),
             "draws": draws_for(run.k),
             "seed": seed,
             "model": run.manifest["model"]["fingerprint"],
@@ -271,7 +275,7 @@ def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray, controls: S
     chance = np.abs(drawn.mean(axis=0))
     level = max(control.level.value for control in controls)
     away = np.abs(sums.mean(axis=0))
-    adjusted = np.fmax(false_discovery(p), p_against_best(away, chance, k))
+    adjusted = np.maximum(false_discovery(p), p_against_best(away, chance, k))
     return [
         Effect(
             j + 1,

@@ -15,7 +15,7 @@ from typing import Any
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.usefulness import PROXIES, SIGNIFICANCE
-from core.usefulness.evidence import BOTH, Effect, Evidence
+from core.usefulness.evidence import BOTH, Effect, Evidence, without_nan
 from core.workspace import now
 
 TOLD = ("sft", "steering", "first-order", "utility")
@@ -69,7 +69,8 @@ class Recommendation:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "helpful": list(self.helpful)}
+        stored: dict[str, Any] = without_nan(asdict(self))
+        return {**stored, "helpful": list(self.helpful)}
 
 
 def recommend(run_id: str, k: int, kept: Mapping[str, Evidence]) -> Recommendation:

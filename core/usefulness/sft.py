@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -62,21 +62,38 @@ BEYOND = "what lies on its side of 0 has to be beyond it by the 95% interval of 
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What measuring took: tokens run, and texts generated, how many of these were cut at the token limit, and how
+    many could not be verified and count as not right."""
+
+    tokens: int = 0
+    texts: int = 0
+    cut: int = 0
+    unverified: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class Answers:
-    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each."""
+    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each. left_out:
+    why other problems are not among them, and how many."""
 
     problems: tuple[Problem, ...]
     prompts: Mapping[int, tuple[int, ...]]
     verifier: str
     r: int
     sampling: Sampling
+    left_out: dict[str, int] = field(default_factory=dict)
 
-    def measure(self, model: LanguageModel) -> tuple[np.ndarray, int]:
-        """(problems,) Pass@1, and the tokens run."""
+    def measure(self, model: LanguageModel) -> tuple[np.ndarray, Effort]:
+        """(problems,) Pass@1, and what it took."""
         batches = roll_out(model, self.problems, self.prompts, verifier(self.verifier), self.r, self.sampling)
         made = [one for batch in batches for one in batch]
         tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in made)
-        return Tally.of(made).pass_at(1), tokens
+        effort = Effort(tokens, len(made), sum(one.cut for one in made), sum(one.right is None for one in made))
+        return Tally.of(made).pass_at(1), effort
 
 
 @dataclass(frozen=True)
@@ -112,12 +129,13 @@ class SftRequest:
 @dataclass(frozen=True)
 class Trained:
     """What one training left: measure -> (problems,) what it came to, the loss negative so that more is better;
-    tokens: trained on and run to measure."""
+    tokens: trained on and run to measure; effort: of measuring alone."""
 
     name: str
     seed: int
     outcomes: dict[str, np.ndarray]
     tokens: int
+    effort: Effort = Effort()
 
 
 def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
@@ -197,8 +215,8 @@ def train_proxy(
     pool = pool_of(run)
     chosen = selections(pool, request) | control_selections(run, model, pool, request)
     plan = [(name, s) for name in chosen for s in range(request.seeds)]
-    before, tokens = measured(model, solutions, answers)
-    tokens += len(request.models) * int(pool.lengths.sum())
+    before, effort = measured(model, solutions, answers)
+    tokens = effort.tokens + len(request.models) * int(pool.lengths.sum())
     made: list[Trained] = []
     progress("training", 0, len(plan))
     for name, seed in plan:
@@ -207,6 +225,9 @@ def train_proxy(
     measures = (LOSS, PASS) if answers else (LOSS,)
     effects, controls = judge(made, before, measures)
     dropped = [f"{count:,} solutions left out: {why}" for why, count in solutions.left_out.items()]
+    if answers:
+        dropped += [f"Pass@1: {count:,} problems left out: {why}" for why, count in answers.left_out.items()]
+        dropped += _counted_apart(sum((one.effort for one in made), effort))
     sizes = [len(rows) for rows in chosen.values()]
     lengths = [int(pool.lengths[rows].sum()) for rows in chosen.values()]
     tokens += sum(one.tokens for one in made)
@@ -240,13 +261,21 @@ def train_proxy(
 
 def measured(
     model: LanguageModel, solutions: Solutions, answers: Answers | None
-) -> tuple[dict[str, np.ndarray], int]:
-    """The outcomes of a model, as in Trained, and the tokens run."""
-    found, tokens = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, solutions.tokens
+) -> tuple[dict[str, np.ndarray], Effort]:
+    """The outcomes of a model, as in Trained, and what measuring them took."""
+    found, effort = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, Effort(solutions.tokens)
     if answers:
         found[PASS.name], more = answers.measure(model)
-        tokens += more
-    return found, tokens
+        effort += more
+    return found, effort
+
+
+def _counted_apart(effort: Effort) -> list[str]:
+    counts = {
+        "reached the token limit": effort.cut,
+        "could not be verified in time, and count as not right": effort.unverified,
+    }
+    return [f"Pass@1: {n:,} of {effort.texts:,} texts {what}" for what, n in counts.items() if n]
 
 
 def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -320,12 +349,12 @@ def trained(
             trainer.remove_callback(PrinterCallback)  # it prints to the standard output, which is --json's
             trainer.train()
         adapted.eval()
-        outcomes, tokens = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
+        outcomes, effort = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
     finally:
         adapted.unload()
         model.module.eval().requires_grad_(False)
-    tokens += round(request.epochs * sum(len(text["input_ids"]) for text in texts))
-    return Trained(name, seed, outcomes, tokens)
+    tokens = effort.tokens + round(request.epochs * sum(len(text["input_ids"]) for text in texts))
+    return Trained(name, seed, outcomes, tokens, effort)
 
 
 def judge(

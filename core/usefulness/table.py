@@ -46,16 +46,30 @@ def interval_words(interval: Interval, unit: str) -> str:
 
 def evidence_table(evidence: Evidence) -> pd.DataFrame:
     """A row for each direction and polarity, a column for each measure with its 95% interval, p-values of the
-    primary one, and whether it beats all controls."""
-    rows = []
+    primary one, and whether it beats all controls; where an effect has parts by block, the leading one."""
+    rows, blocks = [], evidence.facts.get("blocks", ())
     for effect in evidence.by(evidence.primary):
         row = {"direction": effect.name if effect.polarity != BOTH else str(effect.direction)}
         for measure in evidence.measures:
             same = [one for one in evidence.by(measure.name) if one.name == effect.name]
             row[measure.name] = interval_words(same[0].effect, measure.unit) if same else ""
+        if effect.blocks and blocks:
+            row["leading block"] = _leading(effect, blocks)
         row |= {"p": _p(effect.p), "adjusted": _p(effect.adjusted), "beats controls": _beats(effect)}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _leading(effect: Effect, blocks: Sequence[int]) -> str:
+    """The block whose part of an effect is the largest towards where the whole points, and that part."""
+    sign = 1 if effect.effect.value >= 0 else -1
+    place = max(range(len(effect.blocks)), key=lambda i: sign * effect.blocks[i])
+    return f"{blocks[place]} ({effect.blocks[place]:.3g})"
+
+
+def block_parts(evidence: Evidence, measure: str) -> list[tuple[str, tuple[float, ...]]]:
+    """(direction, its parts by block) of a measure, where it has such parts."""
+    return [(str(effect.direction), effect.blocks) for effect in evidence.by(measure) if effect.blocks]
 
 
 def _p(value: float) -> str:

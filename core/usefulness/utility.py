@@ -130,7 +130,7 @@ def utility(
             gap = np.fmin(gap, _gap(own, made))
     progress("controls", 4, 4)
     own_p = p if p is not None else np.array([estimate.p for estimate in found[primary]])
-    adjusted = np.fmax(false_discovery(own_p), p_against_best(away, np.abs(draws - 0.5), run.k))
+    adjusted = np.maximum(false_discovery(own_p), p_against_best(away, np.abs(draws - 0.5), run.k))
     effects = []
     for name, column in found.items():
         for j, estimate in enumerate(column):

@@ -14,6 +14,7 @@ from core.usefulness.recommend import recommend
 from core.usefulness.steering import recommended_strength, strength_of, variant_of
 from core.usefulness.table import (
     agreement_sentence,
+    block_parts,
     change_name,
     control_table,
     evidence_name,
@@ -68,6 +69,10 @@ def show_evidence(run: Run, kept: Mapping[str, Evidence]) -> None:
         st.dataframe(evidence_table(evidence), hide_index=True)
         st.dataframe(control_table(evidence), hide_index=True)
         st.text("\n".join(evidence_notes(evidence)))
+    if (parts := block_parts(evidence, measure)) and (blocks := evidence.facts.get("blocks")):
+        with st.expander("By block"):
+            figure = figures.block_effect_map(parts, blocks, evidence.measure(measure).unit)
+            st.plotly_chart(figure, key=f"blocks_{chosen}_{measure}", config=PLAIN)
     behind = next((effect for effect in evidence.by(measure) if effect.name == picked), None)
     if behind:
         show_direction(run, evidence, behind)
@@ -92,7 +97,7 @@ def show_direction(run: Run, evidence: Evidence, effect: Effect) -> None:
         st.caption("No texts are kept behind this measure.")
         return
     evaluation = workspace().evaluation(evidence.parts["evaluation"])
-    found = changes(evaluation, variant)
+    found = changes(evaluation, variant, evidence.parts.get("problems", {}).get(variant))
     if not found:
         st.text("No verdict changed.")
         return

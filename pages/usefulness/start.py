@@ -21,6 +21,12 @@ TITLES = {
     "sft": "Short training along each direction",
 }
 
+MISSING = {
+    False: "Name a file of problems with answers first.",
+    True: "Choose a column of verdicts first; where the run has none, turn off its own traces and name problems.",
+}
+"""What a proxy lacks, by whether it is to look at the run's own traces."""
+
 
 def option(name: str, value: object) -> list[str]:
     return [name, str(value)] if value not in (None, "") else []
@@ -41,7 +47,7 @@ def show_start(run: Run) -> None:
         st.session_state[JOB] = start_job(workspace(), arguments).id
         st.rerun()
     if not ready:
-        st.caption("Name a file of problems with answers first.")
+        st.caption(MISSING[kind == "first-order" and bool(st.session_state.get("own_traces"))])
     st.code(command_line(arguments), language="bash", wrap_lines=True)
     if job_id := st.session_state.get(JOB):
         watch(job_id)
