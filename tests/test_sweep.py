@@ -22,7 +22,15 @@ from core.steering.comparison import Comparison, compare, make_variants
 from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
-from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+from core.steering.sweep import (
+    SuggestedRange,
+    Sweep,
+    SweepRequest,
+    parse_strengths,
+    summarise,
+    sweep,
+    undamaged_range,
+)
 from core.tables import table_of_sweep
 from core.workspace import Workspace
 
@@ -357,13 +365,14 @@ def test_rows_without_a_prompt_or_an_answer_are_said_and_the_others_keep_their_n
     request = SweepRequest(1, (1.0,), "sd", sampling=Sampling(4))
     swept = sweep(run, model, request, found, lambda *_: False, notes=report.sentences())
     assert all(point.correct.n == 1 for point in swept.points)
-    assert gsm8k_copy.sweeps(run.id)[gsm8k_copy.save_sweep(swept)].notes == tuple(report.sentences())
+    assert Sweep.from_dict(json.loads(json.dumps(swept.as_dict()))).notes == tuple(report.sentences())
     (tmp_path / "bad.jsonl").write_text("{broken\n")
     with pytest.raises(BasiscopeError, match=r"no prompt in it \(1 row: left out, not valid JSON"):
         read_prompts(str(tmp_path / "bad.jsonl"), run)
 
 
-def test_what_was_said_before_the_response_is_kept_everywhere(chat_stories, write_rows, tmp_path):
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_what_was_said_before_the_response_is_kept_everywhere(chat_stories, write_rows, tmp_path, template):
     """The ids of a prompt are those that the run itself read, up to the response."""
     spoken = [
         [
@@ -376,34 +385,33 @@ def test_what_was_said_before_the_response_is_kept_everywhere(chat_stories, writ
         for name in ("Ann", "Tom", "Lily", "Ben", "Sam")
     ]
     path = write_rows([{"m": messages} for messages in spoken])
-    for template in ("chat", "plain"):
-        recipe = Recipe(dtype="float32", template=template)
-        columns = Columns(messages="m")
-        request = Request(chat_stories, DataSource(path), columns, recipe, k=2, device="cpu", with_map=False)
-        run = recover(request, Workspace(tmp_path / template))
-        model, windows = load_run_model(run, "cpu"), run.windows()
-        for i, prompt in enumerate(read_prompts(path, run)):
-            assert [role for role, _ in prompt.before] == ["system", "user", "assistant"]
-            ids = encode_prompt(model, prompt, *how_encoded(run), 10)
-            read = list(windows.ids[windows.offsets[i] : windows.offsets[i + 1]])
-            assert list(ids)[:-1] == read[: len(ids) - 1] and "And where?" in model.tokenizer.decode(ids)
-        assert {(p.text, p.before) for p in run_prompts(run, 5)} == {
-            (p.text, p.before) for p in read_prompts(path, run)
-        }
-        used = usable_prompts(run, model, 2, 4)
-        assert all(len(prompt.before) == 3 for prompt in used)
-        swept = sweep(run, model, SweepRequest(1, (1.0,), sampling=Sampling(4)), used)
-        variants = make_variants(Directions.of(run), 1, (1.0,), "unit")
-        compared = compare(run, model, used, variants, Sampling(4), 1)
-        for i, one in enumerate(compared):
-            ids = encode_prompt(model, used[i], *how_encoded(run), 4)
-            alone = Generation(model, Directions.of(run), [Row(ids, Steering())], Sampling(4)).run()
-            assert one.responses[0].text == alone.text(0) == swept.rows[2 * i]["text"] and one.before
-        folder = tmp_path / f"seen-{template}"
-        folder.mkdir()
-        seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)), folder)
-        texts = [model.tokenizer.decode(ids[:start]) for ids, start in zip(seen.texts, seen.starts, strict=True)]
-        assert len(texts) == 4 and all("You are" in text and "Who are you?" in text for text in texts)
+    recipe = Recipe(dtype="float32", template=template)
+    columns = Columns(messages="m")
+    request = Request(chat_stories, DataSource(path), columns, recipe, k=2, device="cpu", with_map=False)
+    run = recover(request, Workspace(tmp_path / template))
+    model, windows = load_run_model(run, "cpu"), run.windows()
+    for i, prompt in enumerate(read_prompts(path, run)):
+        assert [role for role, _ in prompt.before] == ["system", "user", "assistant"]
+        ids = encode_prompt(model, prompt, *how_encoded(run), 10)
+        read = list(windows.ids[windows.offsets[i] : windows.offsets[i + 1]])
+        assert list(ids)[:-1] == read[: len(ids) - 1] and "And where?" in model.tokenizer.decode(ids)
+    assert {(p.text, p.before) for p in run_prompts(run, 5)} == {
+        (p.text, p.before) for p in read_prompts(path, run)
+    }
+    used = usable_prompts(run, model, 2, 4)
+    assert all(len(prompt.before) == 3 for prompt in used)
+    swept = sweep(run, model, SweepRequest(1, (1.0,), sampling=Sampling(4)), used)
+    variants = make_variants(Directions.of(run), 1, (1.0,), "unit")
+    compared = compare(run, model, used, variants, Sampling(4), 1)
+    for i, one in enumerate(compared):
+        ids = encode_prompt(model, used[i], *how_encoded(run), 4)
+        alone = Generation(model, Directions.of(run), [Row(ids, Steering())], Sampling(4)).run()
+        assert one.responses[0].text == alone.text(0) == swept.rows[2 * i]["text"] and one.before
+    folder = tmp_path / f"seen-{template}"
+    folder.mkdir()
+    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)), folder)
+    texts = [model.tokenizer.decode(ids[:start]) for ids, start in zip(seen.texts, seen.starts, strict=True)]
+    assert len(texts) == 4 and all("You are" in text and "Who are you?" in text for text in texts)
 
 
 def test_progress_over_several_prompts_counts_prompts(model, gsm8k_run, directions):
