@@ -136,9 +136,11 @@ def export_memory(folder: Path, texts: list[str]) -> None:
     recipe = Recipe(dtype="float32")
     request = Request(str(folder / "shards"), source, columns, recipe, k=1, device="cpu", with_map=False)
     run = recover(request, Workspace(folder / "workspace"))
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-        loaded = fresh.submit(_rise, run.folder, None).result()
-        peak = fresh.submit(_rise, run.folder, folder / "out").result()
+    rises = []
+    for out in (None, folder / "out"):
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            rises.append(fresh.submit(_rise, run.folder, out).result())
+    loaded, peak = rises
     shards = [path.stat().st_size / 1e6 for path in (folder / "out").glob("*.safetensors")]
     print(
         f"  export of {sum(shards):.0f} MB in {len(shards)} shards of up to {max(shards):.0f} MB: private memory "
