@@ -371,7 +371,7 @@ def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, 
     header, *rows = out.splitlines()
     assert header.startswith("strength  ") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
     assert re.match(r"-4 \(-[\d.]+ sd\) ", rows[0])
-    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
+    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 3
 
 
 def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stories, tmp_path):
