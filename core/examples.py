@@ -37,6 +37,8 @@ EXTRA = "_extra"
 BATCH = 1_000
 
 Row = Mapping[str, Any]
+Turns = tuple[tuple[str, str], ...]
+"""Messages of a conversation as (role, content)."""
 
 
 @dataclass(frozen=True)
@@ -397,6 +399,18 @@ def field_value(row: Row, path: str) -> Any:
     return value
 
 
+def cell_text(row: Row, column: str) -> str | None:
+    """A cell as text: 27.0 as 27, several answers after one another, nothing for what is neither."""
+    value = field_value(row, column)
+    if isinstance(value, list):
+        return ", ".join(str(part).strip() for part in value) or None
+    if value is None or value != value or isinstance(value, Mapping):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
 def column_paths(rows: Iterable[Row]) -> list[str]:
     """All columns of `rows` in order of appearance, nested fields as dotted paths after their parent."""
     paths: dict[str, None] = {}
@@ -543,14 +557,19 @@ def _render(
 
 
 def prompt_text(
-    prompt: str, columns: Mapping[str, str], template: str, tokenizer: PreTrainedTokenizerBase
+    prompt: str,
+    columns: Mapping[str, str],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    before: Turns = (),
 ) -> tuple[str, bool]:
-    """A prompt as it stands before the response in the examples with these columns (role -> column), and
-    whether the tokenizer's special tokens are to be added to it."""
-    messages = [{"role": "user", "content": prompt}]
+    """A prompt, after the messages `before` it, as it stands before the response in the examples with these
+    columns (role -> column), and whether the tokenizer's special tokens are to be added to it."""
+    turns = (*before, ("user", prompt))
+    messages = [{"role": role, "content": content} for role, content in turns]
     if template != "plain":
         return _chat(tokenizer, messages, generation_prompt=True), False
-    if "messages" in columns:
+    if "messages" in columns or before:
         return _plain({"messages": messages}, messages, "")[0], True
     return (prompt + "\n" if "response" in columns else prompt), True
 

@@ -540,18 +540,20 @@ DIFFERENCE_STYLE = """<style>
 
 
 def differing_text(text: str, baseline: str | None = None) -> str:
-    """HTML of a text, its words marked that are not in the baseline at their place (none: nothing is marked)."""
-    from difflib import SequenceMatcher
+    """HTML of a text, its words marked that are not in the baseline at their place (none: nothing is marked), by
+    the longest common subsequence."""
     from html import escape
+
+    from rapidfuzz.distance import LCSseq
 
     if baseline is None:
         return f'{DIFFERENCE_STYLE}<div class="steered-text">{escape(text)}</div>'
     words, others = _words(text), _words(baseline)
     parts = []
-    for kind, _, _, start, end in SequenceMatcher(None, others, words, autojunk=False).get_opcodes():
-        piece = escape("".join(words[start:end]))
+    for part in LCSseq.opcodes(others, words):
+        piece = escape("".join(words[part.dest_start : part.dest_end]))
         if piece:
-            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+            parts.append(piece if part.tag == "equal" else f"<mark>{piece}</mark>")
     return f'{DIFFERENCE_STYLE}<div class="steered-text">{"".join(parts)}</div>'
 
 
@@ -693,7 +695,12 @@ def sweep_guard(sweep: Sweep) -> go.Figure:
 
 def _strength_axis(sweep: Sweep) -> dict[str, Any]:
     units = {"unit": "multiples of the unit direction", "sd": "standard deviations of its scores"}
-    return {"title": f"strength in {units[sweep.request['unit']]}", "zeroline": True}
+    named = {
+        "add": f"strength in {units[sweep.request['unit']]}",
+        "remove": "share of the direction taken out",
+        "clamp": f"score set, in {units[sweep.request['unit']]}",
+    }
+    return {"title": named[sweep.request["operation"]], "zeroline": True}
 
 
 def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str, Any]:
@@ -718,6 +725,8 @@ def _damage(sweep: Sweep) -> list[dict[str, Any]]:
     band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line_width": 0, "layer": "below"}
     band |= {"fillcolor": "rgba(200,60,60,0.12)"}
     bands = []
+    if any(point.is_damaged for point in sweep.points if point.strength == 0):
+        return [band | {"x0": min(strengths), "x1": max(strengths)}]
     if sweep.low > min(strengths):
         bands.append(band | {"x0": min(strengths), "x1": _halfway(strengths, sweep.low, -1)})
     if sweep.high < max(strengths):

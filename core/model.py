@@ -373,9 +373,14 @@ def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple that
+    """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple or list that
     starts with it in older models (`output[0]` of a bare tensor would silently be batch row 0)."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_block_output(output: Any, hidden: torch.Tensor) -> Any:
+    """What a block returned, with another residual stream."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
 
 
 class _Finished(Exception):

@@ -235,13 +235,17 @@ STEPS = {
     "duplicates": ("Looking for duplicates", "examples"),
     "overlaps": ("Looking for overlaps", "examples"),
     "generate": ("Generating", "tokens a text"),
+    "prompts": ("Generating", "prompts"),
     "sweep": ("Generating and reading texts", "texts"),
     "rollouts": ("Writing and verifying texts", "texts"),
     "controls": ("Holding against controls", "of them"),
     "random models": ("Recovering directions of random models", "models"),
     "first-order": ("Differentiating the loss", "solutions"),
     "training": ("Training and measuring", "trainings"),
-    "export": ("Writing, loading it again, comparing", ""),
+    "observe": ("Steering live, to compare with", "prompts"),
+    "write": ("Writing the export", ""),
+    "reload": ("Loading the export again", ""),
+    "compare": ("Comparing it with live steering", "prompts"),
 }
 """What each step of a job is doing, and what it counts."""
 
@@ -310,15 +314,22 @@ def interval_text(interval: Interval, form: str, convert: Any = float) -> str:
 
 
 def sweep_range_sentence(sweep: Sweep) -> str:
-    """The range without damage, in both units."""
+    """The range without damage, in both units; of `remove`, in shares taken out."""
     factor = sweep.deviation if sweep.request["unit"] == "sd" else 1.0
-    low, high = sweep.low * factor, sweep.high * factor
-    if low == high == 0:
-        return f"Even the smallest strengths tried do damage. {GUARD_SENTENCE}"
-    return (
-        f"No damage from {both_units(low, sweep.deviation)} to {both_units(high, sweep.deviation)}, over "
-        f"{len(sweep.request['prompts'])} prompts. {GUARD_SENTENCE}"
-    )
+    is_share = sweep.request["operation"] == "remove"
+    deviation = None if is_share else sweep.deviation
+    name = "Shares taken out: no damage" if is_share else "No damage"
+    low, high = (both_units(end * factor, deviation) for end in (sweep.low, sweep.high))
+    zero_damages = any(point.is_damaged for point in sweep.points if point.strength == 0)
+    if zero_damages:
+        found = f"Even {sweep.request['operation']} to 0 does damage."
+    elif not any(point.strength for point in sweep.points):
+        found = "Only strength 0 was tried, which tells no range."
+    elif sweep.low == sweep.high == 0:
+        found = f"Even the smallest {'shares' if is_share else 'strengths'} tried do damage."
+    else:
+        found = f"{name} from {low} to {high}, over {len(sweep.request['prompts'])} prompts."
+    return f"{found} {GUARD_SENTENCE}"
 
 
 def suggested_range_sentence(found: SuggestedRange) -> str:
@@ -403,12 +414,17 @@ def stream_sentence(stream: Stream, before: int, status: LiveStatus) -> str:
     if stream.state == "waiting":
         return f"Waiting: {before} before you." if before else "Waiting."
     if stream.state == "loading":
-        return f"Loading the model, {status.seconds:.0f} s so far."
+        loading = "Stopping, once the model is loaded" if stream.was_stopped else "Loading the model"
+        return f"{loading}: {status.seconds:.0f} s so far."
     if stream.state == "failed":
         return f"This could not be done. {stream.message}"
     comparison = stream.comparison
     if comparison is None or not comparison.n_tokens:
-        return "Stopped before the first token." if stream.state == "stopped" else "Reading the prompt."
+        return {
+            "stopped": "Stopped before the first token.",
+            "done": "Done: no column wrote a token.",
+            "assessing": "Written, being measured: no column wrote a token.",
+        }.get(stream.state, "Stopping." if stream.was_stopped else "Reading the prompt.")
     ended = {"done": "Done", "stopped": "Stopped", "assessing": "Written, being measured"}.get(
         stream.state, "Running"
     )
@@ -429,21 +445,29 @@ def sweep_name(sweep: Sweep) -> str:
     """One line that tells a sweep from others."""
     request = sweep.request
     strengths = [point.strength for point in sweep.points]
+    unit = "share" if request["operation"] == "remove" else request["unit"]
     return (
         f"direction {request['direction']}, {request['operation']}, {min(strengths):+g} to {max(strengths):+g} "
-        f"{request['unit']}, {len(request['prompts'])} prompts, {request['scope']}"
+        f"{unit}, {len(request['prompts'])} prompts, {request['scope']}"
     )
+
+
+def is_added_everywhere(
+    directions: Directions, operation: str, scope: str, blocks: tuple[int, ...] | None
+) -> bool:
+    """Whether it is the published steering, for which a range is suggested and exports are made."""
+    return operation == "add" and scope == "all" and blocks in (None, directions.blocks)
 
 
 def exportable(directions: Directions, variants: Sequence[Variant]) -> list[Variant]:
     """The variants that every export format can mean: one direction, added everywhere."""
-    found = []
-    for variant in variants:
-        steering = variant.steering
-        everywhere = steering.scope == "all" and steering.blocks in (None, directions.blocks)
-        if len(steering.strengths) == 1 and steering.operation == "add" and everywhere:
-            found.append(variant)
-    return found
+    return [
+        variant
+        for variant in variants
+        for steering in [variant.steering]
+        if len(steering.strengths) == 1
+        and is_added_everywhere(directions, steering.operation, steering.scope, steering.blocks)
+    ]
 
 
 def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str) -> list[str]:

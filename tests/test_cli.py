@@ -344,18 +344,34 @@ def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8
     assert both == {"direction": 1, "unit": pytest.approx(2 * unit), "sd": pytest.approx(2)}
 
 
+def test_steer_says_which_rows_it_leaves_out_and_numbers_the_others_as_the_file(run_cli, gsm8k_copy, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{broken\n{"question": ""}\n{"question": "The cat sat"}\n')
+    options = ("--prompts", tmp_path / "p.jsonl", "--strength", 1, "--json", "--workspace", gsm8k_copy.root)
+    status, out, err = run_cli(*STEER, *options)
+    assert status == 0 and [json.loads(line)["prompt_number"] for line in out.splitlines()] == [2, 2]
+    assert "1 row: left out, not valid JSON (row 0)" in err and "1 row: left out, empty prompt (row 1)" in err
+    (tmp_path / "p.jsonl").write_text('{"question": "One", "answer": "1"}\n{"question": "Two", "answer": null}\n')
+    sweep = ("sweep", "latest", "--direction", 1, "--strengths", "0", "--max-new-tokens", 4, "--device", "cpu")
+    sweep += ("--prompts", tmp_path / "p.jsonl", "--answer", "answer", "--workspace", gsm8k_copy.root)
+    status, out, _ = run_cli(*sweep)
+    assert status == 0 and out.splitlines()[-1] == "1 row: no answer, not verified (row 1)"
+
+
 def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, gsm8k):
     options = ("--direction", 2, "--max-new-tokens", 8, "--limit", 3, "--device", "cpu")
     (found,) = lines_of(run_cli, gsm8k_copy, "sweep", "latest", *options)
     assert found["request"]["unit"] == "sd" and len(found["points"]) == 11
     assert gsm8k_copy.run().suggested_range(2).prompts == 3
+    assert found["request"]["sampling"]["max_new_tokens"] == 8
+    (free,) = lines_of(run_cli, gsm8k_copy, "sweep", "latest", *options[:2], "--limit", 1, "--device", "cpu")
+    assert free["request"]["sampling"]["max_new_tokens"] == 40
     wide = ("--strengths", "-4:4:3", "--prompts", gsm8k, "--answer", "answer")
     status, out, err = run_cli("sweep", "latest", *options, *wide, "--workspace", gsm8k_copy.root)
     assert status == 0, err
     header, *rows = out.splitlines()
     assert header.startswith("strength  ") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
     assert re.match(r"-4 \(-[\d.]+ sd\) ", rows[0])
-    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
+    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 3
 
 
 def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stories, tmp_path):
@@ -383,6 +399,7 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stor
         ((*STEER, "--variants", "", "--prompt", "x"), 1, "Strengths ''"),
         (("sweep", "latest", "--direction", "1", "--answer", "a"), 2, "--answer needs --prompts"),
         (("sweep", "latest", "--direction", "1", "--scope", "response"), 2, "The calibrating sweep is for"),
+        (("sweep", "latest", "--direction", "1", "--unit", "unit"), 2, "in standard deviations"),
         (("sweep", "latest", "--direction", "1", "--blocks", "1:2"), 2, "The calibrating sweep is for"),
         (("sweep", "latest", "--direction", "1", "--temperature", "1"), 2, "The calibrating sweep is for"),
         (("sweep", "latest", "--direction", "1", "--op", "remove", "--unit", "sd"), 2, "a share of the direction"),

@@ -1,4 +1,5 @@
 import re
+import time
 from html import unescape
 
 import numpy as np
@@ -249,12 +250,13 @@ def test_the_histogram_counts_every_example(values):
 # --- steering -------------------------------------------------------------------------------------------
 
 
-def sweep_of(damaged, correct=None):
+def sweep_of(damaged, correct=None, operation="add", unit="sd"):
     interval = Interval(0.5, 0.25, 0.75, 9)
     points = tuple(
         Point(strength, *[interval] * 6, correct, strength in damaged) for strength in (-2.0, -1.0, 0.0, 1.0, 2.0)
     )
-    return Sweep("r", {"unit": "sd", "prompts": []}, 1.0, points, (), *undamaged_range(points))
+    request = {"unit": unit, "prompts": [], "operation": operation}
+    return Sweep("r", request, 1.0, points, (), *undamaged_range(points))
 
 
 def test_a_sweep_shows_intervals_and_what_is_damage():
@@ -266,6 +268,31 @@ def test_a_sweep_shows_intervals_and_what_is_damage():
     assert [trace.name for trace in both.data][1] == "correct answers" and both.data[1].yaxis == "y2"
     assert [(band.x0, band.x1) for band in both.layout.shapes] == [(-2.0, -0.5), (0.5, 2.0)]
     assert len(sweep_guard(sweep_of(set())).data) == 4 and not sweep_guard(sweep_of(set())).layout.shapes
+
+
+def test_the_axis_of_a_sweep_names_what_the_operation_takes():
+    def axis(*request):
+        return sweep_effect(sweep_of(set(), None, *request)).layout.xaxis.title.text
+
+    assert axis("remove", "unit") == "share of the direction taken out"
+    assert axis("add", "unit") == "strength in multiples of the unit direction"
+    assert axis("clamp", "sd") == "score set, in standard deviations of its scores"
+
+
+def test_where_a_clamp_to_0_does_damage_no_strength_is_shown_without():
+    (band,) = sweep_effect(sweep_of({0.0}, operation="clamp")).layout.shapes
+    assert (band.x0, band.x1) == (-2.0, 2.0)
+
+
+@pytest.mark.parametrize("words", [["a", "b"], ["the", "cat", "sat", "on", "a", "mat."]])
+def test_differences_of_long_texts_that_repeat_are_marked_at_once(words):
+    """600 words took 24 seconds by difflib."""
+    text = [words[i % len(words)] for i in range(2_000)]
+    other = [word if i % 2 else "b" for i, word in enumerate(text)]
+    start = time.process_time()
+    html = differing_text(" ".join(text), " ".join(other))
+    assert time.process_time() - start < 0.5
+    assert re.sub("<.*?>", "", html.partition("</style>")[2]) == " ".join(text)
 
 
 def test_what_differs_from_the_baseline_is_marked_and_escaped():

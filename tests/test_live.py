@@ -1,6 +1,8 @@
+import json
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from core.errors import BasiscopeError
 from core.model import load_model
 from core.steering import comparison
 from core.steering.assessment import assess
-from core.steering.comparison import compare, make_variants
+from core.steering.comparison import Comparison, compare, make_variants
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions
 from core.steering.live import LiveModel, Question, load_live_model
@@ -69,10 +71,46 @@ def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gs
     status = live.status()
     assert status.loading == gsm8k_run.id and status.waiting == 2 and status.busy
     third.stop()
+    fourth = live.ask(question(gsm8k_run, tokens=4))
+    assert third.state == "stopped" and third.is_over  # at once, though the model is still being loaded
+    assert live.before(fourth) == 2 and live.status().waiting == 2
+    fourth.stop()
     gate.set()
     assert [stream.wait(60).state for stream in (first, second, third)] == ["done", "done", "stopped"]
     assert third.comparison is None
     assert first.comparison.responses == second.comparison.responses
+
+
+def test_a_stop_while_the_model_is_loaded_is_said_and_nothing_is_generated(loaded, gsm8k_run):
+    gate = threading.Event()
+
+    def load(_run):
+        gate.wait(60)
+        return loaded
+
+    live = LiveModel(load)
+    stream = live.ask(question(gsm8k_run))
+    end = time.monotonic() + 30
+    while stream.state == "waiting" and time.monotonic() < end:
+        time.sleep(0.01)
+    stream.stop()
+    assert stream.state == "loading"
+    assert stream_sentence(stream, 0, live.status()).startswith("Stopping, once the model is loaded")
+    gate.set()
+    assert stream.wait(60).state == "stopped" and not stream.comparison.n_tokens
+
+
+def test_what_was_said_before_a_prompt_is_part_of_the_question(live, loaded, gsm8k_run):
+    before = (("system", "Be brief."),)
+    plain = live.ask(question(gsm8k_run)).wait(60).comparison
+    asked = replace(question(gsm8k_run), before=before)
+    found = live.ask(asked).wait(60).comparison
+    assert (found.before, plain.before) == (before, ()) and found.prompt == plain.prompt
+    assert found.responses[0].token_ids != plain.responses[0].token_ids
+    assert (
+        "Be brief" in found.as_markdown()
+        and Comparison.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    )
 
 
 def test_a_stop_in_mid_stream_keeps_the_text_and_frees_the_model(live, loaded, gsm8k_run):

@@ -1,14 +1,16 @@
 import json
+import os
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
-from core.jobs import JobReporter, command_line, list_jobs
+from core.jobs import JobProgress, JobReporter, command_line, list_jobs
 from core.reading import Label
 from core.steering.comparison import Comparison, Response
 from core.steering.generation import Sampling
@@ -405,6 +407,53 @@ def test_steer_shows_the_suggested_range_and_its_sliders_begin_there(workspace):
     assert [slider.value for slider in at.slider] == [2.0, -1.0]
     at.text_input(key="steer_blocks").input("0").run()
     assert "no part there" in texts(at) and not at.exception
+
+
+def test_a_suggested_range_is_only_for_what_was_swept(workspace):
+    run = workspace.runs()[0]
+    sd = float(run.scores()["d1"].std())
+    run.save_suggested_range(1, SuggestedRange(-0.25 * sd, 0.5 * sd, sd, 12, (True, True)))
+    at = show(STEER, direction="1")
+    assert "Suggested: " in texts(at) and at.slider[0].value == 0.5
+    at.segmented_control(key="steer_scope").select("response").run()
+    assert "Suggested: " not in texts(at) and "No range is suggested" in texts(at) and at.slider[0].value == 2.0
+    at.segmented_control(key="steer_scope").select("all").run()
+    at.segmented_control(key="steer_operation").select("clamp").run()
+    assert "Suggested: " not in texts(at) and at.slider[0].value == 2.0
+
+
+def test_choices_that_would_do_nothing_are_disabled(workspace):
+    at = show(STEER, direction="1")
+    assert at.text_input(key="sweep_answer").disabled and at.selectbox(key="sweep_unit").disabled
+    at.text_input(key="sweep_strengths").input("0,1").run()
+    at.text_input(key="sweep_prompts").input("p.jsonl").run()
+    assert not at.text_input(key="sweep_answer").disabled and not at.selectbox(key="sweep_unit").disabled
+
+
+def test_what_was_stopped_has_no_tokens_to_shade_and_that_is_said(workspace):
+    run = workspace.runs()[0]
+    stopped = tuple(Response(name, 0.0, Steering(), "one", (1,), ended="stopped") for name in ("baseline", "+2"))
+    before = (("system", "![x](http://evil.test)"),)
+    kept = Comparison(run.id, "m", "prompt", 1, "", Sampling(2), stopped, before=before)
+    kept_id = workspace.save_comparison(kept)
+    at = show(STEER)
+    at.button(key=f"open_comparison_{kept_id}").click().run()
+    assert not any(toggle.key == "steer_shade" for toggle in at.toggle) and "Tokens cannot be shaded" in texts(at)
+    assert "system: ![x](http://evil.test)" in [text.value for text in at.text]
+
+
+def test_an_export_shows_its_steps_and_can_be_cancelled(workspace):
+    facts = {"pid": os.getpid(), "pid_created": psutil.Process().create_time(), "created": ""}
+    facts |= {"arguments": ["export"]}
+    at_work = job(workspace, "1", ["export"], job=facts, progress=vars(JobProgress("compare", 1, 4)))
+    at = show(STEER)
+    at.session_state["export_job"] = at_work
+    at.run()
+    (bar,) = at.get("progress")
+    assert "Comparing it with live steering: 1 of 4 prompts" in str(bar.proto)
+    assert at.button(key="cancel_export").label == "Cancel"
+    at.session_state["export_job"] = job(workspace, "2", ["export"], cancel={})
+    assert "Cancelled. Nothing of it is kept." in texts(at.run())
 
 
 def test_a_sweep_is_started_with_what_was_chosen(workspace, started):

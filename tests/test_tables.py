@@ -9,7 +9,8 @@ from core.jobs import JobProgress
 from core.reading import Label
 from core.steering.comparison import Variant
 from core.steering.intervention import Directions, Steering
-from core.steering.sweep import SuggestedRange
+from core.steering.live import LiveStatus, Stream
+from core.steering.sweep import Point, SuggestedRange, Sweep, undamaged_range
 from core.tables import (
     Extreme,
     basis_summary,
@@ -30,7 +31,10 @@ from core.tables import (
     progress_sentence,
     size,
     slider_bounds,
+    stream_sentence,
     suggested_range_sentence,
+    sweep_name,
+    sweep_range_sentence,
     table_of_directions,
     value_range,
     within,
@@ -268,6 +272,54 @@ def test_only_what_every_format_can_mean_is_exportable():
 )
 def test_intervals_are_written_out(interval, said):
     assert interval_text(interval, "{:.0%}") == said
+
+
+def sweep_over(strengths, damaged=(), operation="add", unit="sd"):
+    interval = Interval(0.5, 0.25, 0.75, 9)
+    points = tuple(Point(s, *[interval] * 6, None, s in damaged) for s in strengths)
+    request = {"direction": 1, "operation": operation, "unit": unit, "scope": "all", "prompts": ["a", "b"]}
+    return Sweep("r", request, 2.0, points, (), *undamaged_range(points))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        (sweep_over((-1.0, 0.0, 1.0)), "No damage from -2 (-1 sd) to +2 (+1 sd), over 2 prompts."),
+        (
+            sweep_over((0.0, 0.5, 1.0), (1.0,), "remove", "unit"),
+            "Shares taken out: no damage from +0 to +0.5, over",
+        ),
+        (sweep_over((0.0,)), "Only strength 0 was tried, which tells no range."),
+        (sweep_over((0.0, 1.0), (1.0,)), "Even the smallest strengths tried do damage."),
+        (sweep_over((0.0, 1.0), (0.0,), "clamp"), "Even clamp to 0 does damage."),
+    ],
+)
+def test_the_range_of_a_sweep_is_said_in_what_the_operation_takes(sweep, said):
+    assert sweep_range_sentence(sweep).startswith(said)
+
+
+def test_the_name_of_a_sweep_over_shares_has_no_unit():
+    assert sweep_name(sweep_over((0.0, 1.0), (), "remove", "unit")) == (
+        "direction 1, remove, +0 to +1 share, 2 prompts, all"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "stopped", "said"),
+    [
+        ("loading", False, "Loading the model: 3 s so far."),
+        ("loading", True, "Stopping, once the model is loaded: 3 s so far."),
+        ("running", True, "Stopping."),
+        ("done", False, "Done: no column wrote a token."),
+        ("stopped", True, "Stopped before the first token."),
+    ],
+)
+def test_a_stream_without_a_token_says_where_it_stands(state, stopped, said):
+    stream = Stream(None)
+    stream.state = state
+    if stopped:
+        stream.stop()
+    assert stream_sentence(stream, 0, LiveStatus(None, "r", 3.0, 0, True)) == said
 
 
 def test_a_suggested_range_says_what_was_not_tried():

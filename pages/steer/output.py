@@ -33,6 +33,8 @@ def show_output(run: Run) -> None:
             return
         st.subheader("Kept")
         st.text(kept.name or kept.created)
+        for role, content in kept.before:
+            st.text(f"{role}: {content}")
         st.text(kept.prompt)
         show_columns(kept)
         show_exports(kept)
@@ -62,7 +64,12 @@ def show_stream(stream: Stream) -> None:
 
 def show_columns(comparison: Comparison, is_over: bool = True) -> None:
     shade = False
-    if is_over:
+    has_scores = any(response.scores for response in comparison.responses)
+    if is_over and not has_scores:
+        st.caption(
+            "Tokens cannot be shaded: a text that was stopped, or is empty, is not read by the unsteered model."
+        )
+    elif is_over:
         shade = st.toggle(
             f"Shade tokens by their score on direction {comparison.direction}",
             key="steer_shade",

@@ -35,9 +35,17 @@ def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
     direction = left.selectbox("Direction to sweep", options, key=f"sweep_direction_{run.id}")
     with middle.popover("Strengths and prompts of your own", width="stretch"):
         strengths = st.text_input("Strengths", key="sweep_strengths", placeholder="-4:4:9, or 0,+2,-2")
-        unit = st.selectbox("Unit", ["unit", "sd"], key="sweep_unit")
+        unit = st.selectbox(
+            "Unit", ["unit", "sd"], key="sweep_unit", disabled=not strengths, help="Of the strengths given."
+        )
         prompts = st.text_input("Prompts file", key="sweep_prompts", placeholder="of the data")
-        answer = st.text_input("Column with answers", key="sweep_answer", placeholder="none")
+        answer = st.text_input(
+            "Column with answers",
+            key="sweep_answer",
+            placeholder="none",
+            disabled=not prompts,
+            help="Of the prompts file.",
+        )
     arguments = ["sweep", run.id, "--direction", str(direction)]
     arguments += ["--strengths", strengths, "--unit", unit] if strengths else []
     arguments += ["--prompts", prompts] if prompts else []
@@ -66,6 +74,8 @@ def watch_sweep(job_id: str) -> None:
 
 def show_sweep(sweep: Sweep) -> None:
     st.text(sweep_range_sentence(sweep))
+    for note in sweep.notes:
+        st.text(note)
     left, right = st.columns(2)
     left.plotly_chart(figures.sweep_effect(sweep), key="sweep_effect", config=PLAIN)
     right.plotly_chart(figures.sweep_guard(sweep), key="sweep_guard", config=PLAIN)
