@@ -548,8 +548,8 @@ def _words(text: str) -> list[str]:
 
 
 def forest(evidence: Evidence, measure: str) -> go.Figure:
-    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach.
-    Filled: beyond every control."""
+    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach, to
+    both sides of nothing. Filled: beyond every control."""
     told = evidence.measure(measure)
     known = [effect for effect in evidence.by(measure) if np.isfinite(effect.effect.value)]
     shown = sorted(known, key=lambda effect: effect.effect.value)
@@ -559,7 +559,12 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
     rest = [effect for effect in shown if not np.isfinite(effect.adjusted)]
     groups = (
         ("beyond every control", ORANGE, "circle", [e for e in shown if e.is_evidence]),
-        ("not", BLUE, "circle-open", [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)]),
+        (
+            "not beyond every control",
+            BLUE,
+            "circle-open",
+            [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)],
+        ),
         ("not judged by this measure", GREY, "circle-open", [] if is_judged else rest),
         ("dropped early", GREY, "circle-open", [e for e in rest if is_judged and e.was_dropped]),
         ("without a p-value", GREY, "diamond-open", [e for e in rest if is_judged and not e.was_dropped]),
@@ -579,11 +584,13 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
         for name, colour, symbol, group in groups
         if group
     ]
-    ends = {"type": "scatter", "mode": "lines", "y": [shown[0].name, shown[-1].name]} if shown else {}
+    ends = [shown[0].name, shown[-1].name] if shown else []
     traces += [
-        ends
-        | {
-            "x": [control.level.value] * 2,
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*[control.level.value] * 2, None, *[2 * told.null - control.level.value] * 2],
+            "y": [*ends, None, *ends],
             "line": {"dash": "dash", "width": 1.5, "color": CATEGORIES[(i + 2) % len(CATEGORIES)]},
             "name": control.name,
             "hovertemplate": f"%{{x:.3g}}<extra>{control.name}</extra>",
@@ -591,7 +598,7 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
         for i, control in enumerate(levels)
         if shown
     ]
-    axis = {"title": f"{told.title} ({told.unit})"}
+    axis = {"title": f"{told.title}<br>({told.unit})"}
     order = {"type": "category", "categoryarray": [effect.name for effect in shown], "title": "direction"}
     line = {"type": "line", "x0": told.null, "x1": told.null, "y0": 0, "y1": 1, "yref": "paper"}
     line |= {"line": {"width": 1, "color": OTHER}}
@@ -603,8 +610,11 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
 def proxy_scatter(
     name: str, ends: Mapping[str, Interval], other: str, others: Mapping[str, Interval]
 ) -> go.Figure:
-    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals."""
+    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals; where both only
+    turn their sign at the - ends, the + ends alone."""
     shared = [end for end in ends if end in others]
+    if all(_is_mirrored(known, end) for known in (ends, others) for end in shared):
+        shared = [end for end in shared if end.endswith("+")]
     x, y = [ends[end] for end in shared], [others[end] for end in shared]
     trace = {
         "type": "scatter",
@@ -621,6 +631,11 @@ def proxy_scatter(
     style = {"zeroline": True, "exponentformat": "e"}
     axes = ({"title": f"{title}, towards help", **style} for title in (name, other))
     return _figure([trace], *axes, showlegend=False, height=420)
+
+
+def _is_mirrored(known: Mapping[str, Interval], end: str) -> bool:
+    other = f"{end[:-1]}{'-' if end.endswith('+') else '+'}"
+    return other in known and known[other].value == -known[end].value
 
 
 def _interval_bars(intervals: Sequence[Interval]) -> dict[str, Any]:

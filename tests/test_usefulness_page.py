@@ -220,7 +220,8 @@ def test_the_forest_fills_what_beats_the_controls(run):
     assert beyond["y"] == ["2-", "2+"] and beyond["x"] == [-0.4, 0.4]
     assert others["y"] == ["1-", "1+"]
     np.testing.assert_allclose(beyond["error_x"]["array"], 0.1)
-    assert control["name"] == "random directions" and control["x"] == [0.2, 0.2]
+    assert control["name"] == "random directions" and control["x"] == [0.2, 0.2, None, -0.2, -0.2]
+    assert control["y"][:2] == control["y"][3:] == ["2-", "2+"]
 
 
 def shown_groups(evidence, measure="pass@1"):
@@ -237,6 +238,16 @@ def test_the_forest_says_why_an_effect_was_not_judged(run):
     assert groups["beyond every control"] == ["2-", "2+"] and "not judged by this measure" not in groups
     plain = replace(found, effects=tuple(replace(effect, adjusted=math.nan) for effect in found.effects))
     assert len(shown_groups(plain)["not judged by this measure"]) == 4
+
+
+def test_the_ends_that_only_turn_their_sign_are_drawn_once():
+    def both(values):
+        found = {f"{j}+": Interval(v, v - 0.1, v + 0.2, 9) for j, v in enumerate(values, 1)}
+        return found | {f"{j}-": Interval(-v, -v - 0.2, -v + 0.1, 9) for j, v in enumerate(values, 1)}
+
+    mirrored, apart = both([0.1, -0.3]), {"1+": Interval(1, 0, 2, 9), "1-": Interval(1, 0, 2, 9)}
+    assert figures.proxy_scatter("a", mirrored, "b", both([1, 2])).data[0]["text"] == ("1+", "2+")
+    assert figures.proxy_scatter("a", mirrored, "b", apart).data[0]["text"] == ("1+", "1-")
 
 
 def test_one_proxy_says_what_it_measured(run, evidence):
