@@ -161,8 +161,9 @@ def choose_origins(run: Run) -> list[str]:
             arguments += option(f"--{name}", column)
         use: str = right.selectbox("Use", ["research", "commercial"], key="use")
         arguments += ["--use", use] if use != "research" else []
-        pay = left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", help="Among the sources.")
-        arguments += option("--pay", pay or None) if "--source" in arguments else []
+        no_source = "--source" not in arguments
+        pay = left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", disabled=no_source)
+        arguments += [] if no_source else option("--pay", pay or None)
     return arguments
 
 

@@ -173,7 +173,7 @@ def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constrai
             one = baseline_for(pool, run, str(run.folder), rule, budget)
             made.append(within_budget(pool, one, wanted))
         except BasiscopeError as error:
-            st.text(f"{rule.title} is left out. {error}")
+            st.text(f"Baseline {rule.name} is left out. {error}")
     return column, made
 
 
