@@ -31,13 +31,24 @@ LEDGER_CELLS = 4_000_000
 NOT_COMMERCIAL = "non-commercial"
 NEGATED = r"\b(?:no|not|never|without|isn't|nor)\b[^.;,]*"
 """What a licence's text denies states none of the terms below."""
+DENIED = (
+    r"(?:(?<!not )\b(?:prohibited|forbidden|excluded|disallowed|denied|restricted)\b"
+    r"|\bnot (?:be |been )?(?:allowed|permitted|granted|included))"
+)
+"""How what stands before it is denied."""
+CHANGES = r"(?:alter|modif|adapt(?:ed|ing|ation)|chang|remix)"
 LICENCES = (
     (
         r"\bnc\b|\bnon-?\s?commercial|no money is charged"
-        r"|\b(?:no|not|never|without|except)\b[^.;,]*\bcommercial|\b(?:research|academic|educational)[\w\s]* only",
+        r"|\b(?:no|not|never|without|except)\b[^.;,]*\bcommercial|\b(?:research|academic|educational)[\w\s]* only"
+        rf"|\bcommercial[^.;,]*{DENIED}",
         NOT_COMMERCIAL,
     ),
-    (r"\bnd\b|\bno-?\s?derivat|\bnot?\b[^.;,]*\bderivat", "no derivatives"),
+    (
+        r"\bnd\b|\bno-?\s?derivat|\bnot?\b[^.;,]*\bderivat|\bunaltered\b|\bunmodified\b|\bverbatim\b"
+        rf"|\b(?:no|not|never|without)\b[^.;,]*\b{CHANGES}|\b(?:derivat|{CHANGES})[^.;,]*{DENIED}",
+        "no derivatives",
+    ),
     (r"proprietary|all rights reserved|\bunlicensed\b|\bnot licensed\b", "forbidden"),
 )
 """Patterns of the terms that a licence's name states by saying no."""
@@ -128,6 +139,11 @@ def leave_one_out(best: np.ndarray) -> np.ndarray:
     second, first = np.partition(best, m - 2, axis=1)[:, -2:].T
     alone = best >= first[:, None]
     return np.where(alone, (first - second)[:, None], 0.0)
+
+
+def count_sources(pool: Pool, rows: np.ndarray, origins: Origins) -> int:
+    """Sources of the chosen rows (b,). Raises BasiscopeError for a column that is not there."""
+    return len(pd.unique(_values(pool, origins.source, "--source")[rows]))
 
 
 def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:

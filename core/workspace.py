@@ -27,7 +27,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -1126,7 +1126,12 @@ class Workspace:
         """Keep a selection under another name, too."""
         self.check_selection_name(new_name, replace_old=False)
         folder = self.root / "selections" / new_name
-        shutil.copytree(self.selection(name).folder, folder)
+        temporary = folder.with_name(f".{new_name}.{os.getpid()}.tmp")
+        try:
+            shutil.copytree(self.selection(name).folder, temporary)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return KeptSelection(folder)
 
     def delete_selection(self, name: str) -> None:
@@ -1136,18 +1141,31 @@ class Workspace:
         shutil.rmtree(folder, ignore_errors=True)
 
     def save_screening(self, run_id: str, screening: Screening) -> None:
-        key = content_hash({"version": SCREENING_VERSION, "against": screening.against})
-        write_json(self.root / "screenings" / run_id / f"{key}.json", screening.as_dict())
+        write_json(self._screening_path(run_id, screening.against), screening.as_dict())
 
     def screening(self, run_id: str, against: Mapping[str, str]) -> Screening | None:
         """What was found in a run's texts against these files (path -> SHA-256), None before a look."""
         from core.selection.screening import Screening
 
-        key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
-        path = self.root / "screenings" / run_id / f"{key}.json"
+        path = self._screening_path(run_id, against)
         return Screening.from_dict(read_json(path)) if path.exists() else None
 
+    def duplicates(self, run_id: str) -> Screening | None:
+        """What any look at a run's texts has found of their duplicates, overlaps left out; None before a look."""
+        found = self.screening(run_id, {})
+        for path in [] if found else sorted((self.root / "screenings" / run_id).glob("[!.]*.json")):
+            against = read_json(path).get("against", {})
+            if path == self._screening_path(run_id, against) and (other := self.screening(run_id, against)):
+                return replace(other, overlaps=(), against={}, problems=())
+        return found
+
+    def _screening_path(self, run_id: str, against: Mapping[str, str]) -> Path:
+        key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
+        return self.root / "screenings" / run_id / f"{key}.json"
+
     def save_text_vectors(self, run_id: str, model: str | None, vectors: np.ndarray) -> None:
+        """Keep the vectors of a run's texts, by TF-IDF or by a sentence model as it is now: a folder is known by
+        its files, whatever its name."""
         from safetensors.numpy import save_file
 
         path = self._vectors_path(run_id, model)
@@ -1162,7 +1180,9 @@ class Workspace:
         return self._vectors_path(run_id, model).exists()
 
     def _vectors_path(self, run_id: str, model: str | None) -> Path:
-        key = content_hash({"version": VECTORS_VERSION, "model": model})
+        from core.selection.vectors import text_model_fingerprint
+
+        key = content_hash({"version": VECTORS_VERSION, "model": text_model_fingerprint(model) or model})
         return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:

@@ -108,7 +108,9 @@ def test_the_ledger_of_real_sources(college, monkeypatch):
     monkeypatch.setattr(provenance, "LEDGER_CELLS", 50)
     pd.testing.assert_frame_equal(ledger(college, chosen.rows, origins), found, rtol=1e-12)
     research = ledger(college, chosen.rows, Origins("data_source", "license"))
-    assert not research["problem"].str.contains("forbids").any()
+    forbidden = research[research["problem"].str.contains("forbids research use")]
+    (name,) = forbidden["source"]  # "provided it is not altered"
+    assert name == "college_math.Probability_and_Statistics-The_Science_of_Uncertainty"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,12 @@ def test_the_ledger_of_real_sources(college, monkeypatch):
             "attribution, non-commercial",
         ),
         ("Creative Commons License", "unspecified"),
+        ("Attribution, provided it is not altered", "attribution, no derivatives"),
+        ("CC BY 4.0, modifications are prohibited", "attribution, no derivatives"),
+        ("CC BY 4.0 (commercial use prohibited)", "attribution, non-commercial"),
+        ("CC BY 4.0; commercial use is not permitted", "attribution, non-commercial"),
+        ("CC BY 4.0, commercial use not prohibited", "attribution"),
+        ("CC BY 4.0, changes must be indicated", "attribution"),
         ("", "unspecified"),
         ("see source", "unspecified"),
     ],

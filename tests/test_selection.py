@@ -30,6 +30,7 @@ from core.selection.pool import (
     parse_quotas,
     pool_of,
     rule_from,
+    show_quotas,
 )
 from core.selection.quotas import length_strata
 from core.selection.rules import utilities
@@ -219,6 +220,30 @@ def test_facility_location_is_greedy(pool):
         best = np.maximum(best, alike[:, plain[-1]])
     nothing = np.zeros(0, dtype=int)
     assert facility(small.whitened, 20, np.arange(150), nothing).rows.tolist() == plain
+
+
+@pytest.mark.parametrize("must", [0, 2])
+def test_facility_location_in_turns_heeds_what_all_cells_cover(pool, texts, must):
+    from core.selection.rules import similarity_scale
+
+    some = np.arange(0, 450, 3)
+    small = Pool(pool.run, pool.example_id[some], pool.scores[some], pool.facts.iloc[some])
+    alike = 1 / (1 + distances(small.whitened, np.arange(150)) ** 2 / similarity_scale(small.whitened))
+    cell = np.where(small.facts["subject"] == "Algebra", 0, 1)
+    pinned = tuple((int(i), "mine") for i in small.example_id[:must])
+    quotas = parse_quotas("subject=Algebra:0.5")
+    chosen = choose(
+        small, Rule("facility"), Constraints(budget=24, quotas=quotas, must=pinned), texts
+    ).rows.tolist()
+    assert chosen[:must] == list(range(must)) and (cell[chosen] == 0).sum() == 12
+    best = alike[:, :must].max(axis=1, initial=0.0)
+    plain = list(range(must))
+    for row in chosen[must:]:  # the plan says from which cell, the greedy loop which row of it
+        gains = np.maximum(alike, best[:, None]).sum(axis=0)
+        gains[(cell != cell[row]) | np.isin(np.arange(150), plain)] = -np.inf
+        plain.append(int(np.argmax(gains)))
+        best = np.maximum(best, alike[:, plain[-1]])
+    assert chosen == plain
 
 
 def test_representative_rules_stay_nearer_than_coverage(pool, texts):
@@ -485,6 +510,15 @@ def test_all_that_can_be_chosen_may_be_must_haves(pool, texts, name, shares, bud
         assert "too many" in str(error) and "caps" in shares
 
 
+def test_what_shares_mean_is_said_where_it_is_not_plain(pool, texts):
+    quotas = parse_quotas("subject=Algebra:0.5")
+    notes = choose(pool, Rule("medoids"), Constraints(budget_tokens=2_000, quotas=quotas), texts).notes
+    assert any("shares of the examples, not of their tokens" in note for note in notes)
+    assert any("Medoids are those of each part" in note for note in notes)
+    plain = choose(pool, Rule("facility"), Constraints(budget=20, quotas=quotas), texts).notes
+    assert not any("tokens" in note or "Medoids" in note for note in plain)
+
+
 def test_a_token_budget_where_nothing_can_be_chosen(pool, texts):
     for rule, constraints in (
         (Rule("coverage"), Constraints(budget_tokens=900, min_tokens=10**6)),
@@ -503,6 +537,12 @@ def test_a_token_budget_where_nothing_can_be_chosen(pool, texts):
         (lambda: Rule("along", (1,), floor=float("nan")), "Floor nan"),
         (lambda: parse_quotas("a=b:."), "column=value:share"),
         (lambda: parse_quotas("a=b:1.2.3"), "column=value:share"),
+        (lambda: parse_quotas("a=b, c:0.3"), "a value with a comma in quotes"),
+        (lambda: parse_quotas('a="b:0.3'), "column=value:share"),
+        (lambda: parse_quotas(" "), "column=value:share"),
+        (lambda: parse_quotas("a=b:0.3,c=b:0.1,a=b:0.2"), "a=b has two shares"),
+        (lambda: Constraints(budget=1, min_tokens=-3), "Least tokens -3"),
+        (lambda: Constraints(budget=1, max_tokens=-1), "Most tokens -1"),
     ],
 )
 def test_numbers_that_are_none_end_in_a_sentence(make, sentence):
@@ -612,6 +652,36 @@ def test_a_page_does_not_wait_for_a_large_budget():
         assert not live.is_quick(pool, Rule("coverage"), wanted)
     assert not live.is_quick(pool, Rule("text"), Constraints(budget=10))
     assert live.is_quick(pool, Rule("text"), Constraints(budget=10), has_vectors=True)
+
+
+def test_a_page_does_not_wait_for_a_cap_on_thousands_of_values():
+    n = 3_000
+    facts = pd.DataFrame({"n_tokens": np.full(n, 9), "id": np.arange(n), "kind": np.arange(n) % 7})
+    pool = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), facts)
+    assert live.is_quick(pool, Rule("random"), Constraints(budget=9, caps=(("kind", 0.5),)))
+    assert not live.is_quick(pool, Rule("random"), Constraints(budget=9, caps=(("id", 0.5),)))
+
+
+def test_a_baseline_that_the_budget_does_not_allow_is_none(pool, texts):
+    budget = Constraints(budget_tokens=50_000)
+    one = live.baseline(pool, Rule("longest"), budget, texts)
+    assert live.within_budget(pool, one, budget) is one
+    few = Constraints(budget_tokens=int(pool.lengths.max()) - 1)
+    with pytest.raises(BasiscopeError, match="the first example alone has"):
+        live.within_budget(pool, one, few)
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@given(
+    st.dictionaries(
+        names, st.dictionaries(names, st.sampled_from([0.1, 0.25]), min_size=1, max_size=3), min_size=1
+    )
+)
+def test_quotas_on_any_names_come_back(shares):
+    quotas = tuple(Quota(column, tuple(values.items())) for column, values in shares.items())
+    assert parse_quotas(show_quotas(quotas)) == quotas
 
 
 def test_overlap_is_jaccard():

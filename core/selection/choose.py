@@ -223,4 +223,8 @@ def _notes(rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]
         notes.append(f"Only the first {budget:,} of {must:,} must-have examples fit.")
     if constraints.shapes:
         notes.append("Shares are planned for this budget: a smaller one is not always a prefix.")
+    if constraints.shapes and constraints.budget_tokens is not None:
+        notes.append("Shares are shares of the examples, not of their tokens.")
+    if constraints.shapes and rule.name == "medoids":
+        notes.append("Medoids are those of each part that the shares make of the pool, not of the whole.")
     return tuple(notes)

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from core.errors import BasiscopeError
+from core.provenance import Origins, count_sources
 from core.selection.choose import choose, fitting, possible
 from core.selection.measures import Curve, curve, summary
 from core.selection.pool import NESTED, Constraints, Pool, Rule, Selection
+from core.selection.quotas import MOST_CELLS, parts_of
 from core.selection.screening import Screening
 from core.selection.vectors import Vectors
 
@@ -23,6 +25,12 @@ QUICK_DISTANCES = 60_000_000
 QUICK_TEXTS = 2_000
 MOST_ORDERS = 4
 """What a token budget with shares may need: each order is planned anew."""
+QUICK_PARTS = 500
+"""Parts of the pool that the integer program of the shares plans over in half a second."""
+QUICK_SECONDS, MOST_SECONDS = 1.0, 20.0
+"""How long a page makes a ledger without being asked, and at all."""
+LEDGER_SECONDS = 2e-7
+"""For an example of the pool and a source, on one core."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,16 @@ def is_quick(pool: Pool, rule: Rule, constraints: Constraints, has_vectors: bool
     """Whether a page may wait for the rule."""
     if rule.name == "medoids" or (rule.name == "text" and not has_vectors):
         return pool.n <= QUICK_TEXTS
+    if QUICK_PARTS < parts_of(pool, constraints) <= MOST_CELLS:
+        return False
     orders = MOST_ORDERS if constraints.budget_tokens is not None and constraints.shapes else 1
     picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints)
     return pool.n * picks <= QUICK_DISTANCES
+
+
+def ledger_seconds(pool: Pool, rows: np.ndarray, origins: Origins) -> float:
+    """About how long the ledger of these rows takes."""
+    return LEDGER_SECONDS * pool.n * count_sources(pool, rows, origins)
 
 
 def examples_within(pool: Pool, constraints: Constraints) -> int:
@@ -104,13 +119,17 @@ def prospect(
 
 def within(found: Prospect, pool: Pool, constraints: Constraints) -> Prospect:
     """The prospect at the budget of the constraints. Raises BasiscopeError where not even one example fits."""
-    rows = affordable(pool, found.selection.rows, constraints)
-    if not len(rows):
-        first = pool.lengths[found.selection.rows[0]]
+    check_first(pool, found.selection.rows, constraints)
+    return replace(found, budget=len(affordable(pool, found.selection.rows, constraints)))
+
+
+def check_first(pool: Pool, rows: np.ndarray, constraints: Constraints) -> None:
+    """Raises BasiscopeError where the budget does not even allow the first of the rows."""
+    if not len(affordable(pool, rows, constraints)):
         raise BasiscopeError(
-            f"Token budget {constraints.budget_tokens:,}: the first example alone has {first:,} tokens."
+            f"Token budget {constraints.budget_tokens:,}: the first example alone has "
+            f"{pool.lengths[rows[0]]:,} tokens."
         )
-    return replace(found, budget=len(rows))
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,13 @@ def baseline(pool: Pool, rule: Rule, budget: Constraints, vectors: Vectors) -> B
     orders = tuple(choose(pool, replace(rule, seed=seed), budget, vectors).rows for seed in seeds)
     names = {"random": f"random ({RANDOM_SEEDS} seeds)", "label": f"label: {rule.column}"}
     return Baseline(names.get(rule.name, rule.name), orders, tuple(curve(pool, rows) for rows in orders))
+
+
+def within_budget(pool: Pool, one: Baseline, constraints: Constraints) -> Baseline:
+    """The baseline, where the budget allows an example of each of its orders. Raises BasiscopeError where not."""
+    for order in one.orders:
+        check_first(pool, order, constraints)
+    return one
 
 
 def all_rows(pool: Pool, one: Baseline, constraints: Constraints) -> np.ndarray:

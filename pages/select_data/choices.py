@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.cli.selecting import QUOTA_HELP
 from core.errors import BasiscopeError
 from core.selection.live import first_budgets
 from core.selection.pool import RULES, Pool, parse_directions, show_directions, show_quotas
@@ -115,7 +116,7 @@ def choose_constraints(run: Run) -> list[str]:
     arguments: list[str] = []
     with st.expander("Constraints"):
         quota = st.text_input(
-            "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help="column=value:share, ..."
+            "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help=QUOTA_HELP
         )
         arguments += option("--quota", quota)
         for column in st.multiselect("No value above a share, in", columns, key=f"cap_{run.id}"):
@@ -160,7 +161,9 @@ def choose_origins(run: Run) -> list[str]:
             arguments += option(f"--{name}", column)
         use: str = right.selectbox("Use", ["research", "commercial"], key="use")
         arguments += ["--use", use] if use != "research" else []
-        arguments += option("--pay", left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay") or None)
+        no_source = "--source" not in arguments
+        pay = left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", disabled=no_source)
+        arguments += [] if no_source else option("--pay", pay or None)
     return arguments
 
 

@@ -37,21 +37,21 @@ def show_save(arguments: list[str]) -> None:
     st.caption("The same from a terminal")
     st.code(command_line(whole), language="bash", wrap_lines=True)
     if job_id := st.session_state.get(SAVE_JOB):
-        watch(job_id)
+        watch(job_id, "selection")
 
 
 @st.fragment(run_every=0.5)
 @with_sentences
-def watch(job_id: str) -> None:
-    job = follow(job_id, "selection")
+def watch(job_id: str, key: str) -> None:
+    job = follow(job_id, key)
     if job is None:
         return
     if job.state == "done":
         st.text(f"Kept in {job.result['out'] or job.result['folder']}" if "folder" in job.result else "Done.")
     else:
         st.text(f"It was not done. {job.result['message']}")
-    if st.session_state.get(f"{SAVE_JOB}_seen") != job_id:
-        st.session_state[f"{SAVE_JOB}_seen"] = job_id
+    if st.session_state.get(f"{key}_seen") != job_id:
+        st.session_state[f"{key}_seen"] = job_id
         st.rerun()
 
 
