@@ -114,7 +114,11 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run")
 @click.option("--kind", type=click.Choice(PROXY_KINDS), required=True, help="Which proxy.")
 @problem_options
-@click.option("--solution", help="Column with worked solutions; the answers by default. For first-order and sft.")
+@click.option(
+    "--solution",
+    help="Column with worked solutions, for first-order and sft. By default that of the run's responses, where they "
+    "give the answer, else `solution`, else the answers.",
+)
 @click.option("--correct", help=f"First-order on the run's own traces, right against wrong. {VERDICT_HELP}")
 @click.option(
     "--directions", default="all", show_default=True, help="all, or numbers such as 1,3. For steering and sft."
@@ -282,10 +286,11 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
         notes = ["the solutions are the run's own traces, from which the directions come, too"]
     else:
         development = _problems(options)
-        written = _solutions(options, development)
+        written, told = _solutions(run, options, development)
         wording = options["wording"] or "bare"
         solutions = written_solutions(model, development.problems, written, wording, options["template"])
-        notes = [*development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
+        notes = [told, *development.notes]
+        notes += overlap_notes(run, [problem.prompt for problem in development.problems])
         asked["fingerprint"] = development.fingerprint
     return first_order(run, model, solutions, asked, notes, options["seed"], progress)
 
@@ -297,7 +302,7 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     from core.usefulness.steering import named_problems
 
     development = _problems(options)
-    written = _solutions(options, development)
+    written, told = _solutions(run, options, development)
     wording, template = options["wording"] or "bare", options["template"]
     asked = {"problems": named_problems(development), "solution": options["solution"], "wording": wording}
     asked |= {"template": template, "passes": _passes(run, development, options) if options["passes"] else None}
@@ -315,7 +320,7 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
     solutions = written_solutions(model, development.problems, written, wording, template)
-    notes = [*development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
+    notes = [told, *development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
     answers = _answers(run, model, development, options) if options["passes"] else None
     return train_proxy(run, model, solutions, request, answers, notes, progress)
 
@@ -366,17 +371,36 @@ def _problems(options: dict[str, Any]) -> Any:
     return read_problems(source, options["problem"], options["answer"], options["preset"], options["limit"])
 
 
-def _solutions(options: dict[str, Any], development: Any) -> dict[int, str]:
-    """Problem id -> worked solution, or the answer as it is written in the source."""
+def _solutions(run: Run, options: dict[str, Any], development: Any) -> tuple[dict[int, str], str]:
+    """Problem id -> worked solution, and where they are from. Responses that are not asked for by name are taken
+    where they give the answer."""
+    from core.evaluation.verifiers import verifier
     from core.examples import ReadReport, field_value, read_rows
 
-    column = options["solution"] or development.answer
-    rows = read_rows(development.source, ReadReport())
-    values = {number: field_value(row, column) for number, row in rows}
+    rows = dict(read_rows(development.source, ReadReport()))
+    response = run.manifest["data"]["columns"].get("response")
+    named = {name for row in rows.values() for name in row}
+    worked = [name for name in (response, "solution") if name in named]
+    column = options["solution"] or next(iter(worked), development.answer)
+    values = {number: field_value(row, column) for number, row in rows.items()}
     found = {number: str(value) for number, value in values.items() if value is not None and str(value).strip()}
     if not found:
         raise BasiscopeError(f"Problems {development.source.path}: no row has the column {column!r}.")
-    return found
+    told = f"the solutions are the column {column!r}"
+    if column == development.answer or options["solution"]:
+        return found, told
+    verify = verifier(_asking(run, development, options)[0])
+    right = {
+        problem.problem_id: found[problem.problem_id]
+        for problem in development.problems
+        if problem.problem_id in found and verify(problem.answer, found[problem.problem_id])
+    }
+    if not right:
+        raise BasiscopeError(
+            f"Problems {development.source.path}: none of the texts in the column {column!r} gives its problem's "
+            "answer; name the column with worked solutions by --solution."
+        )
+    return right, f"{told}, where it gives the answer"
 
 
 @cli.command()

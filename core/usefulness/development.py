@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,6 +88,17 @@ def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solution
         example = Example(i, text, None, response, start if start >= 0 else None, special, {})
         texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
     return _usable(texts, traces.problem, traces.right)
+
+
+def guess_notes(model: LanguageModel, loss: float) -> list[str]:
+    """A sentence where the loss, in nats per token, is above that of a guess among all tokens."""
+    guess = math.log(model.module.config.get_text_config().vocab_size)
+    if not loss > guess:
+        return []
+    return [
+        f"the model finds these texts less likely than a guess among all its tokens ({guess:.1f} nats per token): "
+        "it was hardly asked as it has learnt; see --solution, --wording and --template"
+    ]
 
 
 def context_of(model: LanguageModel) -> int:

@@ -25,7 +25,7 @@ from core.model import LanguageModel, block_output
 from core.steering.intervention import Directions
 from core.usefulness import SIGNIFICANCE
 from core.usefulness.controls import draws_for, random_units
-from core.usefulness.development import Solutions, batches_of, row_losses
+from core.usefulness.development import Solutions, batches_of, guess_notes, row_losses
 from core.usefulness.evidence import (
     BOTH,
     Control,
@@ -217,6 +217,7 @@ def first_order(
             f"{solutions.n:,} solutions of {solutions.problems:,} problems, {int(solutions.right.sum()):,} right",
             f"loss on the {'right' if right else 'wrong'} ones {mean_loss.value:.3f} nats per token "
             f"({mean_loss.low:.3f} to {mean_loss.high:.3f})",
+            *guess_notes(model, mean_loss.value),
             *dropped,
             NOT_APPLIED[primary],
             *notes,

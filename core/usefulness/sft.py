@@ -34,7 +34,7 @@ from core.selection.pool import Pool, Rule, pool_of
 from core.selection.rules import check_rule
 from core.steering.generation import Sampling
 from core.usefulness.controls import check_models, random_model_scores, random_scores, words_order
-from core.usefulness.development import Solutions, losses
+from core.usefulness.development import Solutions, guess_notes, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
 from core.workspace import Run
@@ -244,6 +244,7 @@ def train_proxy(
             f"{len(plan):,} trainings on {min(lengths):,} to {max(lengths):,} tokens of {min(sizes):,} to "
             f"{max(sizes):,} examples, {solutions.problems:,} held-out problems; before training the loss is "
             f"{-before[LOSS.name].mean():.3f} nats per token",
+            *guess_notes(model, float(-before[LOSS.name].mean())),
             *dropped,
             *([] if "bag of words +" in chosen else ["bag of words: the texts have too few words to choose by"]),
             NOT_APPLIED,
