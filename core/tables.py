@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 MOST_VALUES = 200
 FEW_VALUES = 20
+LOOKED_AT = 5_000
 
 
 def basis_summary(manifest: Mapping[str, Any]) -> str:
@@ -104,6 +105,16 @@ def direction_facts(direction: Mapping[str, Any] | pd.Series) -> dict[str, str]:
 def colour_columns(run: Run) -> list[str]:
     """The columns worth colouring and filtering by: all but the texts and the ids."""
     return [name for name in run.facts_columns() if name != "example_id"]
+
+
+def labels_first(facts: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """The columns, first those that sort the first thousands of examples into a few kinds, numbers last."""
+
+    def order(name: str) -> tuple[bool, bool]:
+        kinds = facts[name].iloc[:LOOKED_AT].astype(str).nunique()
+        return pd.api.types.is_numeric_dtype(facts[name]), not 2 <= kinds <= FEW_VALUES
+
+    return sorted(columns, key=order)
 
 
 def filter_values(column: pd.Series) -> list[Any]:

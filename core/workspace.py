@@ -1065,7 +1065,9 @@ class Workspace:
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
         if (self.root / "selections" / name).exists() and not replace_old:
-            raise BasiscopeError(f"There is a selection {name!r} already; choose another --name, or --replace it.")
+            raise BasiscopeError(
+                f"There is a selection {name!r} already; choose another name, or replace it (--replace)."
+            )
         self._check_only_own_files(self.root / "selections" / name)
 
     def _check_only_own_files(self, folder: Path) -> None:

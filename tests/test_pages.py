@@ -10,12 +10,13 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
+from core.evaluation import Interval
 from core.jobs import JobProgress, JobReporter, command_line, list_jobs
 from core.reading import Label
 from core.steering.comparison import Comparison, Response
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
-from core.steering.sweep import SuggestedRange
+from core.steering.sweep import Point, SuggestedRange, Sweep
 from core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -467,6 +468,18 @@ def test_a_sweep_is_started_with_what_was_chosen(workspace, started):
     assert at.code[1].value == command_line(arguments)
     at.button(key="start_sweep").click().run()
     assert started == [arguments]
+
+
+def test_a_sweep_is_shown_for_its_own_direction(workspace):
+    run = workspace.runs()[0]
+    interval = Interval(0.5, 0.25, 0.75, 9)
+    points = tuple(Point(strength, *[interval] * 6, None, False) for strength in (0.0, 1.0))
+    request = {"direction": 2, "operation": "add", "unit": "unit", "scope": "all", "prompts": ["a"]}
+    workspace.save_sweep(Sweep(run.id, request, 2.0, points, (), 0.0, 1.0))
+    at = show(STEER, direction="2")
+    assert len(at.get("plotly_chart")) == 2 and "No damage from" in texts(at)
+    at = show(STEER, direction="3")
+    assert not at.get("plotly_chart") and "No sweep of direction 3 yet." in texts(at)
 
 
 def test_kept_comparisons_are_opened_and_deleted(workspace):

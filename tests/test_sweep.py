@@ -196,6 +196,9 @@ def test_markdown_shows_hostile_texts_as_they_are(model, gsm8k_run, directions):
     markdown = replace(found, responses=(found.responses[0], hostile)).as_markdown()
     assert "    ![](http://evil.test)\n    # heading" in markdown
     assert all(not line.startswith(("!", "# h")) for line in markdown.splitlines())
+    assert markdown.startswith("# Steering: direction 1\n")
+    both = replace(hostile, steering=Steering(((1, 2.0), (3, -1.0))))
+    assert "# Steering: directions 1, 3\n" in replace(found, responses=(found.responses[0], both)).as_markdown()
     in_sd = 2 / directions.deviations[0]
     assert f"add direction 1 +2 ({in_sd:+.3g} sd) on all" in found.describe(found.responses[1])
     older = {key: value for key, value in found.as_dict().items() if key != "deviations"}

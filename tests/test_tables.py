@@ -25,6 +25,7 @@ from core.tables import (
     filter_values,
     grouping_sentence,
     interval_text,
+    labels_first,
     length_correlation,
     matching,
     one_line,
@@ -140,6 +141,14 @@ def test_columns_of_the_names_shown_do_not_clash(run):
 
 def test_columns_to_colour_by_leave_out_texts_and_ids(run):
     assert colour_columns(run) == ["n_tokens", "kind", "grade", "is_hard"]
+
+
+def test_columns_that_sort_examples_come_first():
+    facts = pd.DataFrame(
+        {"n": range(60), "answer": [f"a{i}" for i in range(60)], "one": "x", "kind": ["a", "b"] * 30}
+    )
+    facts["parts"] = [["x"], ["y"]] * 30
+    assert labels_first(facts, list(facts)) == ["kind", "parts", "answer", "one", "n"]
 
 
 def test_the_summary_and_the_table_of_directions(run):

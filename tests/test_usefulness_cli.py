@@ -163,22 +163,11 @@ def test_solutions_are_the_runs_kind_of_response_where_it_gives_the_answer(comma
         {"question": f"What is {i} plus 1?", "answer": str(i + 1), "solution": f"It is {i + 1}."} for i in range(6)
     ]
     rows[2]["solution"] = "It is 77."
-    asked = ("--problem", "question", "--answer", "answer")
-    asked = ("proxies", "latest", "--kind", "first-order", *asked)
+    asked = ("proxies", "latest", "--kind", "first-order", "--problem", "question", "--answer", "answer")
     made = command(*asked, "--problems", write_rows(rows))
     assert made["facts"]["problems"] == 5 and "the problem has no worked solution" in " ".join(made["notes"])
     assert "the solutions are the column 'solution', where it gives the answer" in made["notes"]
-    given = command(
-        "proxies",
-        "latest",
-        "--kind",
-        "first-order",
-        "--problems",
-        write_rows(rows),
-        *asked,
-        "--solution",
-        "answer",
-    )
+    given = command(*asked, "--problems", write_rows(rows), "--solution", "answer")
     assert given["facts"]["problems"] == 6 and "the solutions are the column 'answer'" in given["notes"]
     wrong = write_rows([row | {"solution": "It is 99."} for row in rows])
     status, _, err = run_cli(*asked, "--problems", wrong, "--workspace", traces.root)

@@ -116,8 +116,8 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @problem_options
 @click.option(
     "--solution",
-    help="Column with worked solutions, for first-order and sft. By default that of the run's responses, where they "
-    "give the answer, else `solution`, else the answers.",
+    help="Column with worked solutions, for first-order and sft. By default that of the run's responses, where "
+    "they give the answer, else `solution`, else the answers.",
 )
 @click.option("--correct", help=f"First-order on the run's own traces, right against wrong. {VERDICT_HELP}")
 @click.option(

@@ -37,7 +37,7 @@ def card(kept: KeptSelection, run: Run, file: str, plots: Sequence[str]) -> str:
         *(f"![{PLOTS[name]}]({name})\n" for name in plots),
         f"| measure | value |\n|---|---|\n{facts}",
         "",
-        "Read radius, mean distance and norm percentile together: coverage picks the outer shell.",
+        "Read radius, mean distance and norm percentile together: farthest-point coverage picks the outer shell.",
         "",
         _dropped(manifest),
         _screened(manifest),

@@ -105,6 +105,12 @@ class Comparison:
     def n_tokens(self) -> int:
         return sum(len(response.token_ids) for response in self.responses)
 
+    @property
+    def steered(self) -> str:
+        """The directions that any response was steered along."""
+        used = {j for response in self.responses for j, _ in response.steering.strengths} or {self.direction}
+        return f"direction{'s' * (len(used) > 1)} {', '.join(map(str, sorted(used)))}"
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -123,8 +129,9 @@ class Comparison:
     def as_markdown(self) -> str:
         """For other documents: prompt and responses as indented code and all else escaped, so that nothing in
         them is interpreted."""
-        title = f"# {_escaped(self.name) or 'Steering'}: direction {self.direction}"
-        facts = [f"run {self.run}", f"model {self.model}", f"{self.created}", f"label {self.label or 'none'}"]
+        title = f"# {_escaped(self.name) or 'Steering'}: {self.steered}"
+        facts = [f"run {self.run}", f"model {self.model}", f"{self.created}"]
+        facts += [f"label of direction {self.direction}: {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
         parts = [title, _escaped("; ".join(facts))]
         for role, content in self.before:

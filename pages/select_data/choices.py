@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.cli.selecting import QUOTA_HELP
@@ -13,7 +12,7 @@ from core.errors import BasiscopeError
 from core.selection.live import first_budgets
 from core.selection.pool import RULES, Pool, parse_directions, show_directions, show_quotas
 from core.selection.step import Request, stored_sentences
-from core.tables import colour_columns, one_line
+from core.tables import colour_columns, labels_first, one_line
 from core.workspace import Run
 from pages.common.session import table, workspace
 
@@ -29,9 +28,10 @@ def option(name: str, value: object) -> list[str]:
     return [name, str(value)] if value not in (None, "") else []
 
 
-def text_columns_first(run: Run) -> list[str]:
-    facts = table(run, "examples")
-    return sorted(colour_columns(run), key=lambda name: pd.api.types.is_numeric_dtype(facts[name]))
+@st.cache_resource(max_entries=16, show_spinner=False)
+def columns_of(folder: str, _run: Run) -> list[str]:
+    """The columns to compare and colour by, those with few values first."""
+    return labels_first(table(_run, "examples"), colour_columns(_run))
 
 
 def origin_columns(run: Run) -> list[str]:
@@ -46,7 +46,7 @@ def choose_rule(run: Run) -> list[str]:
     if name in WITH_DIRECTIONS:
         arguments = choose_directions(run, name)
     elif name in WITH_COLUMN:
-        column = st.selectbox("Column", text_columns_first(run), key=f"rule_column_{run.id}_{name}")
+        column = st.selectbox("Column", columns_of(str(run.folder), run), key=f"rule_column_{run.id}_{name}")
         arguments = ["--quality", column] if name == "quality" else ["--baseline", f"label:{column}"]
     elif not arguments:
         arguments = ["--baseline", name]

@@ -15,7 +15,7 @@ from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
 from core.workspace import KeptSelection, Run
 from pages.common.session import PLAIN, follow, is_dark, show_sentence, with_sentences, workspace
-from pages.select_data.choices import text_columns_first
+from pages.select_data.choices import columns_of
 from pages.select_data.results import map_points
 
 SAVE_JOB, REOPEN = "select_job", "select_reopen"
@@ -28,7 +28,7 @@ def show_save(arguments: list[str]) -> None:
     exported: str = form.selectbox("and export as", ["not now", *FORMATS], key="export_format")
     whole = [*arguments, *(["--name", called] if called else [])]
     whole += ["--format", exported] if exported != "not now" else []
-    if button.button("Save", key="save_selection", type="primary", disabled=not called, width="stretch"):
+    if button.button("Save", key="save_selection", type="primary", width="stretch"):
         try:
             workspace().check_selection_name(called, replace_old=False)
             st.session_state[SAVE_JOB] = start_job(workspace(), whole).id
@@ -76,7 +76,7 @@ def show_kept(run: Run, pool: Pool) -> None:
             st.rerun()
     new, copy = st.columns([4, 2.4], vertical_alignment="bottom")
     other = new.text_input("New name", key="copy_name").strip()
-    if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):
+    if copy.button("Duplicate", key="copy_selection", width="stretch"):
         workspace().copy_selection(chosen, other)
         st.rerun()
     one = next(one for one in kept if one.name == chosen)
@@ -108,7 +108,7 @@ def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
             place.plotly_chart(figures.covering_of(lines, title), key=f"compared_{measure}", config=PLAIN)
     else:
         st.caption("These selections are too long for their curves to be drawn at once.")
-    column = st.selectbox("Composition by", text_columns_first(run), key=f"compared_column_{run.id}")
+    column = st.selectbox("Composition by", columns_of(str(run.folder), run), key=f"compared_column_{run.id}")
     shares = measures.composition(pool.facts[column], rows)
     st.plotly_chart(figures.shares(shares), key="compared_composition", config=PLAIN)
     bins, chosen_rows = figures.member_bins(pool.n, rows)

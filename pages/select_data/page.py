@@ -38,8 +38,8 @@ from pages.select_data.choices import (
     choose_constraints,
     choose_origins,
     choose_rule,
+    columns_of,
     state_of,
-    text_columns_first,
 )
 from pages.select_data.kept import REOPEN, SAVE_JOB, show_kept, show_save, start_job, watch
 from pages.select_data.results import (
@@ -128,7 +128,7 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
     if not is_quick(pool, rule, keyed, has_vectors):
         model = ["--text-model", rule.text_model] if rule.text_model else []
         if rule.name == "text" and not has_vectors:
-            offer("The texts are turned into vectors once, in a job.", "Do it", "vectors", run, model)
+            offer("The texts are turned into vectors once, in a job.", "Make the vectors", "vectors", run, model)
         else:
             st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
@@ -159,14 +159,15 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
 def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constraints) -> tuple[str, list[Baseline]]:
     """(column of the composition and of the baseline `label`, the baselines of which the budget allows any)."""
     chosen = st.pills("Compare with", BASELINES, default=BASELINES, selection_mode="multi", key="baselines")
-    column = st.selectbox("Column", text_columns_first(run), key=f"composition_{run.id}")
+    column = st.selectbox("Column", columns_of(str(run.folder), run), key=f"composition_{run.id}")
     rules = [Rule(name, column=column if name == "label" else None) for name in chosen]
     if pool.facts[column].nunique(dropna=False) < 2:
         rules = [rule for rule in rules if rule.name != "label"]
     ready = workspace().has_text_vectors(run.id, None)
     quick = [rule for rule in rules if is_quick(pool, rule, budget, ready)]
     if len(quick) < len(rules) and not ready:
-        offer("For text diversity, the texts are turned into vectors once, in a job.", "Do it", "vectors", run, [])
+        why = "For text diversity, the texts are turned into vectors once, in a job."
+        offer(why, "Make the vectors", "vectors", run, [])
     made: list[Baseline] = []
     for rule in quick:
         try:

@@ -32,7 +32,7 @@ from core.selection.step import Request
 from core.tables import chosen_examples, colour_columns, sorted_rows
 from core.workspace import Run
 from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
-from pages.select_data.choices import DROPPED, PINNED, text_columns_first
+from pages.select_data.choices import DROPPED, PINNED, columns_of
 
 LISTED = 200
 PLACE = "place in the selection"
@@ -44,7 +44,7 @@ def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Co
     st.dataframe(measures_table(pool, found, bands, wanted))
     st.caption(
         f"{found.budget:,} of {pool.n:,} examples. Read radius, mean distance and norm percentile together: "
-        "coverage picks the outer shell, with the smallest radius and the largest mean distance. The baselines "
+        "farthest-point coverage has the smallest radius because it picks the outer shell. The baselines "
         "choose from the whole pool, constraints aside."
     )
 
@@ -76,7 +76,7 @@ def map_points(run: Run, pool: Pool) -> np.ndarray:
 
 
 def show_map(run: Run, pool: Pool, found: Prospect) -> None:
-    column = st.selectbox("Colour the map by", text_columns_first(run), key=f"map_colour_{run.id}")
+    column = st.selectbox("Colour the map by", columns_of(str(run.folder), run), key=f"map_colour_{run.id}")
     bins = colours(run, column, "examples")
     chosen = np.isin(np.arange(pool.n), found.rows)
     st.html(figures.legend(bins))

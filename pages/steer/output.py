@@ -119,7 +119,7 @@ def show_kept(run: Run, labels: dict[int, Label]) -> None:
         for comparison_id, comparison in kept.items():
             what, open_, delete = st.columns([8, 1, 1], vertical_alignment="center")
             names = ", ".join(response.variant for response in comparison.responses[1:])
-            title = f"{comparison.name or 'no name'} · {comparison.created} · direction {names}"
+            title = f"{comparison.name or 'no name'} · {comparison.created} · {comparison.steered}: {names}"
             what.text(f"{title}\n{one_line(comparison.prompt, 110)}")
             if open_.button("Open", key=f"open_comparison_{comparison_id}", width="stretch"):
                 st.session_state[OPENED] = (run.id, comparison_id)
