@@ -30,6 +30,7 @@ STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 MOST_VALUES = 200
 FEW_VALUES = 20
 LOOKED_AT = 5_000
+FEW_PROMPTS = 5
 
 
 def basis_summary(manifest: Mapping[str, Any]) -> str:
@@ -339,7 +340,9 @@ def sweep_range_sentence(sweep: Sweep) -> str:
     elif sweep.low == sweep.high == 0:
         found = f"Even the smallest {'shares' if is_share else 'strengths'} tried do damage."
     else:
-        found = f"{name} from {low} to {high}, over {len(sweep.request['prompts'])} prompts."
+        n = len(sweep.request["prompts"])
+        over = f"over {n} prompt{'s' * (n > 1)}" + (", too few to rule it out" if n < FEW_PROMPTS else "")
+        found = f"{name} seen from {low} to {high}, {over}."
     return f"{found} {GUARD_SENTENCE}"
 
 

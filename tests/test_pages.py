@@ -477,7 +477,7 @@ def test_a_sweep_is_shown_for_its_own_direction(workspace):
     request = {"direction": 2, "operation": "add", "unit": "unit", "scope": "all", "prompts": ["a"]}
     workspace.save_sweep(Sweep(run.id, request, 2.0, points, (), 0.0, 1.0))
     at = show(STEER, direction="2")
-    assert len(at.get("plotly_chart")) == 2 and "No damage from" in texts(at)
+    assert len(at.get("plotly_chart")) == 2 and "No damage seen from" in texts(at)
     at = show(STEER, direction="3")
     assert not at.get("plotly_chart") and "No sweep of direction 3 yet." in texts(at)
 
@@ -495,9 +495,10 @@ def test_kept_comparisons_are_opened_and_deleted(workspace):
     assert "mine" in [text.value for text in at.text] and "![](http://evil.test/p)" in texts(at)
     html = "".join(element.proto.body for element in at.get("html"))
     assert "<mark> &lt;b&gt;three</mark>" in html and "<b>" not in html
+    assert "Marked: the words that differ" in texts(at) and "Not what is set above" in texts(at)
     at.toggle(key="steer_shade").set_value(True).run()
     html = "".join(element.proto.body for element in at.get("html"))
-    assert "title" in html and "&lt;b&gt;three" in html
+    assert "title" in html and "&lt;b&gt;three" in html and "Marked: the words" not in texts(at)
     at.button(key=f"delete_comparison_{kept_id}").click().run()
     assert not at.exception and "no longer kept" in texts(at) and not workspace.comparisons(run.id)
 

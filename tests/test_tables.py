@@ -293,10 +293,13 @@ def sweep_over(strengths, damaged=(), operation="add", unit="sd"):
 @pytest.mark.parametrize(
     ("sweep", "said"),
     [
-        (sweep_over((-1.0, 0.0, 1.0)), "No damage from -2 (-1 sd) to +2 (+1 sd), over 2 prompts."),
+        (
+            sweep_over((-1.0, 0.0, 1.0)),
+            "No damage seen from -2 (-1 sd) to +2 (+1 sd), over 2 prompts, too few to rule it out.",
+        ),
         (
             sweep_over((0.0, 0.5, 1.0), (1.0,), "remove", "unit"),
-            "Shares taken out: no damage from +0 to +0.5, over",
+            "Shares taken out: no damage seen from +0 to +0.5, over",
         ),
         (sweep_over((0.0,)), "Only strength 0 was tried, which tells no range."),
         (sweep_over((0.0, 1.0), (1.0,)), "Even the smallest strengths tried do damage."),

@@ -12,6 +12,7 @@ import numpy as np
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, Verify, mean_interval, share_interval, verify
+from core.evaluation.intervals import mean_share_interval
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.assessment import assess
@@ -242,7 +243,7 @@ def summarise(facts: Sequence[Mapping[str, Any]], deviation: float) -> tuple[Poi
             strength=strength,
             effect=mean_interval([(fact["score"] - base["score"]) / deviation for fact, base in pairs]),
             surprise=mean_interval([np.log(fact["perplexity"] / base["perplexity"]) for fact, base in pairs]),
-            repetition=mean_interval([fact["repetition"] for fact, _ in pairs]),
+            repetition=mean_share_interval(np.array([fact["repetition"] for fact, _ in pairs])),
             divergence=mean_interval([fact["divergence"] for fact, _ in pairs]),
             tokens=mean_interval([fact["tokens"] for fact, _ in pairs]),
             broken=broken,

@@ -81,7 +81,7 @@ def show(run: Run) -> None:
     live = live_model().status()
     status.caption("" if under_way else live_sentence(live))
     unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
-    show_output(run)
+    show_output(run, tuple(variant.steering for variant in variants))
     show_kept(run, labels)
     show_exporting(run, directions, variants)
     show_sweeps(run, choice.chosen)
