@@ -200,16 +200,23 @@ def test_the_app_says_what_goes_on_without_it(tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in the background
     )
-    assert app.stdout is not None
-    while "URL" not in (line := app.stdout.readline()):
-        assert line or app.poll() is None
-    (job,) = list_jobs(Workspace(tmp_path))
-    app.send_signal(signal.SIGINT)
-    _, errors = app.communicate(timeout=60)
-    assert f"Still running in the background: {job.command}" in errors
-    assert f"To stop it: basiscope jobs --cancel {job.id} --workspace {tmp_path}" in errors
-    job.cancel()
+    try:
+        assert app.stdout is not None
+        while "URL" not in (line := app.stdout.readline()):
+            assert line or app.poll() is None
+        (job,) = list_jobs(Workspace(tmp_path))
+        app.send_signal(signal.SIGINT)
+        _, errors = app.communicate(timeout=60)
+        assert f"Still running in the background: {job.command}" in errors
+        assert f"To stop it: basiscope jobs --cancel {job.id} --workspace {tmp_path}" in errors
+    finally:
+        app.kill()
+        for job in list_jobs(Workspace(tmp_path)):
+            job.cancel()
     assert wait(job) == "cancelled"
 
 
