@@ -721,11 +721,13 @@ def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str
 
 def _damage(sweep: Sweep) -> list[dict[str, Any]]:
     """Red bands over the strengths beyond the range without damage."""
+    from core.steering.sweep import zero_damages
+
     strengths = [point.strength for point in sweep.points]
     band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line_width": 0, "layer": "below"}
     band |= {"fillcolor": "rgba(200,60,60,0.12)"}
     bands = []
-    if any(point.is_damaged for point in sweep.points if point.strength == 0):
+    if zero_damages(sweep.points):
         return [band | {"x0": min(strengths), "x1": max(strengths)}]
     if sweep.low > min(strengths):
         bands.append(band | {"x0": min(strengths), "x1": _halfway(strengths, sweep.low, -1)})

@@ -327,13 +327,14 @@ def interval_text(interval: Interval, form: str, convert: Any = float) -> str:
 
 def sweep_range_sentence(sweep: Sweep) -> str:
     """The range without damage, in both units; of `remove`, in shares taken out."""
+    from core.steering.sweep import zero_damages
+
     factor = sweep.deviation if sweep.request["unit"] == "sd" else 1.0
     is_share = sweep.request["operation"] == "remove"
     deviation = None if is_share else sweep.deviation
     name = "Shares taken out: no damage" if is_share else "No damage"
     low, high = (both_units(end * factor, deviation) for end in (sweep.low, sweep.high))
-    zero_damages = any(point.is_damaged for point in sweep.points if point.strength == 0)
-    if zero_damages:
+    if zero_damages(sweep.points):
         found = f"Even {sweep.request['operation']} to 0 does damage."
     elif not any(point.strength for point in sweep.points):
         found = "Only strength 0 was tried, which tells no range."

@@ -54,18 +54,27 @@ def test_an_answer_is_the_comparison(live, loads, loaded, gsm8k_run):
     assert loads == [gsm8k_run.id]  # once
 
 
-def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gsm8k_run):
+def gated(model):
+    """A live model, and the gate that its loading waits for."""
     gate = threading.Event()
 
     def load(_run):
         gate.wait(60)
-        return loaded
+        return model
 
-    live = LiveModel(load)
-    first, second, third = (live.ask(question(gsm8k_run, tokens=4)) for _ in range(3))
+    return LiveModel(load), gate
+
+
+def wait_for_loading(stream):
     end = time.monotonic() + 30
-    while first.state == "waiting" and time.monotonic() < end:
+    while stream.state == "waiting" and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gsm8k_run):
+    live, gate = gated(loaded)
+    first, second, third = (live.ask(question(gsm8k_run, tokens=4)) for _ in range(3))
+    wait_for_loading(first)
     assert (first.state, second.state) == ("loading", "waiting")
     assert [live.before(stream) for stream in (second, third)] == [1, 2]
     status = live.status()
@@ -82,17 +91,9 @@ def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gs
 
 
 def test_a_stop_while_the_model_is_loaded_is_said_and_nothing_is_generated(loaded, gsm8k_run):
-    gate = threading.Event()
-
-    def load(_run):
-        gate.wait(60)
-        return loaded
-
-    live = LiveModel(load)
+    live, gate = gated(loaded)
     stream = live.ask(question(gsm8k_run))
-    end = time.monotonic() + 30
-    while stream.state == "waiting" and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for_loading(stream)
     stream.stop()
     assert stream.state == "loading"
     assert stream_sentence(stream, 0, live.status()).startswith("Stopping, once the model is loaded")

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.workspace import Run, Workspace
 
@@ -140,12 +148,9 @@ OF_A_SERVER = ("model_name", "concurrency", "timeout")
 
 def _check_used(options: dict[str, Any]) -> None:
     """Raises UsageError where an option is given that would not be heeded."""
-    context = click.get_current_context()
-    opts = {option.name: option.opts[0] for option in context.command.params}
-    given = [name for name in opts if name and context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    for name in given:
+    for name, option in given_options().items():
         if name in OF_A_SERVER and not options["endpoint"]:
-            raise click.UsageError(f"{opts[name]} is for --endpoint, and there is none.")
+            raise click.UsageError(f"{option} is for --endpoint, and there is none.")
         if name == "device" and options["endpoint"]:
             raise click.UsageError("--device is for a model here; with --endpoint the server has its own.")
         if name == "unit" and not options["steers"]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from core.cli.group import Reporter, cli, json_option, table, workspace_option
+from core.cli.group import Reporter, cli, given_options, json_option, table, workspace_option
 from core.errors import BasiscopeError
 from core.selection import FORMATS, TUNINGS
 from core.workspace import KeptSelection, Workspace, read_json
@@ -124,12 +123,13 @@ def select(
     space = Workspace(workspace)
     if (run is None) == (from_manifest is None):
         raise click.UsageError("Give one of RUN and --from-manifest.")
-    if from_manifest and (given := given_options(options)):
+    typed = given_options()
+    if from_manifest and (given := [typed[name] for name in typed if name in options]):
         raise click.UsageError(f"--from-manifest says everything; leave out {', '.join(given)}.")
     if form is None and out:
         form = "rows"
-    if form is None and (idle := given_options({"tuning": tuning, "train_model": train_model})):
-        raise click.UsageError(f"{idle[0]} is of an export's training config; add --format or --out.")
+    if form is None and (idle := typed.get("tuning") or typed.get("train_model")):
+        raise click.UsageError(f"{idle} is of an export's training config; add --format or --out.")
     with Reporter(as_json) as progress:
         manifest = read_json(from_manifest) if from_manifest else None
         if from_manifest is None:
@@ -153,13 +153,6 @@ def select(
         **_facts(kept),
         "lines": [*_sentences(kept), *([f"exported as {form}: {out}"] if form else []), kept.name],
     }
-
-
-def given_options(options: dict[str, Any]) -> list[str]:
-    """Those of the options that were typed."""
-    context = click.get_current_context()
-    ours = [p for p in context.command.params if p.name in options]
-    return [p.opts[0] for p in ours if context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE]
 
 
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.workspace import Run, Workspace
 
@@ -220,7 +229,7 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         raise click.UsageError("--answer needs --prompts, whose column it is.")
     calibrating = options["strengths"] is None
     _check_unit(options)
-    given = {name for name in options if _is_given(name)}
+    given = given_options()
     if calibrating and "unit" in given and options["unit"] != "sd":
         raise click.UsageError("The calibrating sweep is in standard deviations (--unit sd); give --strengths.")
     defaults = {"operation": "add", "blocks": None, "scope": "all", "temperature": 0.0}
@@ -261,12 +270,6 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     if calibrating:
         opened.save_suggested_range(request.direction, sweeps.SuggestedRange.of(found))
     return {"run": opened.id, "sweep": sweep_id, **found.as_dict(), "lines": _sweep_lines(found)}
-
-
-def _is_given(option: str) -> bool:
-    """Whether a person gave the option of the command under way, be it as its default."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is not None and source is not click.core.ParameterSource.DEFAULT
 
 
 def _demo_verify(answer: str, text: str) -> bool:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.usefulness import PROXY_KINDS
 from core.workspace import Run, Workspace
@@ -217,7 +225,6 @@ USED_BY = {
 
 def _check_used(kind: str, options: dict[str, Any]) -> None:
     """Raises UsageError where an option is given that the chosen proxy would not heed."""
-    context = click.get_current_context()
     if options["correct"] and (options["path"] or options["preset"]):
         raise click.UsageError("Give --correct, for the run's own traces, or --problems, not both.")
     use = f"--kind {kind}"
@@ -225,12 +232,11 @@ def _check_used(kind: str, options: dict[str, Any]) -> None:
         use = TRACES
     if kind == "sft" and options["passes"]:
         use = PASSES
-    for option in context.command.params:
-        heeded = USED_BY.get(option.name or "", (use,))
-        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if is_given and use not in heeded:
+    for name, option in given_options().items():
+        heeded = USED_BY.get(name, (use,))
+        if use not in heeded:
             shortest = [one for one in heeded if one != PASSES or "--kind sft" not in heeded]
-            raise click.UsageError(f"{option.opts[0]} is for {' or '.join(shortest)}; {use} does not use it.")
+            raise click.UsageError(f"{option} is for {' or '.join(shortest)}; {use} does not use it.")
 
 
 def _directions(run: Run, text: str) -> tuple[int, ...]:

@@ -266,11 +266,16 @@ def _is_damaged(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], br
     return bool(max(too_much) > 1)
 
 
+def zero_damages(points: Sequence[Point]) -> bool:
+    """Whether steering at strength 0 does damage, as a clamp to it can."""
+    return any(point.is_damaged for point in points if point.strength == 0)
+
+
 def undamaged_range(points: Sequence[Point]) -> tuple[float, float]:
     """The strengths from 0 outward up to the last one before damage, on either side; 0 to 0 where 0 itself does
-    damage, as a clamp to it can."""
+    damage."""
     low = high = 0.0
-    if any(point.is_damaged for point in points if point.strength == 0):
+    if zero_damages(points):
         return low, high
     for point in (p for p in points if p.strength > 0):
         if point.is_damaged:
