@@ -1,4 +1,5 @@
-"""Value types -> figures: Plotly for the small ones, ECharts options for scatters of many points."""
+"""Value types -> figures: ECharts options where a figure follows every click (Plotly takes five times as long to
+draw it anew) or holds many points, Plotly for the rest."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
 OTHER = "#9aa0a6"
 NAME_CHARACTERS = 40
-TICK_CHARACTERS, FLAT_CHARACTERS, PLACE_CHARACTERS = 24, 8, 200
-"""Of a value below an axis, of one that need not be turned there, and in the box that opens above a bar."""
+FLAT_CHARACTERS, PLACE_CHARACTERS = 8, 200
+"""Of a value that need not be turned below an axis, and in the box that opens above a bar."""
 
 
 def spectrum(directions: pd.DataFrame) -> go.Figure:
@@ -158,52 +159,24 @@ def covering(
     budget: int,
     knee: int | None,
     title: str,
-) -> go.Figure:
-    """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget. What the
-    colours stand for is said by `selection_legend`."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    traces = []
+) -> dict[str, Any]:
+    """ECharts options for a covering curve (b,) against the budget, baselines as bands (budgets, low, high), and
+    the budget. What the colours stand for is said by `selection_legend`."""
+    series = []
     for (name, (own, low, high)), colour in zip(bands.items(), BASELINE_COLOURS, strict=False):
         place = _few(len(own))
-        around = np.concatenate([own[place], own[place][::-1]])
-        edge = np.concatenate([high[place], low[place][::-1]])
-        traces.append(
-            go.Scatter(
-                x=around,
-                y=edge,
-                fill="toself",
-                name=escape(name)[:NAME_CHARACTERS],
-                line={"color": colour, "width": 1},
-                hoverinfo="skip",
-            )
-        )
+        around = [*_points(own[place], low[place]), *_points(own[place][::-1], high[place][::-1])]
+        band = _line(name, around, colour, 1) | {"areaStyle": {"color": colour, "opacity": 0.25}}
+        series.append(band | {"tooltip": {"show": False}})
     place = _few(len(budgets))
-    hover = "%{x}: %{y:.3f}<extra></extra>"
-    line = {"color": BLUE, "width": 2.5}
-    traces.append(go.Scatter(x=budgets[place], y=values[place], name="selection", line=line, hovertemplate=hover))
     marks = [(budget, "budget", BLUE)] + ([(knee, "knee", GREY)] if knee else [])
-    shapes = [
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x}
-        | {"line": {"dash": "dot", "color": colour, "width": 1.5}}
-        for x, _, colour in marks
+    lines = [
+        {"xAxis": x, "lineStyle": {"color": colour}, "label": {"formatter": name, "color": colour}}
+        for x, name, colour in marks
     ]
-    notes = [
-        {"x": x, "yref": "paper", "y": 1 - 0.1 * i, "xanchor": "left", "showarrow": False, "text": name}
-        | {"font": {"color": colour}}
-        for i, (x, name, colour) in enumerate(marks)
-    ]
-    return _figure(
-        traces,
-        {"title": "examples"},
-        {"title": title, "rangemode": "tozero"},
-        shapes=shapes,
-        annotations=notes,
-        showlegend=False,
-        height=260,
-    )
+    selection = _line("selection", _points(budgets[place], values[place]), BLUE, 2.5)
+    selection |= {"markLine": {"data": lines, "symbol": "none", "silent": True, "animation": False}}
+    return _curves([*series, selection], title) | {"tooltip": {"trigger": "axis", "valueFormatter": "%.3f"}}
 
 
 def selection_legend(baselines: Sequence[str]) -> str:
@@ -212,84 +185,99 @@ def selection_legend(baselines: Sequence[str]) -> str:
     return legend(ColourBins(np.zeros(0, dtype=int), names, (BLUE, GREY, *BASELINE_COLOURS[: len(baselines)])))
 
 
-def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> go.Figure:
-    """Covering curves (budgets, values) of several selections. Names are escaped: Plotly reads HTML."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    traces = [
-        go.Scatter(
-            x=budgets[_few(len(budgets))],
-            y=values[_few(len(budgets))],
-            name=escape(name)[:NAME_CHARACTERS],
-            line={"color": colour, "width": 2.5},
-            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
-        )
-        for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False)
-    ]
-    return _figure(traces, {"title": "examples"}, {"title": title, "rangemode": "tozero"}, **TALL)
+def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> dict[str, Any]:
+    """ECharts options for covering curves (budgets, values) of several selections."""
+    series = []
+    for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False):
+        place = _few(len(budgets))
+        series.append(_line(name[:NAME_CHARACTERS], _points(budgets[place], values[place]), colour, 2.5))
+    chart = _curves(series, title) | {"tooltip": {"trigger": "axis", "valueFormatter": "%.3f"}}
+    return chart | WITH_LEGEND
 
 
+def _line(name: str, points: list[list[float]], colour: str, width: float) -> dict[str, Any]:
+    style = {"color": colour, "width": width}
+    return {"type": "line", "name": name, "data": points, "color": colour, "lineStyle": style, "showSymbol": False}
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
+    return np.stack([x, y.round(5)], axis=1).tolist()
+
+
+def _curves(series: list[dict[str, Any]], title: str) -> dict[str, Any]:
+    across = {"name": "examples", "type": "value", "max": "dataMax", "splitLine": {"show": False}}
+    across |= {"axisPointer": {"label": {"precision": 0}}}
+    up = {"name": title, "nameGap": 26, "type": "value", "min": 0}
+    return _chart(series, across, up) | {"grid": PLACE | {"top": 32}}
+
+
+def _chart(series: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+    below = {"nameLocation": "middle", "nameGap": 28}
+    return {
+        "xAxis": below | x,
+        "yAxis": {"nameTextStyle": {"align": "left"}} | y,
+        "series": series,
+        "grid": PLACE,
+        "animation": False,
+    }
+
+
+PLACE = {"left": 4, "right": 12, "top": 16, "bottom": 16}
 BASELINE_COLOURS = (ORANGE, *CATEGORIES[2:])
-TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
-"""Of figures whose legend has two lines."""
+WITH_LEGEND = {"legend": {"top": 0}, "grid": PLACE | {"top": 56}}
 
 
 def _few(n: int, most: int = 150) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, most).astype(int))
 
 
-def shares(table: pd.DataFrame, *, with_legend: bool = True) -> go.Figure:
-    """Grouped bars: a row a value, a column a selection. Names are escaped: Plotly reads HTML."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    places, names = list(range(len(table))), [str(value) for value in table.index]
-    bars = [
-        go.Bar(
-            x=places,
-            y=table[name],
-            name=escape(str(name)[:NAME_CHARACTERS]),
-            marker_color=colour,
-            customdata=[escape(one[:PLACE_CHARACTERS]) for one in names],
-            hovertemplate="%{customdata}: %{y:.1%}",
-        )
+def shares(table: pd.DataFrame, *, with_legend: bool = True) -> dict[str, Any]:
+    """ECharts options for grouped bars: a row a value, a column a selection."""
+    series = [
+        {
+            "type": "bar",
+            "name": str(name)[:NAME_CHARACTERS],
+            "data": (100 * table[name]).round(3).tolist(),
+            "color": colour,
+            "barGap": "0%",
+        }
         for name, colour in zip(table, (GREY, BLUE, *BASELINE_COLOURS), strict=False)
     ]
-    short = [one if len(one) <= TICK_CHARACTERS else f"{one[: TICK_CHARACTERS - 1]}…" for one in names]
-    axis: dict[str, Any] = {"tickvals": places, "ticktext": [escape(one) for one in short]}
-    if max(map(len, short), default=0) > FLAT_CHARACTERS:
-        axis |= {"tickangle": -30, "ticklabeloverflow": "allow"}  # else the last ones are left out
-    return _figure(bars, axis, PERCENT, **(TALL if with_legend else {"showlegend": False}))
+    names = [str(value)[:PLACE_CHARACTERS] for value in table.index]
+    label: dict[str, Any] = {"interval": 0, "width": 110, "overflow": "truncate"}
+    if max(map(len, names), default=0) > FLAT_CHARACTERS:
+        label |= {"rotate": 30}
+    across = {"type": "category", "data": names, "axisLabel": label, "axisTick": {"show": False}}
+    up = {"type": "value", "min": 0, "axisLabel": {"formatter": "{value}%"}}
+    chart = _chart(series, across, up)
+    chart |= {"tooltip": {"trigger": "axis", "valueFormatter": "%.1f%%", "confine": True}}
+    return chart | (WITH_LEGEND if with_legend else {})
 
 
-def direction_shift(directions: pd.DataFrame) -> go.Figure:
-    """Per direction the mean of the chosen, with one standard deviation to both sides, in those of the pool."""
-    import plotly.graph_objects as go
-
-    marks = go.Scatter(
-        x=directions["direction"],
-        y=directions["mean shift (SD)"],
-        error_y={"type": "data", "array": directions["spread (SD)"], "thickness": 1.5},
-        customdata=directions["bins covered"],
-        mode="markers",
-        name="selection, mean and spread",
-        marker={"color": BLUE, "size": 9},
-        hovertemplate="direction %{x}: %{y:+.2f} SD, %{customdata:.0%} of the bins<extra></extra>",
-    )
-    pool = [
-        {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -1, "y1": 1, "layer": "below"}
-        | {"fillcolor": GREY, "opacity": 0.18, "line": {"width": 0}}
+def direction_shift(directions: pd.DataFrame) -> dict[str, Any]:
+    """ECharts options: per direction the mean of the chosen, with one standard deviation to both sides, in those
+    of the pool."""
+    means, spreads = directions["mean shift (SD)"], directions["spread (SD)"]
+    places = range(len(directions))
+    ranges = [
+        [{"coord": [i, round(mean - spread, 4)]}, {"coord": [i, round(mean + spread, 4)]}]
+        for i, mean, spread in zip(places, means, spreads, strict=True)
     ]
-    return _figure(
-        [marks],
-        _directions_axis(directions["direction"]),
-        {"title": "SD of the pool (grey: the pool)"},
-        shapes=pool,
-        height=260,
-    )
+    pool = {"data": [[{"yAxis": -1}, {"yAxis": 1}]], "itemStyle": {"color": GREY, "opacity": 0.18}, "silent": True}
+    solid = {"type": "solid", "color": BLUE, "width": 1.5}
+    series = {
+        "type": "scatter",
+        "name": "selection, mean",
+        "data": means.round(4).tolist(),
+        "color": BLUE,
+        "symbolSize": 9,
+        "markLine": {"data": ranges, "symbol": "none", "silent": True, "lineStyle": solid, "animation": False},
+        "markArea": pool,
+    }
+    low, high = min(-1.0, float((means - spreads).min())), max(1.0, float((means + spreads).max()))
+    across = {"name": "direction", "type": "category", "data": [str(j) for j in directions["direction"]]}
+    up = {"name": "SD of the pool (grey: the pool)", "type": "value", "min": np.floor(low), "max": np.ceil(high)}
+    return _chart([series], across, up) | {"tooltip": {"trigger": "axis", "valueFormatter": "%+.2f SD"}}
 
 
 PERCENT = {"tickformat": ".1~%", "rangemode": "tozero"}
@@ -457,16 +445,40 @@ def _in_polygon(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 SHADED_TOKENS = 3_000
 """Tokens beyond these are shown without shade: a browser is slow with more."""
-CARD_STYLE = """<style>
+SHADES = 16
+"""Steps of colour to either side of none."""
+CARD_STYLE = (
+    """<style>
 .example-card {border: 1px solid rgba(128,128,128,0.3); border-radius: 0.5rem; padding: 0.75rem 1rem;
-  margin-bottom: 0.75rem}
+  margin-bottom: 0.75rem; content-visibility: auto; contain-intrinsic-size: auto 14rem}
 .example-facts {font-size: 0.875rem; opacity: 0.65; margin-bottom: 0.35rem}
 .example-text {white-space: pre-wrap; line-height: 1.7; overflow-wrap: anywhere}
 .example-text summary {cursor: pointer; display: block}
 .example-more {font-size: 0.875rem; opacity: 0.65; text-decoration: underline}
 .example-text details[open] .example-more {display: none}
 .example-text .unpooled {opacity: 0.5}
+"""
+    + "".join(
+        f".{sign}{step} {{background: rgba({colour},{0.65 * step / SHADES:.2f})}}\n"
+        for sign, colour in (("up", "217,130,43"), ("down", "59,111,182"))
+        for step in range(1, SHADES + 1)
+    )
+    + "</style>"
+)
+
+
+FACTS_STYLE = """<style>
+.facts-row {display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.75rem 1rem}
+.facts-row div > div:first-child {font-size: 0.875rem; opacity: 0.65; margin-bottom: 0.25rem}
 </style>"""
+
+
+def facts_row(facts: Mapping[str, str]) -> str:
+    """HTML of names, each above its value, side by side where there is room. One element, as `example_cards`."""
+    from html import escape
+
+    parts = [f"<div><div>{escape(name)}</div><div>{escape(value)}</div></div>" for name, value in facts.items()]
+    return f'{FACTS_STYLE}<div class="facts-row">{"".join(parts)}</div>'
 
 
 def example_cards(cards: Sequence[tuple[str, str]]) -> str:
@@ -500,15 +512,16 @@ def shaded_tokens(
     without a score; folded after `fold` characters. The scale is the text's own where none is given. Tokens
     are escaped."""
     scale = scale or shading_scale(scores)
-    opacities = np.minimum(1.0, np.abs(scores) / scale) * 0.65
+    shares = np.clip(np.nan_to_num(scores / scale), -1.0, 1.0)
+    steps = np.round(shares * SHADES).astype(int)
     shades = [
-        None if score != score else (f"{score:+.3g}", "217,130,43" if score > 0 else "59,111,182", f"{alpha:.2f}")
-        for score, alpha in zip(scores[:SHADED_TOKENS].tolist(), opacities.tolist(), strict=False)
+        None if score != score else (f"{score:+.3g}", f"{'up' if step > 0 else 'down'}{abs(step)}")
+        for score, step in zip(scores[:SHADED_TOKENS].tolist(), steps.tolist(), strict=False)
     ]
     return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, shades)
 
 
-def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str, str, str] | None] = ()) -> str:
+def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str, str] | None] = ()) -> str:
     from html import escape
 
     parts, shown, cut = [], 0, None
@@ -520,8 +533,8 @@ def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str,
         if i >= len(shades):
             parts.append(text)
         elif shade := shades[i]:
-            title, colour, alpha = shade
-            parts.append(f'<span title="{title}" style="background:rgba({colour},{alpha})">{text}</span>')
+            title, colour = shade
+            parts.append(f'<span class="{colour}" title="{title}">{text}</span>')
         else:
             parts.append(f'<span class="unpooled">{text}</span>')
     rest = "" if cut is None else "".join(parts[cut:])

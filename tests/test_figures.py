@@ -183,8 +183,10 @@ def test_tokens_show_the_text_and_nothing_else(text):
 def test_tokens_are_shaded_by_sign_and_size_and_those_not_pooled_are_faint():
     html = shaded_tokens(["not", "up", "down", "flat"], np.array([np.nan, 2.0, -1.0, 0.0]))
     faint, up, down, flat = re.findall(r"<span[^>]*>", html)
-    assert "unpooled" in faint and "217,130,43,0.65" in up
-    assert re.search(r"59,111,182,0\.[23]", down) and ",0.00)" in flat
+    assert "unpooled" in faint and 'class="up16" title="+2"' in up
+    assert 'class="down8"' in down and 'class="down0"' in flat
+    shades = dict(re.findall(r"\.(\w+) \{background: rgba\((.*?)\)", figures.CARD_STYLE))
+    assert shades["up16"] == "217,130,43,0.65" and shades["down8"] == "59,111,182,0.33"
 
 
 def test_a_long_text_folds_and_is_all_there():
@@ -200,7 +202,7 @@ def test_a_long_text_folds_and_is_all_there():
 def test_tokens_beyond_the_limit_are_shown_without_shade():
     n = figures.SHADED_TOKENS + 7
     html = shaded_tokens(["<a>"] * n, np.ones(n), 20)
-    assert html.count("&lt;a&gt;") == n and html.count("<span title") == figures.SHADED_TOKENS
+    assert html.count("&lt;a&gt;") == n and html.count("title=") == figures.SHADED_TOKENS
 
 
 @pytest.mark.parametrize("fold", [None, 10, 1_000])
@@ -312,9 +314,32 @@ def test_long_values_that_begin_alike_stay_bars_of_their_own():
     names = [f"{'the same beginning ' * 3}{i}<b>" for i in range(3)]
     table = pd.DataFrame({"pool": [0.5, 0.3, 0.2], "selection": [0.2, 0.3, 0.5]}, index=names)
     chart = figures.shares(table, with_legend=False)
-    assert [list(bar.x) for bar in chart.data] == [[0, 1, 2]] * 2 and not chart.layout.showlegend
-    assert list(chart.layout.xaxis.ticktext) == [names[0][:23] + "…"] * 3
-    assert [one.rsplit(" ", 1)[1] for one in chart.data[0].customdata] == [f"{i}&lt;b&gt;" for i in range(3)]
+    assert chart["xAxis"]["data"] == names and "legend" not in chart
+    assert [bar["data"] for bar in chart["series"]] == [[50, 30, 20], [20, 30, 50]]
+    assert chart["xAxis"]["axisLabel"]["overflow"] == "truncate"
+
+
+def test_a_covering_curve_holds_bands_the_budget_and_the_knee():
+    own = np.arange(1, 401)
+    low, high = 10 / own, 12 / own
+    chart = figures.covering(own, 9 / own, {"random": (own, low, high)}, 40, 7, "radius")
+    band, selection = chart["series"]
+    assert band["data"][0] == [1.0, 10.0] and band["data"][-1] == [1.0, 12.0]
+    assert selection["data"][0] == [1.0, 9.0] and selection["data"][-1] == [400.0, 0.0225]
+    marks = {mark["label"]["formatter"]: mark["xAxis"] for mark in selection["markLine"]["data"]}
+    assert marks == {"budget": 40, "knee": 7}
+
+
+def test_the_shift_of_directions_shows_mean_and_spread():
+    table = pd.DataFrame({"direction": [1, 2], "mean shift (SD)": [0.5, -2.0], "spread (SD)": [1.0, 0.25]})
+    chart = figures.direction_shift(table)
+    (marks,) = chart["series"]
+    assert marks["data"] == [0.5, -2.0]
+    assert [[end["coord"] for end in line] for line in marks["markLine"]["data"]] == [
+        [[0, -0.5], [0, 1.5]],
+        [[1, -2.25], [1, -1.75]],
+    ]
+    assert (chart["yAxis"]["min"], chart["yAxis"]["max"]) == (-3, 2)
 
 
 def test_one_legend_says_the_colours_of_both_charts():
@@ -324,5 +349,7 @@ def test_one_legend_says_the_colours_of_both_charts():
     bars = figures.shares(pd.DataFrame({name: [1.0] for name in ("pool", "selection", *bands)}), with_legend=False)
     said = dict(re.findall(r"background:(#\w+).*?</span>(\w+)</span>", figures.selection_legend(list(bands))))
     said = {name: colour for colour, name in said.items()}
-    assert {trace.name: trace.line.color for trace in curves.data} == {k: said[k] for k in (*bands, "selection")}
-    assert {bar.name: bar.marker.color for bar in bars.data} == said
+    assert {line["name"]: line["color"] for line in curves["series"]} == {
+        k: said[k] for k in (*bands, "selection")
+    }
+    assert {bar["name"]: bar["color"] for bar in bars["series"]} == said

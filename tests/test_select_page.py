@@ -364,7 +364,7 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at = look(show(SELECT), "Kept")
     overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
     assert overlap.loc["longest", "longest"] == 1
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("echarts_chart")) == 4
     assert "only longest" in "".join(html.proto.body for html in at.get("html"))
     at.text_input(key="copy_name").set_value("again").run()
     at.button(key="copy_selection").click().run()

@@ -625,7 +625,7 @@ def test_the_whole_pool_covers_everything(pool):
     facts = measures.summary(pool, whole)
     assert facts["covering radius"] == 0 and facts["bins covered"] == 1
     assert facts["longer than pool"] == pytest.approx(0.5)
-    shares = measures.composition(pool.facts["subject"], {"all": whole})
+    shares = measures.composition(measures.counted(pool.facts["subject"]), {"all": whole})
     pd.testing.assert_series_equal(shares["pool"], shares["all"], check_names=False)
 
 
@@ -768,8 +768,8 @@ def test_rules_and_constraints_survive_json():
 def test_the_composition_by_a_number_is_in_its_order():
     rng = np.random.default_rng(0)
     level, length = pd.Series(rng.choice([3, 1, 2], 300, p=[0.2, 0.3, 0.5])), pd.Series(rng.integers(1, 999, 300))
-    assert list(measures.composition(level, {}).index) == ["1", "2", "3"]
-    lows = [int(name.split(" to ")[0]) for name in measures.composition(length, {}).index]
+    assert list(measures.composition(measures.counted(level), {}).index) == ["1", "2", "3"]
+    lows = [int(name.split(" to ")[0]) for name in measures.composition(measures.counted(length), {}).index]
     assert lows == sorted(lows) and len(lows) == 10
     assert measures.what_is_shown(length) == measures.what_is_shown(level.astype(str)) == ""
     assert measures.what_is_shown(length.astype(str)).startswith(", its 12 most frequent values of 2")

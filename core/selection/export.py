@@ -16,7 +16,7 @@ from core.examples import RESERVED, as_messages, field_value
 from core.selection import FORMATS, TUNINGS, plots
 from core.selection.card import PLOTS, card
 from core.selection.choose import choose
-from core.selection.measures import MOST_MEASURED, composition, curve
+from core.selection.measures import MOST_MEASURED, composition, counted, curve
 from core.selection.pool import Constraints, Pool, Rule, pool_of
 from core.selection.step import Request
 from core.workspace import KeptSelection, Run, read_json, write_json
@@ -332,7 +332,7 @@ def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
     plots.write_plot(folder / "directions.svg", lambda axes: plots.draw_directions(axes, pool, rows), 2)
     column = telling_column(kept, pool)
     if column is not None:
-        shares = composition(pool.facts[column], {"selection": rows, "random": chance})
+        shares = composition(counted(pool.facts[column]), {"selection": rows, "random": chance})
         plots.write_plot(
             folder / "composition.svg", lambda axes: plots.draw_composition(axes, shares, str(column))
         )

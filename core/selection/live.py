@@ -172,12 +172,18 @@ MEASURES = {
     "mean distance": "{:.2f}",
     "norm percentile": "{:.0%}",
     "bins covered": "{:.0%}",
-    "examples": "{:,}",
-    "tokens": "{:,}",
+    "examples": "{:,.0f}",
+    "tokens": "{:,.0f}",
     "median length": "{:,.0f}",
     "longer than pool": "{:.2f}",
+    "knee": "{:,.0f}",
 }
 """What a table of selections shows, and how."""
+
+
+def readable(measures: Mapping[str, float]) -> dict[str, str]:
+    """A selection's measures as a person reads them."""
+    return {name: form.format(measures[name]) for name, form in MEASURES.items() if name in measures}
 
 
 def measures_table(
@@ -193,7 +199,9 @@ def measures_table(
         ]
     return pd.DataFrame(
         {
-            name: {m: _spread([one[m] for one in several], form) for m, form in MEASURES.items()}
+            name: {
+                m: _spread([one[m] for one in several], form) for m, form in MEASURES.items() if m in several[0]
+            }
             for name, several in rows.items()
         }
     ).T

@@ -61,9 +61,14 @@ class Pool:
         return (self.scores / np.where(spread > 0, spread, 1.0)).astype(np.float32)
 
     @cached_property
+    def centred(self) -> np.ndarray:
+        """(n, k) float32 whitened scores without their mean."""
+        return self.whitened - self.whitened.mean(axis=0)
+
+    @cached_property
     def norms(self) -> np.ndarray:
         """(n,) distance from the mean in whitened scores."""
-        return np.linalg.norm(self.whitened - self.whitened.mean(axis=0), axis=1)
+        return np.linalg.norm(self.centred, axis=1)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -81,8 +86,7 @@ class Pool:
     @cached_property
     def score_edges(self) -> np.ndarray:
         """(SCORE_BINS - 1, k) where SCORE_BINS equally full bins of the centred whitened scores meet."""
-        centred = self.whitened - self.whitened.mean(axis=0)
-        return np.quantile(centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
+        return np.quantile(self.centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
 
     @cached_property
     def row_of(self) -> dict[int, int]:

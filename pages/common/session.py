@@ -20,7 +20,7 @@ from core.figures import ColourBins, colour_bins
 from core.jobs import Job, find_job
 from core.reading import TokenScores
 from core.steering.live import LiveModel
-from core.tables import progress_sentence
+from core.tables import Extreme, extremes, progress_sentence
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 from pages.common.demo import show_banner, show_empty
 
@@ -93,6 +93,17 @@ def _token_scores(folder: str, example_id: int) -> TokenScores | None:
 def token_scores(run: Run, example_id: int) -> TokenScores | None:
     """Scores of an example's tokens, where they have been computed."""
     return _token_scores(str(run.folder), example_id) if run.has_token_scores(example_id) else None
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _ends(folder: str, direction: int, ranked_by: str, top: int) -> tuple[list[Extreme], list[Extreme]]:
+    run = _open(folder)
+    return extremes(run, table(run, "examples"), [table(run, ranked_by)[f"d{direction}"].to_numpy()], top)[0]
+
+
+def ends(run: Run, direction: int, ranked_by: str, top: int) -> tuple[list[Extreme], list[Extreme]]:
+    """The `top` examples at the + and the - end of a direction by the table `ranked_by`: `scores` or `cosines`."""
+    return _ends(str(run.folder), direction, ranked_by, top)
 
 
 def pick_run() -> Run:

@@ -49,10 +49,7 @@ def show_direction(run: Run, direction: int, controls: list[DeltaGenerator]) -> 
     label = run.labels().get(direction)
     st.title(f"Direction {direction}")
     st.text(label.text if label else "no label")
-    facts = direction_facts(table(run, "directions").iloc[direction - 1])
-    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
-        column.caption(name)
-        column.text(value)
+    st.html(figures.facts_row(direction_facts(table(run, "directions").iloc[direction - 1])))
     left, right = st.columns([3, 2])
     with left:
         scores = table(run, "scores")[f"d{direction}"].to_numpy()

@@ -10,13 +10,13 @@ from core import figures
 from core.errors import BasiscopeError
 from core.jobs import command_line, start_job
 from core.selection import FORMATS, measures
-from core.selection.live import can_compare
+from core.selection.live import can_compare, readable
 from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
 from core.workspace import KeptSelection, Run
-from pages.common.session import PLAIN, follow, is_dark, show_sentence, with_sentences, workspace
+from pages.common.session import follow, is_dark, show_sentence, with_sentences, workspace
 from pages.select_data.choices import columns_of
-from pages.select_data.results import map_points
+from pages.select_data.results import counted, map_points
 
 SAVE_JOB, REOPEN = "select_job", "select_reopen"
 MOST_COMPARED = 4
@@ -61,7 +61,9 @@ def show_kept(run: Run, pool: Pool) -> None:
     if not kept:
         st.caption("No selection of this run is kept yet.")
         return
-    rows = [{"name": one.name, "rule": one.manifest["title"], **one.manifest["measures"]} for one in kept]
+    rows = [
+        {"name": one.name, "rule": one.manifest["title"], **readable(one.manifest["measures"])} for one in kept
+    ]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
     names = [one.name for one in kept]
     which, reopen, delete = st.columns([4, 1.2, 1.2], vertical_alignment="bottom")
@@ -95,7 +97,7 @@ def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
     if len(chosen) < 2:
         return
     left, right = st.columns([3, 2])
-    left.dataframe(pd.DataFrame({one.name: one.manifest["measures"] for one in chosen}))
+    left.dataframe(pd.DataFrame({one.name: readable(one.manifest["measures"]) for one in chosen}))
     right.dataframe(measures.overlap({one.name: one.example_ids for one in chosen}).round(2))
     right.caption("Overlap: shared examples over all of both (Jaccard).")
     rows = {one.name: pool.rows(tuple(one.example_ids), one.name) for one in chosen}
@@ -105,12 +107,12 @@ def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
             st.columns(2), ("covering radius", "mean distance"), ("radius", "mean"), strict=True
         ):
             lines = {name: (one.budgets, getattr(one, measure)) for name, one in curves.items()}
-            place.plotly_chart(figures.covering_of(lines, title), key=f"compared_{measure}", config=PLAIN)
+            place.echarts_chart(figures.covering_of(lines, title), key=f"compared_{measure}", height=340)
     else:
         st.caption("These selections are too long for their curves to be drawn at once.")
     column = st.selectbox("Composition by", columns_of(str(run.folder), run), key=f"compared_column_{run.id}")
-    shares = measures.composition(pool.facts[column], rows)
-    st.plotly_chart(figures.shares(shares), key="compared_composition", config=PLAIN)
+    shares = measures.composition(counted(pool, pool.run, column)[0], rows)
+    st.echarts_chart(figures.shares(shares), key="compared_composition", height=340)
     bins, chosen_rows = figures.member_bins(pool.n, rows)
     st.html(figures.legend(bins))
     spec = figures.scatter(map_points(run, pool), bins, chosen_rows, "map, across", "map, up", is_dark())

@@ -43,6 +43,7 @@ from pages.select_data.choices import (
 )
 from pages.select_data.kept import REOPEN, SAVE_JOB, show_kept, show_save, start_job, watch
 from pages.select_data.results import (
+    counted,
     show_chosen,
     show_curves,
     show_dropped,
@@ -161,7 +162,7 @@ def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constrai
     chosen = st.pills("Compare with", BASELINES, default=BASELINES, selection_mode="multi", key="baselines")
     column = st.selectbox("Column", columns_of(str(run.folder), run), key=f"composition_{run.id}")
     rules = [Rule(name, column=column if name == "label" else None) for name in chosen]
-    if pool.facts[column].nunique(dropna=False) < 2:
+    if len(counted(pool, pool.run, column)[0].categories) < 2:
         rules = [rule for rule in rules if rule.name != "label"]
     ready = workspace().has_text_vectors(run.id, None)
     quick = [rule for rule in rules if is_quick(pool, rule, budget, ready)]

@@ -31,7 +31,7 @@ from core.selection.screening import Screening
 from core.selection.step import Request
 from core.tables import chosen_examples, colour_columns, sorted_rows
 from core.workspace import Run
-from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
+from pages.common.session import colours, is_dark, search, table, with_sentences
 from pages.select_data.choices import DROPPED, PINNED, columns_of
 
 LISTED = 200
@@ -57,16 +57,23 @@ def show_curves(found: Prospect, bands: list[Baseline]) -> None:
         around = {band.name: band.band(name) for band in bands}
         knee = own.knee if name == "radius" else None
         chart = figures.covering(own.budgets, getattr(own, name), around, found.budget, knee, title)
-        column.plotly_chart(chart, key=f"curve_{name}", config=PLAIN)
+        column.echarts_chart(chart, key=f"curve_{name}", height=300)
 
 
 def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints, column: str) -> None:
     chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
-    st.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    st.echarts_chart(chart, key="direction_shift", height=260)
     compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
-    shares = measures.composition(pool.facts[column], compared)
-    st.text(f"Shares by {column}{measures.what_is_shown(pool.facts[column])}")
-    st.plotly_chart(figures.shares(shares, with_legend=False), key="composition", config=PLAIN)
+    values, left_out = counted(pool, pool.run, column)
+    st.text(f"Shares by {column}{left_out}")
+    shares = measures.composition(values, compared)
+    st.echarts_chart(figures.shares(shares, with_legend=False), key="composition", height=320)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def counted(_pool: Pool, run_id: str, column: str) -> tuple[pd.Categorical, str]:
+    """A column's values as they are counted, and what is left out of them."""
+    return measures.counted(_pool.facts[column]), measures.what_is_shown(_pool.facts[column])
 
 
 def map_points(run: Run, pool: Pool) -> np.ndarray:

@@ -418,7 +418,7 @@ def test_a_selection_is_made_pinned_and_kept(visit, address, workspace, run):
     page = visit.page
     driver.open_page(page, f"{address}/select?run={run.id}")
     expect(page.locator("h1")).to_have_text("Select")
-    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    page.locator(".st-key-curve_radius canvas").wait_for()
     view = page.locator(".st-key-select_view")
     view.get_by_text("Map").click()
     page.locator("[class*=st-key-select_map_] canvas").first.wait_for()
@@ -453,7 +453,7 @@ def test_examples_are_pinned_and_dropped_with_a_reason_and_reopened(visit, addre
     page = visit.page
     driver.open_page(page, f"{address}/select?run={run.id}")
     view = page.locator(".st-key-select_view")
-    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    page.locator(".st-key-curve_radius canvas").wait_for()
     view.get_by_text("Examples").click()
     driver.settle(page)
     mark_first(page, "Drop", "wrong <b>answer")
