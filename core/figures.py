@@ -445,8 +445,8 @@ def _in_polygon(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 SHADED_TOKENS = 3_000
 """Tokens beyond these are shown without shade: a browser is slow with more."""
-SHADES = 16
-"""Steps of colour to either side of none."""
+SHADES = 10
+"""Steps of colour to either side of none; a score below the first has none."""
 CARD_STYLE = (
     """<style>
 .example-card {border: 1px solid rgba(128,128,128,0.3); border-radius: 0.5rem; padding: 0.75rem 1rem;
@@ -508,35 +508,40 @@ def shading_scale(*texts: Sequence[float] | np.ndarray) -> float:
 def shaded_tokens(
     tokens: Sequence[str], scores: np.ndarray, fold: int | None = None, scale: float | None = None
 ) -> str:
-    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below, faint
-    without a score; folded after `fold` characters. The scale is the text's own where none is given. Tokens
-    are escaped."""
+    """HTML of a text with its tokens shaded by their scores (tokens,), in steps of a tenth of `scale` (the text's
+    own where none is given): orange above the mean, blue below, faint without a score; folded after `fold`
+    characters. Tokens are escaped."""
     scale = scale or shading_scale(scores)
-    shares = np.clip(np.nan_to_num(scores / scale), -1.0, 1.0)
-    steps = np.round(shares * SHADES).astype(int)
-    shades = [
-        None if score != score else (f"{score:+.3g}", f"{'up' if step > 0 else 'down'}{abs(step)}")
-        for score, step in zip(scores[:SHADED_TOKENS].tolist(), steps.tolist(), strict=False)
-    ]
-    return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, shades)
+    shown = np.nan_to_num(scores[:SHADED_TOKENS])
+    steps = np.minimum(SHADES, np.abs(shown) / scale * SHADES).astype(int)
+    attributes = [_attributes(*one) for one in zip(scores[:SHADED_TOKENS].tolist(), steps.tolist(), strict=True)]
+    return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, attributes)
 
 
-def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str, str] | None] = ()) -> str:
+def _attributes(score: float, step: int) -> str:
+    if score != score:
+        return 'class="unpooled"'
+    return f'class="{"up" if score > 0 else "down"}{step}" title="{score:+.3g}"' if step else ""
+
+
+def _folded(pieces: Sequence[str], fold: int | None, attributes: Sequence[str] = ()) -> str:
+    """Pieces of a text, each in an element with its attributes where it has any. Neighbours with the same share
+    one: half a browser's work on a click is to make these elements."""
     from html import escape
 
-    parts, shown, cut = [], 0, None
+    parts: list[str] = []
+    shown, cut, last = 0, None, ""
     for i, piece in enumerate(pieces):
         if cut is None and fold is not None and shown >= fold:
-            cut = i
+            cut, last = len(parts), ""
         shown += len(piece)
         text = escape(piece).replace("\n", "<br>")
-        if i >= len(shades):
-            parts.append(text)
-        elif shade := shades[i]:
-            title, colour = shade
-            parts.append(f'<span class="{colour}" title="{title}">{text}</span>')
+        own = attributes[i] if i < len(attributes) else ""
+        if own and own == last:
+            parts[-1] = f"{parts[-1].removesuffix('</span>')}{text}</span>"
         else:
-            parts.append(f'<span class="unpooled">{text}</span>')
+            parts.append(f"<span {own}>{text}</span>" if own else text)
+        last = own
     rest = "" if cut is None else "".join(parts[cut:])
     if not rest:
         return f'<div class="example-text">{"".join(parts)}</div>'

@@ -176,17 +176,25 @@ def test_tokens_show_the_text_and_nothing_else(text):
     scores = np.linspace(-1, 1, len(tokens))
     html = shaded_tokens(tokens, scores)
     assert shown_text(html) == text
-    assert re.findall(r"<(\w+)", html).count("span") == len(tokens)
+    shaded = np.abs(scores) >= 0.1 * shading_scale(scores)
+    assert re.findall(r"<(\w+)", html).count("span") == shaded.sum()
     assert set(re.findall(r"<(\w+)", html)) <= {"div", "span", "br"}
 
 
 def test_tokens_are_shaded_by_sign_and_size_and_those_not_pooled_are_faint():
     html = shaded_tokens(["not", "up", "down", "flat"], np.array([np.nan, 2.0, -1.0, 0.0]))
-    faint, up, down, flat = re.findall(r"<span[^>]*>", html)
-    assert "unpooled" in faint and 'class="up16" title="+2"' in up
-    assert 'class="down8"' in down and 'class="down0"' in flat
+    faint, up, down = re.findall(r"<span[^>]*>", html)
+    assert "unpooled" in faint and 'class="up10" title="+2"' in up and 'class="down5"' in down
+    assert html.endswith("</span>flat</div>")
     shades = dict(re.findall(r"\.(\w+) \{background: rgba\((.*?)\)", figures.CARD_STYLE))
-    assert shades["up16"] == "217,130,43,0.65" and shades["down8"] == "59,111,182,0.33"
+    assert shades["up10"] == "217,130,43,0.65" and shades["down5"] == "59,111,182,0.33"
+
+
+def test_neighbours_that_look_alike_share_an_element_but_not_across_the_fold():
+    tokens, scores = [f"word{i} " for i in range(40)], np.full(40, np.nan)
+    assert shaded_tokens(tokens, scores).count("<span") == 1
+    assert shaded_tokens(tokens, scores, 50).count('<span class="unpooled"') == 2
+    assert shaded_tokens(["a", "b"], np.array([1.0, 2.0]), scale=1.0).count("<span") == 2
 
 
 def test_a_long_text_folds_and_is_all_there():
@@ -201,7 +209,7 @@ def test_a_long_text_folds_and_is_all_there():
 
 def test_tokens_beyond_the_limit_are_shown_without_shade():
     n = figures.SHADED_TOKENS + 7
-    html = shaded_tokens(["<a>"] * n, np.ones(n), 20)
+    html = shaded_tokens(["<a>"] * n, (-1.0) ** np.arange(n), 20)
     assert html.count("&lt;a&gt;") == n and html.count("title=") == figures.SHADED_TOKENS
 
 

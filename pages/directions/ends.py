@@ -37,7 +37,7 @@ def show_ends(run: Run, direction: int) -> None:
         key="rank",
         help="score: centred; cosine: with the uncentred activations, as published.",
     )
-    top = fifth.number_input("Each end", 1, 50, 8, key="top")
+    top = fifth.number_input("Each end", 1, 50, 5, key="top")
     shade = st.toggle(
         "Shade tokens",
         value=True,
