@@ -252,6 +252,7 @@ STEPS = {
     "rollouts": ("Writing and verifying texts", "texts"),
     "controls": ("Holding against controls", "of them"),
     "random models": ("Recovering directions of random models", "models"),
+    "pace": ("Finding the pace", ""),
     "first-order": ("Differentiating the loss", "solutions"),
     "training": ("Training and measuring", "trainings"),
     "observe": ("Steering live, to compare with", "prompts"),

@@ -375,6 +375,17 @@ def test_the_recommendation_names_what_beats_its_controls():
         recommend("run", 4, {})
 
 
+def test_the_recommendation_says_what_it_does_not_rest_on():
+    seen = evidence_of("first-order", [Effect(1, "+", "m", Interval(0.8, 0.7, 0.9, 40), 1e-4, 1e-3, 0.2)], 2)
+    looked = recommend("run", 2, {"a": seen, "b": evidence_of("utility", [], 2)})
+    assert looked.sentences[1:] == (
+        "By utility no direction beats the controls.",
+        "Nothing has been tried on the model yet; `basiscope proxies --kind steering` or sft does.",
+    )
+    tried = recommend("run", 2, {"a": seen, "b": evidence_of("steering", [], 2)})
+    assert tried.sentences[1:] == ("By steering no direction beats the controls.",)
+
+
 def test_random_directions_are_hardly_ever_recommended(tmp_path):
     """200 directions that are random, verdicts that follow difficulty and length: at most 5% recommended."""
     false = 0

@@ -20,6 +20,7 @@ from core.workspace import now
 
 TOLD = ("sft", "steering", "first-order", "utility")
 """Proxies by how close they are to what is asked: those that act on the model before those that only look."""
+ACTING = {"sft", "steering"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,16 @@ def _sentences(k: int, findings: Sequence[Finding], evidence: Mapping[str, Evide
     if tried:
         others = f"the other{'s' if len(tried) > 1 else ''} ({_numbers(tried)})"
         parts.append(f"{others} cannot be told from a random direction")
-    return ["; ".join([*parts, *gaps]) + ".", *_disagreements(findings)]
+    return ["; ".join([*parts, *gaps]) + ".", *_disagreements(findings), *_silent(findings, evidence)]
+
+
+def _silent(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
+    """What the findings do not rest on: proxies that found nothing, and any that acts on the model."""
+    silent = [proxy for proxy in evidence if proxy not in {one.proxy for one in findings}]
+    said = [f"By {' and '.join(silent)} no direction beats the controls."] if silent else []
+    if not evidence.keys() & ACTING:
+        said.append("Nothing has been tried on the model yet; `basiscope proxies --kind steering` or sft does.")
+    return said
 
 
 def _fates(rest: Sequence[int], evidence: Iterable[Evidence]) -> tuple[list[int], list[int], list[int]]:

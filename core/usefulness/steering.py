@@ -358,6 +358,7 @@ class _Trial:
         found = with_random(Directions.of(run), request.random_arms, seed)
         texts: dict[str, int] = dict(self.manifest.get("model_texts", {}))
         for i, kind in enumerate(request.models):
+            self.progress("random models", i, len(request.models))
             share = math.inf if kind in texts else SHARE_OF_COST * request.seconds / len(request.models)
             goes_on = partial(self._is_before, self.seconds + share)
             most = texts.get(kind, MODEL_TRACES)
@@ -410,7 +411,9 @@ class _Trial:
         """Rollouts per second of the unsteered model on the first problems, made again where it was stopped: on
         one problem, then on as many as PILOT_ROLLOUTS are and SHARE_OF_COST likely buys."""
         r = self.request.r
+        self.progress("pace", 0, 2)
         seconds = max(self._timed(self.problems[:1]), 0.01)
+        self.progress("pace", 1, 2)
         affordable = int(SHARE_OF_COST * self.request.seconds / seconds)
         more = self.problems[1 : 1 + min(affordable, max(1, PILOT_ROLLOUTS // r))]
         return r * len(more) / max(self._timed(more), 0.01) if more else r / seconds
@@ -427,6 +430,7 @@ class _Trial:
         """Arm -> the round after which it was dropped; the rollouts that count, all of them on problems that every
         arm of their round was through with; these problems. Ends with the plan or with the time."""
         self.total = plan.rollouts
+        self.progress("rollouts", len(self.kept.rollouts()), self.total)
         alive, dropped = list(arms), dict[str, int]()
         counted, seen = list[Rollout](), list[Problem]()
         for round_, size in enumerate(plan.problems):
