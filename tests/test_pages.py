@@ -234,7 +234,7 @@ def test_both_ends_are_in_the_order_of_the_scores(workspace):
     scores = run.scores()["d2"]
     at = show(DIRECTIONS, direction="2")
     order = scores.sort_values(ascending=False).index.tolist()
-    assert shown_ids(at) == order[:8] + order[::-1][:8]
+    assert shown_ids(at) == order[:5] + order[::-1][:5]
     at.number_input(key="top").set_value(2).run()
     assert shown_ids(at) == order[:2] + order[::-1][:2]
 
@@ -267,7 +267,7 @@ def test_ranking_by_cosine_and_without_shading(workspace):
     at = show(DIRECTIONS, direction="1")
     at.selectbox(key="rank").select("cosine").run()
     at.toggle(key="shade").set_value(False).run()
-    assert not at.exception and len(shown_ids(at)) == 16
+    assert not at.exception and len(shown_ids(at)) == 10
 
 
 def test_missing_token_scores_can_be_asked_for(workspace, started):

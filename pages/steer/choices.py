@@ -183,6 +183,7 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
     boxes[0].caption("not steered")
     for column, box in enumerate(boxes[1:], 1):
         with box:
+            st.text(f"column {column + 1}")
             strengths = tuple((j, _strength(run, directions, choice, j, column)) for j in choice.chosen)
         steering = Steering(
             tuple((j, directions.in_unit(j, strength, choice.unit)) for j, strength in strengths),
