@@ -568,11 +568,16 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
     lines += [
         f"{len(ids):,} problems {reasons[reason]} (rows {_some(ids)})." for reason, ids in left_out.items() if ids
     ]
+    if unread := manifest.get("unread"):
+        rows = _some(sorted({problem_id for problem_id, _ in unread}))
+        lines.append(
+            f"{len(unread):,} of the server's texts could not be read and are not counted (rows {rows}); the same "
+            "command asks for them again."
+        )
     for one in found:
         counts = {
             f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
             "could not be verified in time, and count as not right": one["unverified"],
-            "could not be read, and count as not right": one["garbage"],
         }
         lines += [
             f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n

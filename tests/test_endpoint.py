@@ -17,9 +17,8 @@ import pytest
 from core.errors import BasiscopeError
 from core.evaluation import verifier
 from core.evaluation.endpoint import HOPELESS, KEY_VARIABLE, Server
-from core.evaluation.passk import Result
 from core.evaluation.problems import Problem, read_problems
-from core.evaluation.rollouts import GARBAGE, UNSTEERED
+from core.evaluation.rollouts import UNSTEERED
 from core.evaluation.step import Request, evaluate, evaluate_server
 from core.model import load_model
 from core.steering.generation import Sampling
@@ -160,18 +159,70 @@ def test_a_server_that_is_down_or_slow(server):
     assert time.monotonic() - start < 40, "nothing waits for the requests that are under way"
 
 
-def test_garbage_is_asked_for_again_and_then_counted(server):
+def test_what_cannot_be_read_is_asked_for_again_and_stays_undone(server, sums, run_cli, tmp_path):
+    broken = {4, 7}
+
     def reply(body):
-        if number_in(body) == 4:
-            return 200, '{"choices": []}'
-        return completion("\\boxed{2}", finish="length")
+        number = number_in(body)
+        return (200, '{"choices": []}') if number in broken else completion(f"\\boxed{{{2 * number}}}")
 
     server.reply = staticmethod(reply)
-    found = rolled(server, r=1)
-    (variant,) = Result.of(found).variants
-    assert (variant.garbage, variant.cut, variant.right, variant.rollouts) == (1, 9, 1, 10)
-    assert [one.problem_id for one in found if one.note == GARBAGE] == [4]
+    asked = ("evaluate", "--problems", sums, "--rollouts", 1, "--wording", "bare", "--endpoint", server.url)
+    asked = (*asked, "--workspace", tmp_path / "w")
+    status, out, err = run_cli(*asked)
+    assert status == 0, err
+    assert "2 of the server's texts could not be read and are not counted (rows 4, 7); the same command" in out
     assert sum(number_in(body) == 4 for _, _, body in server.asked) == 3
+    (kept,) = Workspace(tmp_path / "w").evaluations()
+    (found,) = kept.manifest["result"]["variants"]
+    assert (found["rollouts"], found["pass_at"]["1"]["value"], kept.is_complete) == (8, 1.0, False)
+    assert kept.manifest["unread"] == [[4, 0], [7, 0]] and len(kept.rollouts()) == 8
+    broken.clear()
+    before = len(server.asked)
+    status, out, err = run_cli(*asked)
+    assert status == 0 and "could not be read" not in out, err
+    assert kept.is_complete and len(kept.rollouts()) == 10 and len(server.asked) - before == 2
+
+
+def test_a_server_that_turns_to_garbage_is_given_up_and_continued(server, sums, tmp_path):
+    calls, times = Counter(), []
+
+    def reply(body):
+        calls["all"] += 1
+        times.append(time.monotonic())
+        number = number_in(body)
+        return (200, "<html>sorry</html>") if calls["all"] > 12 else completion(f"\\boxed{{{2 * number}}}")
+
+    server.reply = staticmethod(reply)
+    space, request = Workspace(tmp_path), Request(read_problems(sums), "math", 4, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match=f"gave {HOPELESS} answers in a row that cannot be read.*continues"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=HOPELESS))
+    (begun,) = space.evaluations()
+    assert len(begun.rollouts()) == 12 and all(one.right for one in begun.rollouts()) and not begun.is_complete
+    assert times[-1] - times[12] > 1, "it is not asked again at once"
+    calls["all"] = -1_000
+    finished = evaluate_server(request, space, Server.at(server.url, retries=0))
+    assert finished.is_complete and finished.manifest["result"]["variants"][0]["pass_at"]["1"]["value"] == 1.0
+
+
+def test_what_was_refused_and_later_made_is_not_left_out(server, sums, tmp_path):
+    calls = Counter()
+
+    def reply(body):
+        calls["all"] += 1
+        if number_in(body) == 2:
+            return 400, '{"error": "too long"}'
+        return (500, "down") if calls["all"] > 8 else completion("\\boxed{1}")
+
+    server.reply = staticmethod(reply)
+    space, request = Workspace(tmp_path), Request(read_problems(sums), "math", 1, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match="did not answer"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=1))
+    assert space.evaluations()[0].manifest["left_out"]["refused"] == [2]
+    server.reply = staticmethod(lambda _body: completion("\\boxed{1}"))
+    kept = evaluate_server(request, space, Server.at(server.url, retries=0))
+    assert kept.is_complete and len(kept.rollouts()) == 10
+    assert "refused" not in kept.manifest["left_out"] and "refusals" not in kept.manifest
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -30,7 +30,7 @@ from core.evaluation.passk import (
     usual_k,
 )
 from core.evaluation.problems import Problem, asked, read_problems
-from core.evaluation.rollouts import GARBAGE, UNSTEERED, Rollout, encode_problems, noise_seed, roll_out
+from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, noise_seed, roll_out
 from core.evaluation.verifiers import can_verify
 from core.model import load_model
 from core.steering.assessment import assess
@@ -484,7 +484,7 @@ def test_p_values_of_no_difference_are_uniform():
 def test_rollouts_are_kept_as_they_are(tmp_path):
     kept = KeptEvaluation(tmp_path)
     first = [Rollout(UNSTEERED, 1, 0, "a\u2028b\r\n\u0085c", True, False, 5, -1.0)]
-    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note=GARBAGE), *first]
+    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note="odd"), *first]
     kept.append(first)
     kept.append(second)
     assert kept.rollouts() == [second[0], first[0]]
@@ -494,11 +494,11 @@ def test_what_is_counted_apart():
     odd = [
         Rollout(UNSTEERED, 0, 0, "a", True, True, 5, -1.0),
         Rollout(UNSTEERED, 0, 1, "b", None, False, 5, -3.0),
-        Rollout(UNSTEERED, 1, 0, "", None, False, 0, note=GARBAGE),
+        Rollout(UNSTEERED, 1, 0, "", False, False, 0),
         Rollout(UNSTEERED, 1, 1, "c", False, True, 5, -2.0),
     ]
     (found,) = Result.of(odd).variants
-    assert (found.cut, found.cut_right, found.unverified, found.garbage) == (2, 1, 1, 1)
+    assert (found.cut, found.cut_right, found.unverified) == (2, 1, 1)
     assert (found.rollouts, found.right) == (4, 1) and found.pass_at[1].value == 0.25
     assert found.logprob.value == pytest.approx(-2.0) and found.logprob_right.value == -1.0
     json.dumps(Result.of(odd).as_dict(), allow_nan=False)
