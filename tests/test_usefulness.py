@@ -9,6 +9,7 @@ from synthetic import synthetic_run
 
 from core.errors import BasiscopeError
 from core.evaluation import Interval
+from core.usefulness import PROXIES, SIGNIFICANCE
 from core.usefulness import association as assoc
 from core.usefulness.controls import bag_of_words, random_scores
 from core.usefulness.evidence import (
@@ -22,7 +23,7 @@ from core.usefulness.evidence import (
 )
 from core.usefulness.recommend import recommend
 from core.usefulness.traces import column_values, read_traces
-from core.usefulness.utility import UtilityRequest, utility
+from core.usefulness.utility import MOST_PERMUTATIONS, UtilityRequest, permutations_for, utility
 from core.workspace import Workspace
 
 # --- association ----------------------------------------------------------------------------------------
@@ -192,16 +193,16 @@ def test_many_directions_are_corrected_for():
 # --- utility --------------------------------------------------------------------------------------------
 
 
-def verdict_run(workspace, problems=60, each=4, effect=0.0, seed=0, **more):
+def verdict_run(workspace, problems=60, each=4, effect=0.0, seed=0, k=4, **more):
     """A synthetic run with verdicts that go with direction 2 as far as `effect` says."""
     rng = np.random.default_rng(seed)
     n = problems * each
     problem = [f"problem {i // each}" for i in range(n)]
     columns = {"problem": problem, "verdict": [True, False] * (n // 2), **more}
-    run = synthetic_run(workspace, n=n, columns=columns, seed=seed)
+    run = synthetic_run(workspace, n=n, k=k, columns=columns, seed=seed)
     score = run.scores()["d2"].to_numpy()
     right = effect * score / score.std() + rng.logistic(size=n) > 0
-    return synthetic_run(workspace, n=n, columns={**columns, "verdict": right.tolist()}, seed=seed)
+    return synthetic_run(workspace, n=n, k=k, columns={**columns, "verdict": right.tolist()}, seed=seed)
 
 
 def with_activations(run, seed=0):
@@ -323,6 +324,35 @@ def test_a_constant_score_gives_no_number_and_the_others_theirs(tmp_path):
     )
     with pytest.raises(BasiscopeError, match="the same score on all traces"):
         utility(run, UtilityRequest("verdict", problem="problem"))
+
+
+def test_there_are_as_many_shuffles_as_directions_and_proxies_need():
+    for k in (1, 10, 40, 60):
+        assert k / (1 + permutations_for(k)) * len(PROXIES) < SIGNIFICANCE
+    assert permutations_for(10) == 2_000 and permutations_for(10_000) == MOST_PERMUTATIONS
+
+
+def test_directions_too_many_to_tell_a_single_one_are_said_to_be(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path), problems=30, k=60))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    assert found.facts["permutations"] == permutations_for(60) > 2_000
+    (said,) = (note for note in found.notes if "are many for" in note)
+    least = 1 - (1 - 1 / 4_001) ** 60
+    assert said.startswith("60 directions are many for 4,000 random directions") and f"below {least:.2g}" in said
+    assert min(effect.adjusted for effect in found.by(found.primary)) >= least - 1e-12
+    few = utility(
+        with_activations(verdict_run(Workspace(tmp_path / "few"))), UtilityRequest("verdict", problem="problem")
+    )
+    assert not any("are many for" in note or "were not shuffled" in note for note in few.notes)
+
+
+def test_controls_that_cannot_be_made_are_named(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path), problems=4, each=15))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    assert not {one.name for one in found.controls} & {"shuffled verdicts", "bag of words"}
+    said = " ".join(found.notes)
+    assert "verdicts were not shuffled" in said and "by the t-distribution" in said
+    assert "bag of words: too few problems" in said and found.facts["permutations"] == 0
 
 
 def test_words_are_judged_on_problems_not_seen():

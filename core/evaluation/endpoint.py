@@ -28,7 +28,7 @@ PART = 16
 PAUSES = (0.5, 1.0)
 """Seconds before an answer that could not be read is asked for again."""
 HOPELESS = 8
-"""So many unreadable answers in a row, or refused ones before the first readable one, and the server is given up."""
+"""So many unreadable answers in a row, or refused ones before the first good one, and the server is given up."""
 OF_ONE_REQUEST = (400, 413, 422)
 """The status of a refusal that may be of one request alone, such as of one that is too long."""
 BUSY = (408, 409, 429)
@@ -157,8 +157,8 @@ class Server:
     def _unreadable(self, was_readable: bool) -> BasiscopeError:
         if was_readable:
             return BasiscopeError(
-                f"The server {self.url} gave {HOPELESS} answers in a row that cannot be read. What has come before "
-                "is kept; the same command continues."
+                f"The server {self.url} gave {HOPELESS} answers in a row that cannot be read. What has come "
+                "before is kept; the same command continues."
             )
         return BasiscopeError(
             f"The server {self.url} gave no answer that can be read; its address usually ends in /v1."

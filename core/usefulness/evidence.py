@@ -15,6 +15,8 @@ from core.usefulness import PROXIES, SIGNIFICANCE
 from core.workspace import now
 
 BOTH = "±"
+CONSTANT = "its score is the same on all traces"
+"""The note on a direction that tells no two examples apart."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Effect:
     def was_dropped(self) -> bool:
         """Whether its proxy gave it up before the end."""
         return "dropped after round" in self.note
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether its direction tells no two examples apart."""
+        return self.note == CONSTANT
 
     @property
     def name(self) -> str:

@@ -109,12 +109,12 @@ def conclusion(evidence: Evidence) -> str:
 def evidence_notes(evidence: Evidence) -> list[str]:
     """What the measures mean, what the evidence rests on, what it cost, and what it says."""
     legend = [f"{one.name}: {one.title}, in {one.unit}" for one in evidence.measures]
-    cost = f"It took {evidence.cost.seconds:,.1f} s and {evidence.cost.tokens:,} tokens."
-    return [*legend, "", *evidence.notes, cost, conclusion(evidence)]
+    return [*legend, "", *evidence.notes, f"It took {_cost(evidence)}.", conclusion(evidence)]
 
 
 def all_proxies(k: int, evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """A row for each direction and polarity, the primary measure of each proxy beside the best of its controls."""
+    """A row for each direction and polarity, the primary measure of each proxy; then the furthest that a control
+    of it reaches, and what it cost."""
     rows = []
     for j in range(1, k + 1):
         for polarity in "+-":
@@ -123,7 +123,22 @@ def all_proxies(k: int, evidence: Sequence[Evidence]) -> pd.DataFrame:
                 effects = [e for e in one.by(one.primary) if e.direction == j and e.polarity in (polarity, BOTH)]
                 row[one.proxy] = _cell(effects[0], one, polarity) if effects else ""
             rows.append(row)
+    rows.append({"direction": "controls reach"} | {one.proxy: _reach(one) for one in evidence})
+    rows.append({"direction": "cost"} | {one.proxy: _cost(one) for one in evidence})
     return pd.DataFrame(rows)
+
+
+def _reach(evidence: Evidence) -> str:
+    measure = evidence.measure(evidence.primary)
+    controls = [one for one in evidence.controls if one.measure == measure.name and math.isfinite(one.level.value)]
+    if not controls:
+        return ""
+    best = max(controls, key=lambda one: abs(one.level.value - measure.null))
+    return f"{number(best.level.value, measure.unit)} by {best.name}"
+
+
+def _cost(evidence: Evidence) -> str:
+    return f"{evidence.cost.seconds:,.1f} s, {evidence.cost.tokens:,} tokens"
 
 
 def evidence_name(evidence: Evidence) -> str:
