@@ -21,6 +21,7 @@ from core.recovery import load_run_model
 from core.selection.pool import pool_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering, steered
+from core.tables import evaluation_row
 from core.usefulness.controls import MODELS, random_model_directions, random_units
 from core.usefulness.development import Solutions, losses, written_solutions
 from core.usefulness.evidence import Control, Evidence, p_outlier
@@ -46,6 +47,7 @@ from core.usefulness.steering import (
     model_arms,
     random_arms,
     steer_proxy,
+    variant_of,
     with_random,
     with_units,
 )
@@ -435,7 +437,7 @@ def test_control_selections_have_as_many_tokens_and_the_ends_that_they_say(gsm8k
         SftRequest((1,), models=("nonsense",))
 
 
-def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
+def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k, tmp_path):
     pytest.importorskip("trl")
     from core.usefulness.sft import train_proxy
 
@@ -444,15 +446,25 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     problems = read_problems(gsm8k, "question", "answer", limit=4).problems
     solutions = written_solutions(model, problems, {i: row["answer"] for i, row in enumerate(rows)}, "bare")
     before = losses(model, solutions)
-    request = SftRequest((1,), examples=2, random=3, seeds=1, rate=1e-2)
+    asked = {"problems": {"path": gsm8k}}
+    request = SftRequest((1,), examples=2, random=3, seeds=2, rate=1e-2, asked=asked)
     prompts = encode_problems(model, problems, "bare", "plain", 5)
     left_out = {"the verifier cannot verify their answers": 3}
     answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0), left_out)
-    found = train_proxy(gsm8k_run, model, solutions, request, answers)
+    space = Workspace(tmp_path)
+    found = train_proxy(gsm8k_run, model, solutions, request, answers, workspace=space)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
-    assert len(after) == 5 + 8 and len(set(after)) > 8 and found.facts["before"]["loss"] not in after
+    assert len(after) == 2 * (5 + 8) and len(set(after)) > 16 and found.facts["before"]["loss"] not in after
     assert [one.measure for one in found.effects if one.name == "1+"] == ["loss", "pass@1"]
     assert all(one.effect.n == 4 for one in found.by("pass@1")) and found.cost.tokens > 0
     assert "Pass@1: 3 problems left out: the verifier cannot verify their answers" in found.notes
-    assert f"Pass@1: {8 * 14} of {8 * 14} texts reached the token limit" in found.notes
+    assert f"Pass@1: {8 * 27} of {8 * 27} texts reached the token limit" in found.notes
+    (effect,) = (one for one in found.by("pass@1") if one.name == "1+")
+    kept = space.evaluation(found.parts["evaluation"])
+    texts = {one.key: one.text for one in kept.rollouts()}
+    assert set(texts) == {(name, p, i) for name in (UNSTEERED, "1+", "1-") for p in range(4) for i in range(4)}
+    assert variant_of(found, effect) == "1+" and kept.problems()[2].prompt == problems[2].prompt
+    assert all(texts[UNSTEERED, p, i] == texts[UNSTEERED, p, i + 2] for p in range(4) for i in range(2))
+    assert any(texts["1+", p, i] != texts[UNSTEERED, p, i] for p in range(4) for i in range(4))
+    assert evaluation_row(kept, False)["status"] == "complete"

@@ -398,8 +398,8 @@ def test_the_recommendation_names_what_beats_its_controls():
     two = recommend("run", 4, {"a": evidence_of("utility", both, 4), "b": evidence_of("steering", [], 4)})
     assert not two.findings, "0.03 does not hold for two proxies"
     assert two.sentences[0].startswith(
-        "No direction can be recommended: none of the 1 tried beats the controls of utility and steering; "
-        "directions 1, 2, 4 were not tried."
+        "No direction can be recommended: none of the 1 tried beats the controls of utility and steering "
+        "when corrected for 2 proxies; directions 1, 2, 4 were not tried."
     )
     with pytest.raises(BasiscopeError, match="no evidence yet"):
         recommend("run", 4, {})

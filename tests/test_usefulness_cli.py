@@ -109,9 +109,14 @@ def test_utility_proxies_and_recommend_in_a_row(command, traces):
         ("steering --correct c", "--correct is for --kind first-order with --correct; --kind steering does not"),
         ("first-order --directions 1", "--directions is for --kind steering or --kind sft; --kind first-order"),
         (
-            "first-order --verifier math",
-            "--verifier is for --kind steering or --kind sft with --passes; --kind fi",
+            "first-order --verifier math --solution s",
+            "--verifier decides which solutions are right; --kind first-order with --solution takes them all",
         ),
+        ("sft --verifier magic", "'magic'"),
+        ("steering --cost inf", "Invalid value for '--cost': inf is no number above 0."),
+        ("steering --cost nan", "Invalid value for '--cost': nan is no number above 0."),
+        ("sft --epochs 0", "Invalid value for '--epochs': 0 is no number above 0."),
+        ("sft --learning-rate nan", "Invalid value for '--learning-rate': nan is no number above 0."),
         ("sft --rollouts 2", "--rollouts is for --kind steering or --kind sft with --passes; --kind sft does not"),
         ("sft --passes --strengths 1", "--strengths is for --kind steering; --kind sft with --passes does not"),
     ],
@@ -135,6 +140,12 @@ def test_of_the_runs_own_traces_no_solutions_are_named(run_cli, traces):
     [
         (("utility", "latest", "--correct", "nothing"), 1, "has no column 'nothing'"),
         (("utility", "latest", "--controls", "nonsense"), 2, "'nonsense' is not one of random-model"),
+        (
+            ("utility", "latest", "--control-traces", "50"),
+            2,
+            "--control-traces is for --controls",
+        ),
+        (("utility", "latest", "--device", "cpu"), 2, "--device is for --controls, and there is none"),
         (("proxies", "latest", "--kind", "first-order"), 2, "Give --problems FILE or --preset NAME"),
         (("proxies", "latest", "--kind", "magic"), 2, "'magic' is not one of"),
         (
@@ -167,6 +178,8 @@ def test_solutions_are_the_runs_kind_of_response_where_it_gives_the_answer(comma
     made = command(*asked, "--problems", write_rows(rows))
     assert made["facts"]["problems"] == 5 and "the problem has no worked solution" in " ".join(made["notes"])
     assert "the solutions are the column 'solution', where it gives the answer" in made["notes"]
+    strict = command(*asked, "--problems", write_rows(rows), "--verifier", "regex:is (1|2)\\.")
+    assert strict["facts"]["problems"] == 2, "the verifier decides what is right"
     given = command(*asked, "--problems", write_rows(rows), "--solution", "answer")
     assert given["facts"]["problems"] == 6 and "the solutions are the column 'answer'" in given["notes"]
     wrong = write_rows([row | {"solution": "It is 99."} for row in rows])
@@ -188,7 +201,7 @@ def test_trainings_that_ask_otherwise_are_kept_apart(traces, monkeypatch):
     asked = usefulness.proxies.make_context("proxies", given).params
 
     def request(**chosen):
-        return json.dumps(usefulness._sft(traces.run(), None, asked | chosen, None))
+        return json.dumps(usefulness._sft(traces, traces.run(), None, asked | chosen, None))
 
     ways = [{}, {"wording": "boxed"}, {"template": "plain"}, {"passes": True}]
     passed = [{"verifier_name": "exact"}, {"r": 9}, {"temperature": 0.5}, {"max_new_tokens": 7}]

@@ -7,15 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
-from test_pages import show, texts
+from test_pages import ROOT, show, texts
 
 from core import figures
 from core.cli.usefulness import proxies
 from core.evaluation import Interval
 from core.evaluation.changes import changes
 from core.evaluation.rollouts import UNSTEERED, Rollout
-from core.jobs import find_job
+from core.jobs import Job, JobReporter, find_job
 from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
@@ -23,7 +24,7 @@ from core.usefulness.first_order import CONTRAST, GAIN
 from core.usefulness.steering import Arm, strength_of, variant_of
 from core.usefulness.table import agreement, agreement_sentence, block_parts, conclusion, evidence_table, towards
 from core.usefulness.utility import MODEL_DRAWS, UtilityRequest, utility
-from core.workspace import Workspace
+from core.workspace import Workspace, write_json
 
 PAGE = "usefulness"
 
@@ -92,7 +93,7 @@ def test_evidence_is_shown_with_the_recommendation_and_leads_to_a_selection(run,
     at = show(PAGE)
     assert "2+ goes with right answers" in texts(at)
     assert at.button(key="select_useful").label == "Select along 2+"
-    shown = at.dataframe[0].value
+    shown = at.dataframe[1].value
     assert shown.loc[shown["beats controls"] == "yes", "direction"].tolist() == ["2"]
     at.button(key="select_useful").click().run()
     assert at.session_state[f"ends_{run.id}"] == ["2+"] and at.session_state["rule"] == "along"
@@ -153,6 +154,61 @@ def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):
     job.cancel()
 
 
+def finished_job(workspace, **result):
+    job = Job(workspace.root / "jobs" / "20260101-000000-abcdef")
+    write_json(job.folder / "job.json", {"arguments": ["utility"], "pid": 0, "pid_created": 0.0})
+    JobReporter(job.folder).finish("done", result)
+    return job.id
+
+
+def test_what_a_job_has_left_meanwhile_is_shown(run, workspace, evidence):
+    """It ended while another page was open, and the choice of evidence is drawn before the job is looked at."""
+    first = workspace.save_evidence(steering(run, [0.1, -0.1, 0.4, -0.4]))
+    (other,) = set(workspace.evidence(run.id)) - {first}
+    assert next(iter(workspace.evidence(run.id))) == first, "what is shown unless another is asked for"
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at._page_hash = calc_hash(PAGE)
+    at.session_state["usefulness_job"] = finished_job(workspace, evidence=other)
+    at.run()
+    assert not at.exception, at.exception[0].message
+    assert at.selectbox(key="evidence").value == other and "usefulness_job" not in at.session_state
+    at.selectbox(key="evidence").set_value(first).run()
+    assert at.selectbox(key="evidence").value == first, "it can be changed"
+
+
+def test_all_proxies_stand_in_one_table(run, workspace, evidence):
+    workspace.save_evidence(steering(run, [0.1, -0.1, 0.4, -0.4]))
+    at = show(PAGE)
+    assert "All proxies in one table" in [expander.label for expander in at.expander]
+    shown = at.dataframe[0].value
+    assert list(shown.columns) == ["direction", "utility", "steering"]
+    assert shown["direction"].tolist()[-2:] == ["controls reach", "cost"]
+    assert shown["steering"].tolist()[-2:] == ["+20.0 by random directions", "1.0 s, 1 tokens"]
+
+
+def changed(right, wrong):
+    """Shows so many texts that became right, and so many that became wrong."""
+    from core.evaluation.changes import Change
+    from core.evaluation.rollouts import UNSTEERED, Rollout
+    from pages.usefulness.results import show_change
+
+    def made(i, is_right):
+        before = Rollout(UNSTEERED, i, 0, "before", not is_right, False, 1)
+        return Change(before, Rollout("2+", i, 0, "after", is_right, False, 1))
+
+    show_change([made(i, i < right) for i in range(right + wrong)], {}, ("Not steered", "Steered"))
+
+
+def test_problems_that_became_wrong_are_shown_however_many_became_right():
+    at = AppTest.from_function(changed, kwargs={"right": 150, "wrong": 3}, default_timeout=60).run()
+    assert "150 texts became right, 3 wrong." in texts(at) and "The first 100 of 150 are listed." in texts(at)
+    assert len(at.selectbox(key="changed_problem").options) == 100
+    at.segmented_control(key="became").set_value("wrong").run()
+    assert [name.split(":")[0] for name in at.selectbox(key="changed_problem").options] == ["became wrong"] * 3
+    at = AppTest.from_function(changed, kwargs={"right": 0, "wrong": 2}, default_timeout=60).run()
+    assert len(at.selectbox(key="changed_problem").options) == 2 and not at.exception
+
+
 def test_problems_are_needed_for_a_proxy(run):
     at = show(PAGE)
     at.segmented_control(key="proxy_kind").set_value("steering").run()
@@ -204,6 +260,16 @@ def test_first_order_is_asked_for_solutions_and_no_verifier(run):
     at.text_input(key="solution_column").input("worked").run()
     assert "--kind first-order --problems dev.jsonl --solution worked" in texts(at)
     assert "verifier" not in {widget.key for widget in at.text_input}
+    response = run.manifest["data"]["columns"]["response"]
+    assert at.text_input(key="solution_column").placeholder == f"{response}, where right"
+
+
+def test_the_verifier_of_the_demo_is_its_worlds(run, monkeypatch):
+    for is_demo, usual in ((True, "world"), (False, "math, or the problem set's own")):
+        monkeypatch.setattr("pages.usefulness.start.is_demo", lambda _run, found=is_demo: found)
+        at = show(PAGE)
+        at.segmented_control(key="proxy_kind").set_value("steering").run()
+        assert at.text_input(key="verifier").placeholder == usual
 
 
 def test_what_each_block_adds_is_told(run, workspace):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from core.usefulness.evidence import Evidence
 
 VERDICT_HELP = "Column with verdicts: true or false, 1 or 0, right or wrong; a.b leads into nested ones."
+
+VERIFIER_HELP = (
+    "As for `evaluate`. For first-order and sft it decides which worked solutions are right, where --solution "
+    "names no column."
+)
 
 
 @cli.command()
@@ -64,6 +70,9 @@ def utility(
     from core.usefulness.utility import UtilityRequest
     from core.usefulness.utility import utility as measure
 
+    for name, option in given_options().items():
+        if name in ("control_traces", "device") and not controls:
+            raise click.UsageError(f"{option} is for --controls, and there is none.")
     space = Workspace(workspace)
     opened = space.run(run)
     columns = tuple(name.strip() for name in control.split(",") if name.strip() not in ("", "none"))
@@ -93,6 +102,12 @@ def _rows(shown: Any) -> list[str]:
     return table(rows, tuple(shown.columns))
 
 
+def _above_zero(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise click.BadParameter(f"{value:g} is no number above 0.")
+    return value
+
+
 def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The development set, as `evaluate` takes its problems."""
     options = [
@@ -103,7 +118,7 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--config", help="Config of a hub data set."),
         click.option("--split", help="Split of a hub data set."),
         click.option("--limit", type=click.IntRange(1), help="Only the first N problems."),
-        click.option("--verifier", "verifier_name", help="As for `evaluate`."),
+        click.option("--verifier", "verifier_name", help=VERIFIER_HELP),
         click.option("--wording", help="How to ask, as for `evaluate`."),
         click.option(
             "--template",
@@ -132,7 +147,12 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--directions", default="all", show_default=True, help="all, or numbers such as 1,3. For steering and sft."
 )
 @click.option(
-    "--cost", type=float, default=600.0, show_default=True, help="Seconds for steering, fixed beforehand."
+    "--cost",
+    type=float,
+    callback=_above_zero,
+    default=600.0,
+    show_default=True,
+    help="Seconds for steering, fixed beforehand.",
 )
 @click.option(
     "--strengths",
@@ -172,9 +192,11 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="For sft: trainings of each selection, random ones too.",
 )
-@click.option("--epochs", type=float, default=1.0, show_default=True, help="For sft.")
+@click.option("--epochs", type=float, callback=_above_zero, default=1.0, show_default=True, help="For sft.")
 @click.option("--passes", is_flag=True, help="For sft, measure Pass@1, too, not the loss alone.")
-@click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="For sft.")
+@click.option(
+    "--learning-rate", type=float, callback=_above_zero, default=2e-4, show_default=True, help="For sft."
+)
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy, with --rollouts 1.")
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is left to chance.")
@@ -202,7 +224,7 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
         if kind == "steering":
             found = _steering(space, opened, model, options, progress)
         elif kind == "sft":
-            found = _sft(opened, model, options, progress)
+            found = _sft(space, opened, model, options, progress)
         else:
             found = _first_order(opened, model, options, progress)
     return _kept(space, found)
@@ -212,8 +234,8 @@ TRACES, PASSES = "--kind first-order with --correct", "--kind sft with --passes"
 TRAINED, WRITTEN = ("--kind sft", PASSES), ("--kind first-order", "--kind sft", PASSES)
 GENERATED, PROBLEMS = ("--kind steering", PASSES), ("--kind steering", *WRITTEN)
 USED_BY = {
-    **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template"), PROBLEMS),
-    **dict.fromkeys(("verifier_name", "r", "temperature", "max_new_tokens"), GENERATED),
+    **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template", "verifier_name"), PROBLEMS),
+    **dict.fromkeys(("r", "temperature", "max_new_tokens"), GENERATED),
     **dict.fromkeys(("directions", "random_arms", "controls"), ("--kind steering", *TRAINED)),
     **dict.fromkeys(("cost", "strengths"), ("--kind steering",)),
     **dict.fromkeys(("examples", "seeds", "epochs", "passes", "learning_rate"), TRAINED),
@@ -237,6 +259,21 @@ def _check_used(kind: str, options: dict[str, Any]) -> None:
         if use not in heeded:
             shortest = [one for one in heeded if one != PASSES or "--kind sft" not in heeded]
             raise click.UsageError(f"{option} is for {' or '.join(shortest)}; {use} does not use it.")
+    if options["verifier_name"]:
+        _check_verifier(use, options)
+
+
+def _check_verifier(use: str, options: dict[str, Any]) -> None:
+    from core.evaluation.verifiers import verifier
+
+    if use not in GENERATED and options["solution"]:
+        raise click.UsageError(
+            f"--verifier decides which solutions are right; {use} with --solution takes them all."
+        )
+    try:
+        verifier(options["verifier_name"])
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _directions(run: Run, text: str) -> tuple[int, ...]:
@@ -301,7 +338,7 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
     return first_order(run, model, solutions, asked, notes, options["seed"], progress)
 
 
-def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
+def _sft(space: Workspace, run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
     from core.evaluation.overlap import overlap_notes
     from core.usefulness.development import written_solutions
     from core.usefulness.sft import SftRequest, train_proxy
@@ -312,6 +349,8 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     wording, template = options["wording"] or "bare", options["template"]
     asked = {"problems": named_problems(development), "solution": options["solution"], "wording": wording}
     asked |= {"template": template, "passes": _passes(run, development, options) if options["passes"] else None}
+    if options["verifier_name"]:
+        asked |= {"verifier": options["verifier_name"]}
     chosen = _directions(run, options["directions"])
     numbers = {name: options[name] for name in ("examples", "seeds", "epochs", "seed")}
     try:
@@ -328,7 +367,7 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
     solutions = written_solutions(model, development.problems, written, wording, template)
     notes = [told, *development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
     answers = _answers(run, model, development, options) if options["passes"] else None
-    return train_proxy(run, model, solutions, request, answers, notes, progress)
+    return train_proxy(run, model, solutions, request, answers, notes, progress, space)
 
 
 def _passes(run: Run, development: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
 from core.evaluation.passk import Tally
 from core.evaluation.problems import Problem
-from core.evaluation.rollouts import roll_out
+from core.evaluation.rollouts import UNSTEERED, Rollout, roll_out
 from core.model import LanguageModel
 from core.reading import rank_examples
 from core.selection.pool import Pool, Rule, pool_of
@@ -37,7 +37,7 @@ from core.usefulness.controls import check_models, random_model_scores, random_s
 from core.usefulness.development import Solutions, guess_notes, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
-from core.workspace import Run
+from core.workspace import Run, Workspace, now
 
 LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
 PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
@@ -87,13 +87,13 @@ class Answers:
     sampling: Sampling
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def measure(self, model: LanguageModel) -> tuple[np.ndarray, Effort]:
-        """(problems,) Pass@1, and what it took."""
+    def measure(self, model: LanguageModel) -> tuple[np.ndarray, Effort, tuple[Rollout, ...]]:
+        """(problems,) Pass@1, what it took, and the texts."""
         batches = roll_out(model, self.problems, self.prompts, verifier(self.verifier), self.r, self.sampling)
         made = [one for batch in batches for one in batch]
         tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in made)
         effort = Effort(tokens, len(made), sum(one.cut for one in made), sum(one.right is None for one in made))
-        return Tally.of(made).pass_at(1), effort
+        return Tally.of(made).pass_at(1), effort, tuple(made)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,14 @@ class SftRequest:
 @dataclass(frozen=True)
 class Trained:
     """What one training left: measure -> (problems,) what it came to, the loss negative so that more is better;
-    tokens: trained on and run to measure; effort: of measuring alone."""
+    tokens: trained on and run to measure; effort: of measuring alone; texts: those of Pass@1."""
 
     name: str
     seed: int
     outcomes: dict[str, np.ndarray]
     tokens: int
     effort: Effort = Effort()
+    texts: tuple[Rollout, ...] = ()
 
 
 def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
@@ -205,8 +206,10 @@ def train_proxy(
     answers: Answers | None = None,
     notes: Sequence[str] = (),
     progress: Progress = silent,
+    workspace: Workspace | None = None,
 ) -> Evidence:
-    """Train on every selection and compare the losses on the solutions, and Pass@1 where `answers` say how.
+    """Train on every selection and compare the losses on the solutions, and Pass@1 where `answers` say how; its
+    texts are kept in the workspace, where one is given.
 
     Raises BasiscopeError where TRL or PEFT is missing, or the pool is too small.
     """
@@ -215,7 +218,7 @@ def train_proxy(
     pool = pool_of(run)
     chosen = selections(pool, request) | control_selections(run, model, pool, request)
     plan = [(name, s) for name in chosen for s in range(request.seeds)]
-    before, effort = measured(model, solutions, answers)
+    before, effort, untrained = measured(model, solutions, answers)
     tokens = effort.tokens + len(request.models) * int(pool.lengths.sum())
     made: list[Trained] = []
     progress("training", 0, len(plan))
@@ -257,18 +260,64 @@ def train_proxy(
             "model": run.manifest["model"]["fingerprint"],
             "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
         },
+        keep_texts(workspace, run, request, answers, untrained, made) if workspace and answers else {},
     )
+
+
+def keep_texts(
+    workspace: Workspace,
+    run: Run,
+    request: SftRequest,
+    answers: Answers,
+    untrained: Sequence[Rollout],
+    made: Sequence[Trained],
+) -> dict[str, Any]:
+    """Keep the texts behind Pass@1 as an evaluation with a variant for each end, the trainings of it after one
+    another, and the untrained model's texts beside each of them. The evidence's parts that lead there."""
+    along = [one for one in made if one.name[0].isdigit()]
+    texts = [
+        replace(text, rollout=s * answers.r + text.rollout) for s in range(request.seeds) for text in untrained
+    ]
+    texts += [
+        replace(text, variant=one.name, rollout=one.seed * answers.r + text.rollout)
+        for one in along
+        for text in one.texts
+    ]
+    variants = {one.name: one.name for one in along}
+    asked = {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked
+    model = {name: run.manifest["model"][name] for name in ("name", "fingerprint")}
+    stored: dict[str, Any] = {
+        "run": run.id,
+        "model": model,
+        "verifier": answers.verifier,
+        "r": request.seeds * answers.r,
+    }
+    stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}
+    with workspace.start_evaluation(stored) as kept:
+        kept.save_problems(answers.problems)
+        kept.append(texts)
+        kept.save_manifest(
+            {
+                "format_version": 1,
+                "request": stored,
+                "problems": dict(request.asked.get("problems", {}), n=len(answers.problems)),
+                "left_out": {},
+                "status": "complete",
+                "created": now(),
+            }
+        )
+    return {"evaluation": kept.id, "variants": variants}
 
 
 def measured(
     model: LanguageModel, solutions: Solutions, answers: Answers | None
-) -> tuple[dict[str, np.ndarray], Effort]:
-    """The outcomes of a model, as in Trained, and what measuring them took."""
+) -> tuple[dict[str, np.ndarray], Effort, tuple[Rollout, ...]]:
+    """The outcomes of a model, as in Trained, what measuring them took, and the texts."""
     found, effort = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, Effort(solutions.tokens)
-    if answers:
-        found[PASS.name], more = answers.measure(model)
-        effort += more
-    return found, effort
+    if not answers:
+        return found, effort, ()
+    found[PASS.name], more, texts = answers.measure(model)
+    return found, effort + more, texts
 
 
 def _counted_apart(effort: Effort) -> list[str]:
@@ -350,12 +399,12 @@ def trained(
             trainer.remove_callback(PrinterCallback)  # it prints to the standard output, which is --json's
             trainer.train()
         adapted.eval()
-        outcomes, effort = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
+        outcomes, effort, written = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
     finally:
         adapted.unload()
         model.module.eval().requires_grad_(False)
     tokens = effort.tokens + round(request.epochs * sum(len(text["input_ids"]) for text in texts))
-    return Trained(name, seed, outcomes, tokens, effort)
+    return Trained(name, seed, outcomes, tokens, effort, written)
 
 
 def judge(
