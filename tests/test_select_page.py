@@ -180,6 +180,20 @@ def test_a_kept_selection_is_reopened_with_all_its_choices(workspace, run, name)
     assert parse_selection(workspace, shlex.split(command(at))[1:]) == request
 
 
+def test_what_no_control_can_say_is_not_reopened_as_something_else(workspace, run):
+    odd = Request(run.id, Rule("order"), Constraints(budget=9, caps=(("kind", 0.6),)), Origins("n_tokens"))
+    select(odd, workspace, "mine")
+    at = look(show(SELECT), "Kept")
+    at.button(key="open_selection").click().run()
+    assert not at.exception and "no controls for all of this selection" in texts(at)
+
+
+def test_columns_that_are_named_as_those_of_the_table(workspace):
+    synthetic_run(workspace, n=60, columns={"place": list("ab") * 30, "kept because": ["it is"] * 60})
+    chosen = listed(show(SELECT))
+    assert set(chosen["data_place"]) == {"a", "b"} and set(chosen["data_kept because"]) == {"it is"}
+
+
 def test_both_without_a_direction_is_not_plain_coverage(run):
     at = show(SELECT)
     at.selectbox(key="rule").select("both").run()

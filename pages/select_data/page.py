@@ -169,6 +169,8 @@ def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constrai
     if len(quick) < len(rules) and not ready:
         why = "For text diversity, the texts are turned into vectors once, in a job."
         offer(why, "Make the vectors", "vectors", run, [])
+    for name in [rule.name for rule in rules if rule not in quick and (ready or rule.name != "text")]:
+        st.text(f"Baseline {name} is left out: with this budget it takes more than a moment.")
     made: list[Baseline] = []
     for rule in quick:
         try:

@@ -173,7 +173,7 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
         rows = sorted_rows(facts[by], rows, flip.toggle("Highest first", key="highest_chosen"))
     st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
     place = {int(row): i for i, row in enumerate(found.selection.rows)}
-    listed = chosen_examples(run, facts, rows[:LISTED])
+    listed = chosen_examples(run, facts, rows[:LISTED], ("place", "kept because"))
     listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
     listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
     key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks
