@@ -151,6 +151,8 @@ class Server:
                 for task in asked:
                     task.cancel()
                 runner.run(client.close())
+        if unread and not is_readable:
+            raise self._unreadable(is_readable)
         if made:
             yield made
 

@@ -42,7 +42,8 @@ from core.usefulness.traces import LENGTH, Traces, read_traces
 from core.workspace import Run
 
 PERMUTATIONS, MOST_PERMUTATIONS = 2_000, 10_000
-"""Shuffles of the verdicts: more than the least where there are many directions, up to the most."""
+"""Shuffles of the verdicts: more than the least where there are many directions, up to the most, which take 4 s of
+5,276 traces and 60 directions."""
 MODEL_DRAWS = 3
 """Models of each random kind: another draw of weights reaches another level."""
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers")
