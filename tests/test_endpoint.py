@@ -247,6 +247,9 @@ def test_where_all_is_refused_it_is_an_error(server):
     with pytest.raises(BasiscopeError, match=r"refused what it was asked .*nothing of that"):
         rolled(server, r=1)
     assert len(server.asked) <= 2 * (HOPELESS + 8)
+    server.reply = staticmethod(lambda body: (400, "{}") if number_in(body) < 5 else (200, "<html>"))
+    with pytest.raises(BasiscopeError, match="no answer that can be read"):
+        rolled(server, r=1)
     server.reply = staticmethod(lambda body: (400, "{}") if number_in(body) < 7 else completion("\\boxed{1}"))
     assert {one.problem_id for one in rolled(server, r=1)} == {7, 8, 9}
 
