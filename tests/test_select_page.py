@@ -199,7 +199,7 @@ def test_what_cannot_be_made_cannot_be_saved(run):
     at.text_input(key="quota").set_value("kind=addition:0.7,kind=division:0.6").run()
     look(at, "Kept")
     assert "at most 1" in texts(at) and at.button(key="save_selection").disabled
-    at.text_input(key="quota").set_value("kind=addition:0.7").run()
+    at.text_input(key="quota").set_value("kind=addition:0.2").run()
     assert not at.button(key="save_selection").disabled and "--quota" in command(at)
     at.text_input(key="quota").set_value("kind=nowhere:0.7").run()
     assert at.button(key="save_selection").disabled and not at.exception
