@@ -115,7 +115,7 @@ def choose_budget(run: Run, pool: Pool) -> tuple[list[str], int]:
 def choose_constraints(run: Run) -> list[str]:
     columns = colour_columns(run)
     arguments: list[str] = []
-    with st.expander("Constraints"):
+    with st.expander("Constraints", key="constraints"):
         quota = st.text_input(
             "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help=QUOTA_HELP
         )
@@ -154,7 +154,7 @@ def choose_constraints(run: Run) -> list[str]:
 def choose_origins(run: Run) -> list[str]:
     columns = [None, *origin_columns(run)]
     arguments: list[str] = []
-    with st.expander("Provenance"):
+    with st.expander("Provenance", key="provenance"):
         left, right = st.columns(2)
         for i, name in enumerate(ORIGINS):
             place = right if i % 2 else left

@@ -138,7 +138,10 @@ def show_ledger(run: Run, pool: Pool, found: Prospect, request: Request) -> None
     owners = ledger_for(pool, *asked).copy()
     if request.origins.source is None:
         owners["source"] = "all together"
-    st.text(licence_sentence(owners, request.origins.use))
+    if request.origins.licence is None:
+        st.text("No column of licences is named, so nothing is known of their terms. Choose it beside the source.")
+    else:
+        st.text(licence_sentence(owners, request.origins.use))
     for sentence in licence_conflicts(pool, found.rows, request.origins):
         st.text(sentence)
     st.dataframe(
