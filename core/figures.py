@@ -133,23 +133,13 @@ def histogram(values: np.ndarray) -> dict[str, Any]:
     """ECharts options for the distribution of one direction's scores (n,): drawn anew in a fifth of Plotly's
     time."""
     counts, edges = np.histogram(values, bins=min(60, max(10, len(values) // 20)))
-    middles = [float(f"{middle:.3g}") for middle in (edges[:-1] + edges[1:]) / 2]
-    return {
-        "xAxis": {"name": "score", "type": "category", "data": middles, "nameLocation": "middle", "nameGap": 28},
-        "yAxis": {"name": "examples", "type": "value"},
-        "series": [
-            {
-                "type": "bar",
-                "name": "examples",
-                "data": counts.tolist(),
-                "barCategoryGap": "4%",
-                "itemStyle": {"color": BLUE},
-            }
-        ],
-        "tooltip": {"trigger": "axis"},
-        "grid": {"left": 12, "right": 12, "top": 32, "bottom": 24},
-        "animation": False,
-    }
+    bars: dict[str, Any] = {"type": "line", "step": "end", "name": "examples", "symbol": "none", "color": BLUE}
+    bars |= {"lineStyle": {"width": 0}, "areaStyle": {"color": BLUE, "opacity": 1}}
+    bars["data"] = [[float(f"{edge:.4g}"), int(count)] for edge, count in zip(edges, [*counts, 0], strict=True)]
+    across = {"name": "score", "type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}}
+    across |= {"axisLabel": {"showMinLabel": False, "showMaxLabel": False}}
+    chart = _chart([bars], across, {"name": "examples", "type": "value", "axisLine": {"onZero": False}})
+    return chart | {"tooltip": {"trigger": "axis"}}
 
 
 def covering(

@@ -254,7 +254,9 @@ def test_the_small_figures_hold_a_mark_for_every_direction(k):
 
 @pytest.mark.parametrize("values", [np.zeros(5), np.arange(1_000.0), np.array([1.0, 2.0])])
 def test_the_histogram_counts_every_example(values):
-    assert sum(figures.histogram(values)["series"][0]["data"]) == len(values)
+    (bars,) = figures.histogram(values)["series"]
+    assert sum(count for _, count in bars["data"]) == len(values)
+    assert [edge for edge, _ in bars["data"]] == sorted(edge for edge, _ in bars["data"])
 
 
 # --- steering -------------------------------------------------------------------------------------------
