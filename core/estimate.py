@@ -16,6 +16,7 @@ from core.examples import Example, ReadReport, check_columns, read_examples, res
 from core.model import (
     choose_device,
     choose_dtype,
+    load_config,
     load_tokenizer,
     locate_model,
     resolve_blocks,
@@ -62,9 +63,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     """
     folder = locate_model(request.model, request.revision, weights=False)  # before the import, which takes seconds
     check_columns(request.source, request.columns)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    config = load_config(folder, request.model).get_text_config()
     tokenizer = load_tokenizer(request.model, request.revision)
     template = resolve_template(request.recipe.template, request.columns, tokenizer)
     blocks = resolve_blocks(request.recipe.blocks, config.num_hidden_layers)
