@@ -384,6 +384,19 @@ def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def _written_blocks(blocks: str) -> re.Match[str]:
+    match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
+    if not match or "-" in (match[1], match[2]):
+        raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    return match
+
+
+def check_blocks(blocks: str) -> None:
+    """Raises BasiscopeError where `resolve_blocks` cannot read it, whatever the model."""
+    if blocks.strip() != "middle":
+        _written_blocks(blocks)
+
+
 def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
     """Block numbers from `a:b` (as a Python slice, negative from the end), one number such as `15`, or
     `middle` (block 15 of 32, as published for the safety recipe).
@@ -393,9 +406,7 @@ def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
     """
     if blocks.strip() == "middle":
         return (n_blocks // 2 - 1,) if n_blocks > 1 else (0,)
-    match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
-    if not match or "-" in (match[1], match[2]):
-        raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    match = _written_blocks(blocks)
     chosen: tuple[int, ...]
     if match[3] is not None:
         index = int(match[3])
