@@ -256,7 +256,7 @@ def shares(table: pd.DataFrame, *, with_legend: bool = True) -> dict[str, Any]:
 
 def direction_shift(directions: pd.DataFrame) -> dict[str, Any]:
     """ECharts options: per direction the mean of the chosen, with one standard deviation to both sides, in those
-    of the pool."""
+    of the pool, and below it the share of the pool's score bins that have a chosen example."""
     means, spreads = directions["mean shift (SD)"], directions["spread (SD)"]
     places = range(len(directions))
     ranges = [
@@ -275,7 +275,9 @@ def direction_shift(directions: pd.DataFrame) -> dict[str, Any]:
         "markArea": pool,
     }
     low, high = min(-1.0, float((means - spreads).min())), max(1.0, float((means + spreads).max()))
-    across = {"name": "direction", "type": "category", "data": [str(j) for j in directions["direction"]]}
+    covered = zip(directions["direction"], directions["bins covered"], strict=True)
+    across = {"type": "category", "data": [f"{j}\n{share:.0%}" for j, share in covered], "nameGap": 42}
+    across |= {"name": "direction; share of the pool's score bins with a chosen example"}
     up = {"name": "SD of the pool (grey: the pool)", "type": "value", "min": np.floor(low), "max": np.ceil(high)}
     return _chart([series], across, up) | {"tooltip": {"trigger": "axis", "valueFormatter": "%+.2f SD"}}
 

@@ -194,6 +194,14 @@ def _values_of(points: np.ndarray, centres: np.ndarray, codes: np.ndarray, sourc
     return sums / n
 
 
+def spelling(licence: str) -> str:
+    """
+    >>> spelling("CC BY-SA 4.0")
+    'cc-by-sa-4.0'
+    """
+    return re.sub(r"[\s_-]+", "-", licence.strip().lower())
+
+
 def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
     """(terms, problem) of the licences of one source; no problem is an empty text."""
     terms = {licence: terms_of("" if licence == MISSING else licence) for licence in licences}
@@ -206,7 +214,7 @@ def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
     unclear = [licence for licence, t in terms.items() if not t.known and licence != MISSING]
     if unclear:
         problems.append(f"terms not stated by {unclear[0]!r}")
-    if len([licence for licence in licences if licence != MISSING]) > 1:
+    if len({spelling(licence) for licence in licences if licence != MISSING}) > 1:
         problems.append("conflicting licences, the most restrictive holds")
     if joined.forbids(use):
         problems.append(f"forbids {use} use")
@@ -220,7 +228,10 @@ def licence_conflicts(pool: Pool, rows: np.ndarray, origins: Origins) -> tuple[s
     named = pd.Series(_values(pool, origins.licence, "--licence")[rows])
     sources = pd.Series(_values(pool, origins.source, "--source")[rows])
     firsts = sources.groupby(named).first()
-    terms = {str(licence): terms_of(str(licence)).names for licence in firsts.index if licence != MISSING}
+    one_each: dict[str, str] = {}
+    for licence in map(str, firsts.index.drop(MISSING, errors="ignore")):
+        one_each.setdefault(spelling(licence), licence)
+    terms = {licence: terms_of(licence).names for licence in one_each.values()}
     alike = [licence for licence, names in terms.items() if "share-alike" in names]
 
     def shown(licence: str) -> str:

@@ -205,9 +205,13 @@ def sorted_rows(column: pd.Series, rows: np.ndarray, highest: bool) -> np.ndarra
     return rows[values.sort_values(ascending=not highest, kind="stable").index]
 
 
-def chosen_examples(run: Run, facts: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """The examples in `rows`: id, short text, length in tokens and their columns."""
-    chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in ("text", "example", "tokens")})
+def chosen_examples(
+    run: Run, facts: pd.DataFrame, rows: np.ndarray, also_taken: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The examples in `rows`: id, short text, length in tokens and their columns, those of them renamed whose
+    names are taken by these or by columns to come."""
+    taken = ("text", "example", "tokens", *also_taken)
+    chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in taken})
     chosen.insert(1, "text", [one_line(text, 300) for text in run.texts(rows)])
     return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 

@@ -225,6 +225,39 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, factory,
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
 
 
+def test_messages_that_llama_factory_would_pass_over_come_without_its_files(chat_stories, write_rows, tmp_path):
+    from core.activations import Recipe
+    from core.examples import Columns, DataSource
+    from core.recovery import Request as Recovery
+    from core.recovery import recover
+
+    told = [
+        [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": "It."}] for i in range(9)
+    ]
+    told[4].append({"role": "user", "content": "And then?"})
+    space, columns = Workspace(tmp_path / "chat"), Columns(messages="messages")
+    source = DataSource(write_rows([{"messages": messages} for messages in told]))
+    asked = Recovery(chat_stories, source, columns, Recipe(dtype="float32"), k=2, device="cpu", with_map=False)
+    run = recover(asked, space)
+    for budget, factory_files in ((4, True), (9, False)):
+        kept = select(Request(run.id, Rule("order"), Constraints(budget=budget)), space, f"first {budget}")
+        out = tmp_path / str(budget)
+        files = export(kept, run, out, "messages")
+        assert {"dataset_info.json", "llamafactory.yaml"} <= set(files) or not factory_files
+        assert ("dataset_info.json" in files) == ("llamafactory.yaml" in files) == factory_files
+        assert ("1 of the conversations do not take turns" in (out / "README.md").read_text()) != factory_files
+        assert len((out / "selection.jsonl").read_text().splitlines()) == budget and "trl.yaml" in files
+
+
+@pytest.mark.parametrize("form", ["alpaca", "sharegpt"])
+def test_an_empty_system_message_is_no_turn(form):
+    messages = [
+        {"role": role, "content": text} for role, text in (("system", ""), ("user", "1?"), ("assistant", "1"))
+    ]
+    row = formatted({"example_id": 0}, {"chat": messages}, {"messages": "chat"}, form)
+    assert row["system"] == "" and "1?" in json.dumps(row)
+
+
 def test_alpaca_keeps_the_turns_before_the_last():
     texts = ("Be short.", "One?", "1", "Two?", "2")
     roles = ("system", *("user", "assistant") * 2)
@@ -500,6 +533,8 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--source", "nope"), 1, "no such column"),
         (("--coverage", "--budget", 5, "--set", "nope"), 2, "no such set"),
         (("--coverage", "--budget", 5, "--weights", "utility:question"), 2, "--along alone"),
+        (("--along", "1+,2-", "--budget", 5, "--weights", "utility:"), 2, "names a column"),
+        (("--coverage", "--budget", 5, "--tuning", "lora", "--format", "rows"), 2, "training config"),
         (("--coverage", "--budget", 5, "--weights", "1"), 2, "--along alone"),
         (("--coverage", "--budget", 5, "--floor", 1), 2, "--along alone"),
         (("--coverage", "--budget", 5, "--useful-end", 0.3), 2, "at least one direction"),
@@ -510,8 +545,8 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--drop-contaminated"), 2, "name them, --against"),
         (("--baseline", "random:kind", "--budget", 5), 2, "takes no column"),
         (("--coverage", "--budget", 5, "--quota", "a=b:0.1,a=b:0.2"), 2, "two shares"),
-        (("--coverage", "--budget", 5, "--tuning", "lora"), 2, "add --format or --out"),
-        (("--coverage", "--budget", 5, "--train-model", "m"), 2, "add --format or --out"),
+        (("--coverage", "--budget", 5, "--tuning", "lora"), 2, "add --format of a trainer"),
+        (("--coverage", "--budget", 5, "--train-model", "m"), 2, "add --format of a trainer"),
         (("--coverage", "--budget", 5, "--pay", 3), 2, "--source"),
         (("--coverage", "--budget", 5, "--min-tokens", -3), 2, "must not be negative"),
     ],

@@ -340,9 +340,10 @@ def test_a_covering_curve_holds_bands_the_budget_and_the_knee():
 
 def test_the_shift_of_directions_shows_mean_and_spread():
     table = pd.DataFrame({"direction": [1, 2], "mean shift (SD)": [0.5, -2.0], "spread (SD)": [1.0, 0.25]})
+    table["bins covered"] = [1.0, 0.35]
     chart = figures.direction_shift(table)
     (marks,) = chart["series"]
-    assert marks["data"] == [0.5, -2.0]
+    assert marks["data"] == [0.5, -2.0] and chart["xAxis"]["data"] == ["1\n100%", "2\n35%"]
     assert [[end["coord"] for end in line] for line in marks["markLine"]["data"]] == [
         [[0, -0.5], [0, 1.5]],
         [[1, -2.25], [1, -1.75]],

@@ -193,6 +193,12 @@ def test_the_address_chooses_the_direction(workspace, asked, title):
     assert show(DIRECTIONS, direction=asked).title[0].value == title
 
 
+def test_the_address_takes_the_beginning_of_a_runs_id(workspace):
+    older = workspace.runs()[1]
+    at = show(DIRECTIONS, run=older.id[:6])
+    assert at.query_params["run"] == older.id and not at.warning
+
+
 def test_next_and_previous_go_round(workspace):
     at = show(DIRECTIONS, direction="4")
     at.button(key="next").click().run()
@@ -415,14 +421,17 @@ def job(workspace, name, arguments, **files):
 def test_ended_jobs_say_how_they_ended_and_can_go_on(workspace, started):
     run = workspace.runs()[1].id
     recover = ["recover", "--model", "m", "--data", "d"]
-    done = job(workspace, "1", recover, result={"state": "done", "run": run})
-    failed = job(workspace, "2", recover, result={"state": "failed", "message": "Model m is not there."})
-    job(workspace, "3", recover)
-    job(workspace, "4", recover, cancel={})
-    assert [j.state for j in list_jobs(workspace)] == ["cancelled", "killed", "failed", "done"]
+    done = job(workspace, "1", [*recover, "--k", "2"], result={"state": "done", "run": run})
+    before = job(workspace, "2", recover, cancel={})
+    failed = job(workspace, "3", recover, result={"state": "failed", "message": "Model m is not there."})
+    job(workspace, "4", [*recover, "--k", "3"])
+    job(workspace, "5", [*recover, "--k", "4"], cancel={})
+    assert [j.state for j in list_jobs(workspace)] == ["cancelled", "killed", "failed", "cancelled", "done"]
     at = show(RECOVER)
+    buttons = {button.key for button in at.button}
+    assert f"resume_{failed}" in buttons and f"resume_{before}" not in buttons, "the last try of a command counts"
     assert "Failed. Model m is not there." in texts(at) and "Killed. The process was ended" in texts(at)
-    assert "Cancelled. Stopped." in texts(at) and "Done." in texts(at)
+    assert "Stopped. What was finished is kept" in texts(at) and "Done." in texts(at)
     at.button(key=f"resume_{failed}").click().run()
     assert started == [recover]
     at.button(key=f"open_{done}").click().run()

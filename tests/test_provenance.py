@@ -164,6 +164,13 @@ def test_the_most_restrictive_wins_and_missing_is_never_free():
     )
 
 
+def test_one_licence_spelt_two_ways_is_no_conflict():
+    assert "conflicting" not in judge(["CC BY-SA 4.0", "cc-by-sa-4.0"], "research")[1]
+    facts = pd.DataFrame({"n_tokens": [1, 1], "licence": ["CC BY-SA 4.0", "cc_by-sa 4.0"], "who": ["a", "b"]})
+    pool = Pool("run", np.arange(2), np.zeros((2, 1), np.float32), facts)
+    assert licence_conflicts(pool, np.arange(2), Origins(source="who", licence="licence")) == ()
+
+
 def test_licences_of_different_sources_that_conflict():
     licences = ["CC BY-SA 4.0", "CC BY-NC 4.0", "GFDL", "CC BY 4.0", "CC BY-NC-SA 3.0", None]
     facts = pd.DataFrame({"by": list("abcdef"), "licence": licences, "n_tokens": 9})

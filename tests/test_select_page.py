@@ -180,6 +180,31 @@ def test_a_kept_selection_is_reopened_with_all_its_choices(workspace, run, name)
     assert parse_selection(workspace, shlex.split(command(at))[1:]) == request
 
 
+def test_what_no_control_can_say_is_not_reopened_as_something_else(workspace, run):
+    odd = Request(run.id, Rule("order"), Constraints(budget=9, caps=(("kind", 0.6),)), Origins("n_tokens"))
+    select(odd, workspace, "mine")
+    at = look(show(SELECT), "Kept")
+    at.button(key="open_selection").click().run()
+    assert not at.exception and "no controls for all of this selection" in texts(at)
+
+
+def test_columns_that_are_named_as_those_of_the_table(workspace):
+    synthetic_run(workspace, n=60, columns={"place": list("ab") * 30, "kept because": ["it is"] * 60})
+    chosen = listed(show(SELECT))
+    assert set(chosen["data_place"]) == {"a", "b"} and set(chosen["data_kept because"]) == {"it is"}
+
+
+def test_what_cannot_be_made_cannot_be_saved(run):
+    at = show(SELECT)
+    at.text_input(key="quota").set_value("kind=addition:0.7,kind=division:0.6").run()
+    look(at, "Kept")
+    assert "at most 1" in texts(at) and at.button(key="save_selection").disabled
+    at.text_input(key="quota").set_value("kind=addition:0.2").run()
+    assert not at.button(key="save_selection").disabled and "--quota" in command(at)
+    at.text_input(key="quota").set_value("kind=nowhere:0.7").run()
+    assert at.button(key="save_selection").disabled and not at.exception
+
+
 def test_both_without_a_direction_is_not_plain_coverage(run):
     at = show(SELECT)
     at.selectbox(key="rule").select("both").run()
@@ -331,7 +356,9 @@ def test_the_ledger_is_shown(run):
     look(at, "Provenance")
     owners = next(frame.value for frame in at.dataframe if "shapley" in frame.value)
     assert owners["payment"].sum() == pytest.approx(90)
-    assert "licence problem" in texts(at) and "not training value" in texts(at)
+    assert "No column of licences is named" in texts(at) and "not training value" in texts(at)
+    at.selectbox(key=f"origin_licence_{run.id}").select("kind").run()
+    assert "licence problem" in texts(at)
 
 
 def test_without_a_source_column_the_ledger_says_so(run):

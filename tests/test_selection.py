@@ -650,6 +650,11 @@ def test_a_page_does_not_wait_for_a_large_budget():
     assert live.is_quick(pool, Rule("coverage"), Constraints(budget_tokens=9_000))
     for wanted in (Constraints(budget=5_000), Constraints(budget_tokens=45_000)):
         assert not live.is_quick(pool, Rule("coverage"), wanted)
+    lengths = np.r_[np.full(n // 2, 1), np.full(n // 2, 99)]
+    uneven = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), pd.DataFrame({"n_tokens": lengths}))
+    assert live.examples_within(uneven, Constraints(budget_tokens=25_000), Rule("shortest")) == 25_000
+    assert live.is_quick(uneven, Rule("longest"), Constraints(budget_tokens=25_000))
+    assert not live.is_quick(uneven, Rule("shortest"), Constraints(budget_tokens=25_000))
     assert not live.is_quick(pool, Rule("text"), Constraints(budget=10))
     assert live.is_quick(pool, Rule("text"), Constraints(budget=10), has_vectors=True)
 
@@ -763,6 +768,27 @@ def test_rules_and_constraints_survive_json():
     )
     assert rule_from(json.loads(json.dumps(as_json(rule)))) == rule
     assert constraints_from(json.loads(json.dumps(as_json(constraints)))) == constraints
+
+
+def test_numbers_that_are_missing_are_counted_as_missing():
+    numbers = pd.Series(np.where(np.arange(100) < 60, np.nan, np.arange(100.0)))
+    shares = measures.composition(measures.counted(numbers), {"first": np.arange(30)})
+    assert shares["pool"]["(missing)"] == 0.6 and shares["first"]["(missing)"] == 1
+    assert shares["pool"].drop("(missing)").round(9).eq(0.04).all() and list(shares.index)[-1] == "(missing)"
+
+
+def test_what_is_said_of_must_haves_is_of_the_budget_asked_for(pool):
+    must = tuple((int(example), "why") for example in pool.example_id[:5])
+    wanted = Constraints(budget=3, must=must)
+    whole = live.prospect(pool, Rule("random"), replace(wanted, budget=20), list)
+    assert not whole.selection.notes
+    assert live.within(whole, pool, wanted).selection.notes == ("Only the first 3 of 5 must-have examples fit.",)
+    some = live.prospect(pool, Rule("random"), replace(wanted, budget=4), list)
+    assert live.within(some, pool, wanted).selection.notes == ("Only the first 3 of 5 must-have examples fit.",)
+
+
+def test_a_tiny_share_is_shown_as_it_is_read():
+    assert parse_quotas(show_quotas(parse_quotas("a=b:0.00005"))) == parse_quotas("a=b:0.00005")
 
 
 def test_the_composition_by_a_number_is_in_its_order():

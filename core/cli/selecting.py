@@ -128,8 +128,10 @@ def select(
         raise click.UsageError(f"--from-manifest says everything; leave out {', '.join(given)}.")
     if form is None and out:
         form = "rows"
-    if form is None and (idle := typed.get("tuning") or typed.get("train_model")):
-        raise click.UsageError(f"{idle} is of an export's training config; add --format or --out.")
+    if form in (None, "rows", "parquet") and (idle := typed.get("tuning") or typed.get("train_model")):
+        raise click.UsageError(
+            f"{idle} is of an export's training config; add --format of a trainer, such as trl."
+        )
     with Reporter(as_json) as progress:
         manifest = read_json(from_manifest) if from_manifest else None
         if from_manifest is None:
@@ -238,6 +240,10 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
     weights_by = None
     if options["weights"] and options["weights"].startswith("utility:"):
         weights_by = options["weights"].removeprefix("utility:")
+        if not weights_by:
+            raise BasiscopeError(
+                "--weights utility:COLUMN names a column of verdicts; `utility` alone takes none."
+            )
     elif options["weights"] and options["weights"] != "utility":
         weights = tuple(_number(part, "--weights") for part in options["weights"].split(","))
     rule = Rule(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from core.errors import BasiscopeError
 from core.provenance import Origins, count_sources
-from core.selection.choose import choose, fitting, possible
+from core.selection.choose import choose, fitting, must_note, possible
 from core.selection.measures import Curve, curve, summary
 from core.selection.pool import NESTED, Constraints, Pool, Rule, Selection
 from core.selection.quotas import MOST_CELLS, parts_of
@@ -58,7 +58,7 @@ def is_quick(pool: Pool, rule: Rule, constraints: Constraints, has_vectors: bool
     if QUICK_PARTS < parts_of(pool, constraints) <= MOST_CELLS:
         return False
     orders = MOST_ORDERS if constraints.budget_tokens is not None and constraints.shapes else 1
-    picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints)
+    picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints, rule)
     return pool.n * picks <= QUICK_DISTANCES
 
 
@@ -67,11 +67,14 @@ def ledger_seconds(pool: Pool, rows: np.ndarray, origins: Origins) -> float:
     return LEDGER_SECONDS * pool.n * count_sources(pool, rows, origins)
 
 
-def examples_within(pool: Pool, constraints: Constraints) -> int:
+def examples_within(pool: Pool, constraints: Constraints, rule: Rule) -> int:
     """About how many examples the budget is."""
     if constraints.budget is not None:
         return min(constraints.budget, pool.n)
-    return min(pool.n, 1 + round((constraints.budget_tokens or 0) / float(pool.lengths.mean())))
+    tokens = constraints.budget_tokens or 0
+    if rule.name == "shortest":
+        return int(np.searchsorted(pool.sorted_lengths.cumsum(), tokens, side="right"))
+    return min(pool.n, 1 + round(tokens / float(pool.lengths.mean())))
 
 
 def first_budgets(pool: Pool, unit: str) -> tuple[int, int, int]:
@@ -119,8 +122,12 @@ def prospect(
 
 def within(found: Prospect, pool: Pool, constraints: Constraints) -> Prospect:
     """The prospect at the budget of the constraints. Raises BasiscopeError where not even one example fits."""
-    check_first(pool, found.selection.rows, constraints)
-    return replace(found, budget=len(affordable(pool, found.selection.rows, constraints)))
+    chosen = found.selection
+    check_first(pool, chosen.rows, constraints)
+    budget = len(affordable(pool, chosen.rows, constraints))
+    widest_note = must_note(constraints, chosen.budget)
+    notes = must_note(constraints, budget) + tuple(note for note in chosen.notes if note not in widest_note)
+    return replace(found, selection=replace(chosen, notes=notes), budget=budget)
 
 
 def check_first(pool: Pool, rows: np.ndarray, constraints: Constraints) -> None:

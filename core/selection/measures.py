@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from core.selection.farthest import covering_curve, knee
-from core.selection.pool import SCORE_BINS, Pool
+from core.selection.pool import MISSING, SCORE_BINS, Pool
 from core.selection.quotas import length_strata
 
 MOST_MEASURED = 2_000
-"""Picks along which the curves are computed at once; a longer selection is measured at its ends."""
+"""Picks along which a selection's knee is looked for, and a card's curves are drawn."""
 TOP_VALUES = 12
 
 
@@ -126,11 +126,12 @@ def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:
 def _binned(column: pd.Series) -> pd.Series:
     """Text as it is, numbers of many values by tenths."""
     if pd.api.types.is_numeric_dtype(column) and column.nunique() > TOP_VALUES:
-        strata = length_strata(column.fillna(column.median()).to_numpy())
-        low = column.groupby(strata).transform("min")
-        high = column.groupby(strata).transform("max")
-        return low.map("{:g}".format) + " to " + high.map("{:g}".format)
-    return column.astype("string").fillna("(missing)").astype(str)
+        known = column.dropna()
+        strata = length_strata(known.to_numpy())
+        low = known.groupby(strata).transform("min")
+        high = known.groupby(strata).transform("max")
+        return (low.map("{:g}".format) + " to " + high.map("{:g}".format)).reindex(column.index).fillna(MISSING)
+    return column.astype("string").fillna(MISSING).astype(str)
 
 
 def overlap(selections: Mapping[str, Sequence[int]]) -> pd.DataFrame:

@@ -252,7 +252,9 @@ def show_quotas(quotas: tuple[Quota, ...]) -> str:
     'subject=Algebra:0.5,level=5:0.2'
     """
     return ",".join(
-        f"{_quoted(quota.column)}={_quoted(value)}:{share}" for quota in quotas for value, share in quota.shares
+        f"{_quoted(quota.column)}={_quoted(value)}:{np.format_float_positional(share, trim='0')}"
+        for quota in quotas
+        for value, share in quota.shares
     )
 
 

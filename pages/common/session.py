@@ -113,6 +113,8 @@ def pick_run() -> Run:
         show_empty(workspace())
         st.stop()
     asked = st.query_params.get(RUN)
+    if asked and len(meant := [run_id for run_id in runs if run_id.startswith(asked)]) == 1:
+        st.query_params[RUN] = asked = meant[0]
     if asked and asked not in runs:
         st.warning("The address names a run that is not in this workspace. The newest is shown instead.")
     newest = next((run_id for run_id, run in runs.items() if is_readable(run)), next(iter(runs)))

@@ -43,9 +43,7 @@ def show_direction(run: Run, direction: int, controls: list[DeltaGenerator]) -> 
     previous, following = (direction - 2) % run.k + 1, direction % run.k + 1
     before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,), width="stretch")
     after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,), width="stretch")
-    overview.button(
-        "All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,), width="stretch"
-    )
+    overview.button("All directions", key="all_directions", on_click=choose, args=(0,), width="stretch")
     label = run.labels().get(direction)
     st.title(f"Direction {direction}")
     st.text(label.text if label else "no label")

@@ -28,6 +28,10 @@ def show_estimate(job_id: str) -> None:
 def show_jobs() -> None:
     """All jobs under way, looked at every second, and the newest of the others."""
     jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
+    last_try: dict[tuple[str, ...], Job] = {}
+    for job in jobs:
+        last_try.setdefault(tuple(job.facts["arguments"]), job)
+    jobs = list(last_try.values())
     running = [job for job in jobs if job.state == "running"]
     shown = [*running, *(job for job in jobs if job not in running)][: max(MOST_JOBS, len(running))]
     under_way = len(running) + len(recoveries_elsewhere(workspace()))
@@ -71,8 +75,10 @@ def show_job(job: Job) -> None:
             st.switch_page("pages/basis/page.py")
         st.caption("Done.")
     else:
-        st.text(f"{state.capitalize()}. {job.result['message']}")
-        if button.button("Resume", key=f"resume_{job.id}"):
+        st.text(
+            job.result["message"] if state == "cancelled" else f"{state.capitalize()}. {job.result['message']}"
+        )
+        if button.button("Try again" if state == "failed" else "Resume", key=f"resume_{job.id}"):
             start_job(workspace(), job.facts["arguments"])
             st.rerun()
     if state != "running" and (log := job.log()):

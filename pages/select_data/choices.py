@@ -20,6 +20,7 @@ WITH_DIRECTIONS = ("along", "both")
 WITH_COLUMN = ("label", "quality")
 SPLITS = ("equally", "by weights", "by the run's utility", "by a column of verdicts")
 ORIGINS = ("source", "licence", "author", "date")
+LEAST_CAP = 0.001
 PINNED, DROPPED = "select_pinned", "select_dropped"
 """Session keys: example id -> reason, by run."""
 
@@ -114,14 +115,14 @@ def choose_budget(run: Run, pool: Pool) -> tuple[list[str], int]:
 def choose_constraints(run: Run) -> list[str]:
     columns = colour_columns(run)
     arguments: list[str] = []
-    with st.expander("Constraints"):
+    with st.expander("Constraints", key="constraints"):
         quota = st.text_input(
             "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help=QUOTA_HELP
         )
         arguments += option("--quota", quota)
         for column in st.multiselect("No value above a share, in", columns, key=f"cap_{run.id}"):
             share = st.number_input(
-                f"Most of one value of {column}", 0.001, 1.0, 0.3, 0.05, key=f"cap_{run.id}_{column}"
+                f"Most of one value of {column}", LEAST_CAP, 1.0, 0.3, 0.05, key=f"cap_{run.id}_{column}"
             )
             arguments += ["--at-most", f"{column}:{share}"]
         required = st.multiselect("Only with a value in", columns, key=f"require_{run.id}")
@@ -153,7 +154,7 @@ def choose_constraints(run: Run) -> list[str]:
 def choose_origins(run: Run) -> list[str]:
     columns = [None, *origin_columns(run)]
     arguments: list[str] = []
-    with st.expander("Provenance"):
+    with st.expander("Provenance", key="provenance"):
         left, right = st.columns(2)
         for i, name in enumerate(ORIGINS):
             place = right if i % 2 else left
@@ -171,6 +172,14 @@ def state_of(run: Run, pool: Pool, request: Request) -> dict[str, Any]:
     """Session key -> value of every control, such that the page asks for the request. Raises BasiscopeError where
     no control can say a part of it."""
     rule, wanted, origins = request.rule, request.constraints, request.origins
+    named = [getattr(origins, name) for name in ORIGINS]
+    if any(name is not None and name not in origin_columns(run) for name in named) or any(
+        share < LEAST_CAP for _, share in wanted.caps
+    ):
+        raise BasiscopeError(
+            f"The page has no controls for all of this selection, such as a share below {LEAST_CAP:g}; "
+            "`basiscope select --from-manifest` makes it again."
+        )
     split = SPLITS[3] if request.weights_by else SPLITS[1] if rule.weights else SPLITS[0]
     unit = "examples" if wanted.budget_tokens is None else "tokens"
     budget = wanted.budget_tokens if wanted.budget is None else wanted.budget

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core import figures
 from core.errors import BasiscopeError
-from core.jobs import command_line, start_job
+from core.jobs import command_line, find_job, start_job
 from core.selection import FORMATS, measures
 from core.selection.live import can_compare, readable
 from core.selection.measures import Curve, curve
@@ -22,22 +22,30 @@ SAVE_JOB, REOPEN = "select_job", "select_reopen"
 MOST_COMPARED = 4
 
 
-def show_save(arguments: list[str]) -> None:
+def show_save(arguments: list[str], problem: str) -> None:
+    """problem: why it cannot be made."""
     name, form, button = st.columns([3, 2, 1.2], vertical_alignment="bottom")
-    called = name.text_input("Save under a name", key="selection_name").strip()
-    exported: str = form.selectbox("and export as", ["not now", *FORMATS], key="export_format")
+    called = name.text_input("Save under a name", key="selection_name", persist_state="session").strip()
+    exported: str = form.selectbox(
+        "and export as", ["not now", *FORMATS], key="export_format", persist_state="session"
+    )
     whole = [*arguments, *(["--name", called] if called else [])]
     whole += ["--format", exported] if exported != "not now" else []
-    if button.button("Save", key="save_selection", type="primary", width="stretch"):
+    if button.button("Save", key="save_selection", type="primary", width="stretch", disabled=bool(problem)):
         try:
             workspace().check_selection_name(called, replace_old=False)
             st.session_state[SAVE_JOB] = start_job(workspace(), whole).id
         except BasiscopeError as error:
             show_sentence(str(error))
-    st.caption("The same from a terminal")
-    st.code(command_line(whole), language="bash", wrap_lines=True)
+    if problem:
+        show_sentence(problem)
+    else:
+        st.caption("The same from a terminal")
+        st.code(command_line(whole), language="bash", wrap_lines=True)
     if job_id := st.session_state.get(SAVE_JOB):
-        watch(job_id, "selection")
+        job = find_job(workspace(), job_id)
+        if job.state == "running" or job.facts["arguments"][: len(arguments)] == arguments:
+            watch(job_id, "selection")
 
 
 @st.fragment(run_every=0.5)

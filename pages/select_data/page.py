@@ -113,7 +113,7 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         "View", VIEWS, default=VIEWS[0], key=VIEW, required=True, label_visibility="collapsed"
     )
     if view == "Kept":
-        show_save(arguments)
+        show_save(arguments, problem_with(run, pool, arguments, largest))
         show_kept(run, pool)
         return
     request = parse_selection(workspace(), arguments)
@@ -133,10 +133,7 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         else:
             st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
-    against = tuple(screening.against.items()) if screening else ()
-    made_by = text_model_fingerprint(rule.text_model)
-    whole = prospect_for(pool, run, str(run.folder), rule, keyed, screening, against, made_by)
-    found = within(whole, pool, wanted)
+    found = look_ahead(run, pool, request, keyed, screening)
     if view == "What it means":
         for sentence in utility_sentences(request, pool):
             st.text(sentence)
@@ -157,6 +154,32 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         show_ledger(run, pool, found, request)
 
 
+def look_ahead(
+    run: Run, pool: Pool, request: Request, keyed: Constraints, screening: Screening | None
+) -> Prospect:
+    """The selection asked for, of that within the constraints `keyed`, which is made once."""
+    rule = rule_of(request, pool)
+    against = tuple(screening.against.items()) if screening else ()
+    made_by = text_model_fingerprint(rule.text_model)
+    whole = prospect_for(pool, run, str(run.folder), rule, keyed, screening, against, made_by)
+    return within(whole, pool, request.constraints)
+
+
+def problem_with(run: Run, pool: Pool, arguments: list[str], largest: int) -> str:
+    """Why the selection cannot be made, as far as a page can tell at once; nothing where it can."""
+    try:
+        request = parse_selection(workspace(), arguments)
+        screening = screening_of(request.constraints, run, workspace())
+        rule = rule_of(request, pool)
+        keyed = widest(pool, rule, request.constraints, largest, screening)
+        known = screening is not None or not needs_screening(request.constraints)
+        if known and is_quick(pool, rule, keyed, workspace().has_text_vectors(run.id, rule.text_model)):
+            look_ahead(run, pool, request, keyed, screening)
+    except BasiscopeError as error:
+        return str(error)
+    return ""
+
+
 def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constraints) -> tuple[str, list[Baseline]]:
     """(column of the composition and of the baseline `label`, the baselines of which the budget allows any)."""
     chosen = st.pills("Compare with", BASELINES, default=BASELINES, selection_mode="multi", key="baselines")
@@ -169,6 +192,8 @@ def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constrai
     if len(quick) < len(rules) and not ready:
         why = "For text diversity, the texts are turned into vectors once, in a job."
         offer(why, "Make the vectors", "vectors", run, [])
+    for name in [rule.name for rule in rules if rule not in quick and (ready or rule.name != "text")]:
+        st.text(f"Baseline {name} is left out: with this budget it takes more than a moment.")
     made: list[Baseline] = []
     for rule in quick:
         try:

@@ -138,7 +138,10 @@ def show_ledger(run: Run, pool: Pool, found: Prospect, request: Request) -> None
     owners = ledger_for(pool, *asked).copy()
     if request.origins.source is None:
         owners["source"] = "all together"
-    st.text(licence_sentence(owners, request.origins.use))
+    if request.origins.licence is None:
+        st.text("No column of licences is named, so nothing is known of their terms. Choose it beside the source.")
+    else:
+        st.text(licence_sentence(owners, request.origins.use))
     for sentence in licence_conflicts(pool, found.rows, request.origins):
         st.text(sentence)
     st.dataframe(
@@ -173,7 +176,7 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
         rows = sorted_rows(facts[by], rows, flip.toggle("Highest first", key="highest_chosen"))
     st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
     place = {int(row): i for i, row in enumerate(found.selection.rows)}
-    listed = chosen_examples(run, facts, rows[:LISTED])
+    listed = chosen_examples(run, facts, rows[:LISTED], ("place", "kept because"))
     listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
     listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
     key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks

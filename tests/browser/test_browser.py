@@ -190,7 +190,7 @@ def test_arrow_keys_go_through_the_directions_and_the_address_follows(visit, add
         expect_asked(page, "direction", direction)
         driver.settle(page)
     assert asked(page, "run") == run.id
-    page.keyboard.press("Escape")
+    page.locator(".st-key-all_directions button").click()
     expect(page.locator("h1")).to_have_text("Directions")
 
 
