@@ -132,6 +132,24 @@ def value_range(column: pd.Series) -> tuple[float, float] | None:
     return float(finite.min()), float(finite.max())
 
 
+@dataclass(frozen=True)
+class RangeScale:
+    """How a slider over numbers goes: from `low` to `high`, which hold them all, in round steps of a hundredth to
+    a thousandth of the way; `form` writes them as exactly as the steps are."""
+
+    low: float
+    high: float
+    step: float
+    form: str
+
+    @classmethod
+    def of(cls, low: float, high: float) -> RangeScale:
+        digits = 2 - int(np.floor(np.log10(high - low)))
+        step = 10.0**-digits
+        ends = round(np.floor(low / step) * step, digits), round(np.ceil(high / step) * step, digits)
+        return cls(min(low, ends[0]), max(high, ends[1]), step, f"%.{max(digits, 0)}f")
+
+
 def within(column: pd.Series, low: float, high: float) -> np.ndarray:
     """(n,) whether the column's value lies from `low` to `high`; a missing one does not."""
     return column.between(low, high).to_numpy(dtype=bool, na_value=False)
@@ -242,7 +260,7 @@ STEPS = {
     "activations": ("Running the model over the examples", "tokens"),
     "basis": ("Recovering the basis", "passes"),
     "scores": ("Scoring the examples", "examples"),
-    "stability": ("Resampling the basis", ""),
+    "stability": ("Resampling the basis", "resamples"),
     "map": ("Drawing the map", ""),
     "labels": ("Labelling the directions", "directions"),
     "tokens": ("Scoring the tokens at the ends", "examples"),

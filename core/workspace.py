@@ -77,14 +77,19 @@ def content_hash(value: Mapping[str, Any]) -> str:
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary path beside `path`, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call `write` on a temporary path beside `path`, then rename it into place. An OSError names `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.strerror:
+            error.filename = str(path)  # the temporary name says nothing, or there is none
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that may not be written there is none
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,6 +117,26 @@ def _digest(path: Path) -> str | None:
 
 def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+@contextmanager
+def disk_sentences() -> Iterator[None]:
+    """Turns the OSError of a disk that is full, or that may not be written, into a BasiscopeError."""
+    try:
+        yield
+    except OSError as error:
+        if said := disk_sentence(error):
+            raise BasiscopeError(said) from error
+        raise
+
+
+def disk_sentence(error: BaseException) -> str | None:
+    """What keeps a file from being written, and what to do; None for an error of another kind."""
+    if is_disk_full(error):
+        return f"The disk is full ({error}). Free some space and start again."
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"A file may not be written or read here ({error}). Allow it, or choose another --workspace."
+    return None
 
 
 # --- a finished run -------------------------------------------------------------------------------------

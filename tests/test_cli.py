@@ -85,6 +85,11 @@ def test_the_presets_are_the_published_recipes():
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--k", "0"),
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--limit", "0"),
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--pooling", "max"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--blocks", "abc"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--seed", "-1"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--seed", str(2**32)),
+        ("app", "--headless", "--port", "99999"),
+        ("app", "--headless", "--port", "0"),
         ("show",),
         ("show", "latest", "--top", "0"),
         ("label", "latest", "--words", "--llm"),
@@ -303,6 +308,24 @@ def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
     assert seconds / 4 < facts["seconds"] < 4 * seconds + 5  # a loaded machine is not steady
     status, out, _ = run_cli(*options, "--k", 4, "--estimate")
     assert json.loads(out)["rate_from"] == f"measured in run {run.id}"
+
+
+def test_the_estimate_counts_what_many_directions_cost(run_cli, stories, gsm8k, tmp_path):
+    options = ("recover", "--model", stories, "--data", gsm8k, "--text", "question", "--limit", 500, "--no-map")
+    options += ("--workspace", tmp_path, "--device", "cpu", "--json", "--estimate", "--k")
+    few, many = (json.loads(run_cli(*options, k)[1]) for k in (10, 120))
+    assert many["seconds"] > few["seconds"] + 5  # 166 resamples of 0.05 s
+    assert many["memory_bytes"] > few["memory_bytes"] + 4 * 166 * many["d"] ** 2  # their moments
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "no-such-model"}', "{", '{"model_type": "t5"}'])
+def test_an_estimate_refuses_a_model_as_the_recovery_does(run_cli, llama_folder, gsm8k, tmp_path, config):
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    (folder / "config.json").write_text(config)
+    asked = ("recover", "--model", folder, "--data", gsm8k, "--text", "question", "--workspace", tmp_path / "w")
+    (status, out, err), (also, _, recovered) = run_cli(*asked, "--estimate", "--json"), run_cli(*asked, "--json")
+    assert status == also == 1 and out == "" and err == recovered
+    assert len(err.splitlines()) == 1 and "model: it cannot be loaded (" in err
 
 
 # --- steer, sweep, export -------------------------------------------------------------------------------

@@ -146,11 +146,28 @@ def test_the_meter_counts_from_where_the_step_began(monkeypatch):
 
 
 def test_a_result_that_cannot_be_written_is_no_second_error(tmp_path, monkeypatch):
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(jobs, "write_json", full)
     JobReporter(tmp_path).finish("failed", {"message": "The disk is full"})
+
+
+def full(*_args):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_job_is_cancelled_where_the_disk_takes_no_more(stories, gsm8k, tmp_path, monkeypatch):
+    job = start_job(Workspace(tmp_path), long_recovery(stories, gsm8k))
+    monkeypatch.setattr(jobs, "write_json", full)
+    job.cancel()
+    assert wait(job) in ("cancelled", "killed")
+
+
+def test_a_job_that_cannot_be_noted_down_does_not_run(tmp_path, monkeypatch):
+    started, real = [], subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *a, **o: started.append(real(*a, **o)) or started[0])
+    monkeypatch.setattr(jobs, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        start_job(Workspace(tmp_path), ["runs"])
+    assert started[0].wait(timeout=30) == -signal.SIGKILL and list_jobs(Workspace(tmp_path)) == []
 
 
 def test_a_recovery_from_a_terminal_is_seen_while_it_runs(stories, gsm8k, tmp_path):

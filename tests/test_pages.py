@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -269,6 +270,16 @@ def test_a_column_of_many_numbers_is_filtered_by_a_range(empty):
     assert set(shown_ids(at)) == {40, 41, 42, 43, 44, 45}
 
 
+def test_a_column_of_small_numbers_is_filtered_in_small_steps(empty):
+    run = synthetic_run(empty, n=60, columns={"rate": [i / 100_000 for i in range(60)]})
+    at = show(DIRECTIONS, direction="1")
+    at.selectbox(key=f"by_{run.id}").select("rate").run()
+    slider = at.slider(key=f"values_{run.id}_rate")
+    assert slider.step == pytest.approx(1e-6) and slider.proto.format == "%.6f"
+    slider.set_range(0.0001, 0.000125).run()
+    assert set(shown_ids(at)) == {10, 11, 12}
+
+
 def test_ranking_by_cosine_and_without_shading(workspace):
     at = show(DIRECTIONS, direction="1")
     at.selectbox(key="rank").select("cosine").run()
@@ -334,6 +345,55 @@ def test_columns_are_guessed_and_the_command_equals_the_choices(empty, data, sta
     chosen = ["recover", "--model", "Qwen/Qwen3-0.6B", "--data", str(data), "--prompt", "question"]
     chosen += ["--response", "answer", "--limit", "3", "--recipe", "safety", "--k", "7", "--blocks", "2:5"]
     assert started == [[*chosen, "--block-scale", "rms"]]
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A disk on which nothing can be written, whatever the reason."""
+    reasons = iter([errno.ENOSPC, errno.EROFS, errno.EACCES] * 9)
+
+    def refuse(path, *_arguments, **_options):
+        if Path(path).name not in (".", "..") and not str(path).startswith("/dev"):
+            number = next(reasons)
+            raise OSError(number, os.strerror(number), str(path))
+
+    for name in ("mkdir", "write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, refuse)
+
+
+@pytest.mark.parametrize("button", ["start", "estimate"])
+def test_a_disk_that_takes_no_job_is_said_and_the_runs_stay(workspace, data, no_room, button):
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(data)).run()
+    at.button(key=button).click().run()
+    assert not at.exception and "The disk is full" in texts(at) and f"{workspace.root}/jobs" in texts(at)
+    assert at.button(key=f"really_delete_{workspace.runs()[0].id}")  # what would help
+    at.button(key=button).click().run()
+    assert not at.exception and "Read-only file system" in texts(at) and "--workspace" in texts(at)
+
+
+def test_a_disk_that_takes_no_upload_is_said(workspace, no_room):
+    at = show(RECOVER)
+    at.segmented_control(key="data_kind").select("Upload").run()
+    at.file_uploader(key="upload").set_value(("rows.jsonl", b'{"t": "x"}', "application/json")).run()
+    assert not at.exception and "The disk is full" in texts(at) and "rows.jsonl" in texts(at)
+
+
+def test_a_disk_that_takes_no_label_is_said(workspace, no_room):
+    run = workspace.runs()[0]
+    at = show(DIRECTIONS, direction="1")
+    at.text_input(key=f"label_{run.id}_1").input("up : down").run()
+    assert not at.exception and "The disk is full" in texts(at) and str(run.folder) in texts(at)
+
+
+@pytest.mark.parametrize("typed", ["~nosuchuser/x", "Once upon a time " * 300, "/" + "x" * 300])
+def test_what_cannot_be_a_path_ends_in_a_sentence(empty, typed):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at._page_hash = calc_hash(RECOVER)
+    at.session_state["model"] = at.session_state["data_path"] = typed
+    at.run()
+    assert not at.exception and at.selectbox(key="model").value == typed and "that can be read" in texts(at)
 
 
 def test_one_text_column_and_chat_messages(empty, tmp_path, started):

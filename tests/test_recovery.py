@@ -351,6 +351,28 @@ def test_data_that_changes_while_it_is_read_is_refused(stories, tmp_path, write_
     assert Workspace(tmp_path / "w").partial_manifests() == {}
 
 
+def test_data_that_changed_since_the_run_was_named_is_refused(stories, tmp_path, write_rows, monkeypatch):
+    path = write_rows([{"t": f"text number {i}"} for i in range(9)])
+    real = Workspace.start
+
+    def write_and_start(*arguments):
+        with Path(path).open("a") as file:
+            file.write('{"t": "one more"}\n')
+        return real(*arguments)
+
+    monkeypatch.setattr(Workspace, "start", write_and_start)
+    request = Request(stories, DataSource(path), Columns(text="t"), k=2, device="cpu", with_map=False)
+    with pytest.raises(BasiscopeError, match="it changed while it was read"):
+        recover(request, Workspace(tmp_path / "w"))
+    assert Workspace(tmp_path / "w").partial_manifests() == {} and Workspace(tmp_path / "w").runs() == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_cannot_be_used_is_refused(gsm8k_request, seed):
+    with pytest.raises(BasiscopeError, match=f"Seed {seed}: it must be from 0 to 4294967295"):
+        replace(gsm8k_request, seed=seed)
+
+
 def test_texts_are_read_by_row_and_searched(gsm8k_run):
     texts = gsm8k_run.examples()["text"]
     rows = [len(texts) - 1, 0, 7, 7]

@@ -13,6 +13,7 @@ from core.steering.live import LiveStatus, Stream
 from core.steering.sweep import Point, SuggestedRange, Sweep, undamaged_range
 from core.tables import (
     Extreme,
+    RangeScale,
     basis_summary,
     chosen_examples,
     colour_columns,
@@ -78,6 +79,21 @@ def test_a_column_of_many_numbers_has_a_range():
     assert value_range(pd.Series([1, 2] * 40)) is None
     assert value_range(pd.Series([True, False] * 40)) is None
     assert value_range(pd.Series([str(i) for i in range(40)])) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"),
+    [
+        (0.00012, 0.00087, (0.00012, 0.00087, 1e-6, "%.6f")),
+        (0.0, 1.0, (0.0, 1.0, 0.01, "%.2f")),
+        (3, 497, (3.0, 497.0, 1.0, "%.0f")),
+        (-12_345, 700_001, (-13_000.0, 701_000.0, 1_000.0, "%.0f")),
+    ],
+)
+def test_a_slider_over_a_range_has_round_steps_fine_enough(low, high, scale):
+    found = RangeScale.of(low, high)
+    assert (found.low, found.high, found.step, found.form) == (*map(pytest.approx, scale[:3]), scale[3])
+    assert found.low <= low < high <= found.high and 100 <= (high - low) / found.step <= 1_000
 
 
 def test_filter_values_come_most_frequent_first_without_missing_ones(examples):

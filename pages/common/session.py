@@ -21,7 +21,7 @@ from core.jobs import Job, find_job
 from core.reading import TokenScores
 from core.steering.live import LiveModel
 from core.tables import Extreme, extremes, progress_sentence
-from core.workspace import DEFAULT_ROOT, Run, Workspace
+from core.workspace import DEFAULT_ROOT, Run, Workspace, disk_sentences
 from pages.common.demo import show_banner, show_empty
 
 T = TypeVar("T", int, str)
@@ -192,13 +192,14 @@ def show_sentence(sentence: str) -> None:
 
 
 def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
-    """Has a page or fragment end in the error's sentence. An error inside a fragment never reaches the page
-    around it, so each needs its own."""
+    """Has a page or fragment end in the sentence of a BasiscopeError, or of a disk that cannot be written. An
+    error inside a fragment never reaches the page around it, so each needs its own."""
 
     @wraps(show)
     def shown(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            show(*args, **kwargs)
+            with disk_sentences():
+                show(*args, **kwargs)
         except BasiscopeError as error:
             stop_with(error)
 

@@ -13,7 +13,7 @@ from core import figures
 from core.errors import BasiscopeError
 from core.jobs import find_job, start_job
 from core.reading import RANKS
-from core.tables import Extreme, colour_columns, extremes, filter_values, matching, value_range, within
+from core.tables import Extreme, RangeScale, colour_columns, extremes, filter_values, matching, value_range, within
 from core.workspace import Run
 from pages.common.session import ends, search, table, token_scores, with_sentences, workspace
 
@@ -79,8 +79,10 @@ def choose_allowed(run: Run, column: pd.Series) -> np.ndarray | None:
     """(n,) whether an example's value of the column is among those chosen; None where all are."""
     key = f"values_{run.id}_{column.name}"
     if bounds := value_range(column):
-        low, high = st.slider("From and to", *bounds, value=bounds, key=key)
-        return None if (low, high) == bounds else within(column, low, high)
+        scale = RangeScale.of(*bounds)
+        ends = (scale.low, scale.high)
+        low, high = st.slider("From and to", *ends, value=ends, step=scale.step, format=scale.form, key=key)
+        return None if (low, high) == ends else within(column, low, high)
     options: list[str] = filter_values(column)
     values = st.multiselect("Values", options, key=key)
     return matching(column, values) if values else None
