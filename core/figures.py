@@ -266,7 +266,8 @@ def direction_shift(directions: pd.DataFrame) -> dict[str, Any]:
     }
     low, high = min(-1.0, float((means - spreads).min())), max(1.0, float((means + spreads).max()))
     covered = zip(directions["direction"], directions["bins covered"], strict=True)
-    across = {"type": "category", "data": [f"{j}\n{share:.0%}" for j, share in covered], "nameGap": 42}
+    across = {"type": "category", "data": [f"{j}\n{share:.0%}" for j, share in covered], "nameGap": 46}
+    across["axisLabel"] = {"lineHeight": 16}
     across |= {"name": "direction; share of the pool's score bins with a chosen example"}
     up = {"name": "SD of the pool (grey: the pool)", "type": "value", "min": np.floor(low), "max": np.ceil(high)}
     return _chart([series], across, up) | {"tooltip": {"trigger": "axis", "valueFormatter": "%+.2f SD"}}

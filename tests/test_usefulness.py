@@ -1,6 +1,7 @@
 """Utility and proxies against plain references: brute force, SciPy, finite differences, simulation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from core.evaluation import Interval
 from core.usefulness import PROXIES, SIGNIFICANCE
 from core.usefulness import association as assoc
 from core.usefulness.controls import bag_of_words, random_scores
+from core.usefulness.development import NO_BETTER
 from core.usefulness.evidence import (
     Cost,
     Effect,
@@ -410,7 +412,12 @@ def test_the_recommendation_says_what_it_does_not_rest_on():
     looked = recommend("run", 2, {"a": seen, "b": evidence_of("utility", [], 2)})
     assert looked.sentences[1:] == (
         "By utility no direction beats the controls.",
-        "Nothing has been tried on the model yet; `basiscope proxies --kind steering` or sft does.",
+        "Nothing has been tried on the model yet: basiscope proxies --kind steering, or sft, does that.",
+    )
+    doubtful = replace(seen, notes=(f"{NO_BETTER} (5.7 nats per token)",))
+    assert recommend("run", 2, {"a": doubtful}).sentences[1] == (
+        "Do not build on first-order: the model finds these texts less likely than a guess among all its tokens "
+        "(5.7 nats per token)."
     )
     tried = recommend("run", 2, {"a": seen, "b": evidence_of("steering", [], 2)})
     assert tried.sentences[1:] == ("By steering no direction beats the controls.",)

@@ -128,6 +128,14 @@ def test_an_option_that_the_proxy_does_not_heed_is_wrong_usage(run_cli, traces, 
     assert (status, out) == (2, "") and sentence in " ".join(err.split()) and "Traceback" not in err
 
 
+def test_what_needs_no_model_is_checked_before_it_is_loaded(run_cli, traces, monkeypatch):
+    monkeypatch.setattr("core.recovery.load_run_model", lambda *_: pytest.fail("the model was loaded"))
+    asked = ("proxies", "latest", "--workspace", traces.root, "--kind")
+    assert "Give --problems FILE" in run_cli(*asked, "first-order")[2]
+    problems = ("--problems", DATA / "gsm8k" / "test.jsonl", "--directions", 99)
+    assert "there are directions 1 to" in run_cli(*asked, "steering", *problems)[2]
+
+
 def test_of_the_runs_own_traces_no_solutions_are_named(run_cli, traces):
     asked = ("proxies", "latest", "--kind", "first-order", "--correct", "is_correct", "--workspace", traces.root)
     status, _, err = run_cli(*asked, "--limit", 8)

@@ -218,6 +218,9 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     opened = space.run(run)
     if options["path"] and is_local(options["path"]):
         data_files(options["path"])  # before the model, which takes seconds
+    elif not options["path"] and not options["preset"] and not options["correct"]:
+        raise click.UsageError("Give --problems FILE or --preset NAME.")
+    _directions(opened, options["directions"])
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)

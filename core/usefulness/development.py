@@ -90,13 +90,16 @@ def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solution
     return _usable(texts, traces.problem, traces.right)
 
 
+NO_BETTER = "the model finds these texts less likely than a guess among all its tokens"
+
+
 def guess_notes(model: LanguageModel, loss: float) -> list[str]:
     """A sentence where the loss, in nats per token, is above that of a guess among all tokens."""
     guess = math.log(model.module.config.get_text_config().vocab_size)
     if not loss > guess:
         return []
     return [
-        f"the model finds these texts less likely than a guess among all its tokens ({guess:.1f} nats per token): "
+        f"{NO_BETTER} ({guess:.1f} nats per token): "
         "it was hardly asked as it has learnt; see --solution, --wording and --template"
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.usefulness import PROXIES, SIGNIFICANCE
+from core.usefulness.development import NO_BETTER
 from core.usefulness.evidence import BOTH, Effect, Evidence, without_nan
 from core.workspace import now
 
@@ -153,7 +154,14 @@ def _sentences(k: int, findings: Sequence[Finding], evidence: Mapping[str, Evide
     if tried:
         others = f"the other{'s' if len(tried) > 1 else ''} ({_numbers(tried)})"
         parts.append(f"{others} cannot be told from a random direction")
-    return ["; ".join([*parts, *gaps]) + ".", *_disagreements(findings), *more]
+    return ["; ".join([*parts, *gaps]) + ".", *_doubts(findings, evidence), *_disagreements(findings), *more]
+
+
+def _doubts(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
+    """What takes the worth of a finding away, and stands in its proxy's notes."""
+    proxies = dict.fromkeys(one.proxy for one in findings)
+    notes = [(proxy, note) for proxy in proxies for note in evidence[proxy].notes if NO_BETTER in note]
+    return [f"Do not build on {proxy}: {note}." for proxy, note in notes]
 
 
 def _lapsed(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[Finding]:
@@ -184,7 +192,7 @@ def _silent(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> li
 def _untried(evidence: Mapping[str, Evidence]) -> list[str]:
     if evidence.keys() & ACTING:
         return []
-    return ["Nothing has been tried on the model yet; `basiscope proxies --kind steering` or sft does."]
+    return ["Nothing has been tried on the model yet: basiscope proxies --kind steering, or sft, does that."]
 
 
 TRIED, DROPPED = "tried", "dropped early, before there was enough evidence"

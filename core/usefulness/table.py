@@ -208,4 +208,5 @@ def _cell(effect: Effect, evidence: Evidence, polarity: str) -> str:
     if effect.polarity == BOTH and polarity == "-":
         low, high = (2 * measure.null - end for end in (turned.high, turned.low))
         turned = Interval(2 * measure.null - turned.value, low, high, turned.n)
-    return interval_words(turned, measure.unit) + (" *" if effect.is_evidence else "")
+    told = (" * helps" if turned.value > measure.null else " * harms") if effect.is_evidence else ""
+    return interval_words(turned, measure.unit) + told

@@ -49,7 +49,7 @@ def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
         steer_with(run, *first)
     with st.expander("All proxies in one table"):
         st.dataframe(all_proxies(run.k, [kept[i] for i in found.evidence.values()]), hide_index=True)
-        st.caption("\\*: beats every control of its proxy, before the number of proxies is corrected for.")
+        st.caption("\\*: beyond every control of its proxy, before the number of proxies is corrected for.")
 
 
 @st.fragment
