@@ -133,7 +133,7 @@ def test_what_needs_no_model_is_checked_before_it_is_loaded(run_cli, traces, mon
     asked = ("proxies", "latest", "--workspace", traces.root, "--kind")
     assert "Give --problems FILE" in run_cli(*asked, "first-order")[2]
     problems = ("--problems", DATA / "gsm8k" / "test.jsonl", "--directions", 99)
-    assert "there are directions 1 to" in run_cli(*asked, "steering", *problems)[2]
+    assert "has directions 1 to" in run_cli(*asked, "steering", *problems)[2]
 
 
 def test_of_the_runs_own_traces_no_solutions_are_named(run_cli, traces):
