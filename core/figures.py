@@ -390,7 +390,7 @@ def scatter(
             "itemGap": 12,
             "feature": {"brush": {"type": ["polygon", "rect", "clear"]}},
         },
-        "brush": {"xAxisIndex": 0, "yAxisIndex": 0, "throttleType": "debounce", "throttleDelay": 200},
+        "brush": {"xAxisIndex": 0, "yAxisIndex": 0, "throttleType": "debounce", "throttleDelay": 100},
         "dataZoom": [{"type": "inside", "xAxisIndex": 0}, {"type": "inside", "yAxisIndex": 0}],
         "darkMode": dark,
         "animation": False,
@@ -472,6 +472,15 @@ def facts_row(facts: Mapping[str, str]) -> str:
 
     parts = [f"<div><div>{escape(name)}</div><div>{escape(value)}</div></div>" for name, value in facts.items()]
     return f'{FACTS_STYLE}<div class="facts-row">{"".join(parts)}</div>'
+
+
+def paragraphs(lines: Sequence[str], note: str = "") -> str:
+    """HTML of plain lines with a smaller note below. One element, as `example_cards`."""
+    from html import escape
+
+    parts = [f'<p style="margin: 0 0 0.75rem">{escape(line)}</p>' for line in lines]
+    small = f'<p style="font-size: 0.875rem; opacity: 0.65; margin: 0">{escape(note)}</p>' if note else ""
+    return f"<div>{''.join(parts)}{small}</div>"
 
 
 def example_cards(cards: Sequence[tuple[str, str]]) -> str:

@@ -216,7 +216,7 @@ def test_an_edited_label_is_saved(workspace):
     assert not at.exception
     saved = run.labels()[2]
     assert (saved.text, saved.source, saved.positive) == ("mine : yours", "person", (("apple", 4.0),))
-    assert "This label is yours." in texts(at)
+    assert "This label is yours." in "".join(html.proto.body for html in at.get("html"))
     assert "mine : yours" in texts(show(DIRECTIONS))
     assert run.labels()[1].source == "words"
 

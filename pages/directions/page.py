@@ -71,12 +71,14 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
     if not label:
         return
     origin = {"words": "from the texts", "person": "yours", "model": f"by {label.author}"}[label.source]
-    st.text(f"This label is {origin}.")
+    lines = [f"This label is {origin}."]
+    note = ""
     if label.source == "words" or label.positive or label.negative:
         for sign, end in (("+", label.positive), ("−", label.negative)):
             listed = ", ".join(f"{word} ({z:.1f})" for word, z in end) or "no word passes the corrected limit"
-            st.text(f"{sign}  {listed}")
-        st.caption("Words in examples of equal length, with the z-score of their log-odds between both ends.")
+            lines.append(f"{sign}  {listed}")
+        note = "Words in examples of equal length, with the z-score of their log-odds between both ends."
+    st.html(figures.paragraphs(lines, note))
     if label.raw:
         with st.expander("The language model's answer"):
             st.text(label.raw)
