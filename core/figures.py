@@ -1,5 +1,5 @@
-"""Value types -> figures: ECharts options where a figure follows every click (Plotly takes five times as long to
-draw it anew) or holds many points, Plotly for the rest."""
+"""Value types -> figures: ECharts options where a figure follows every click (Plotly takes longer to draw it
+anew) or holds many points, Plotly for the rest."""
 
 from __future__ import annotations
 
