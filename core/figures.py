@@ -160,8 +160,10 @@ def covering(
         series.append(band | {"tooltip": {"show": False}})
     place = _few(len(budgets))
     marks = [(budget, "budget", BLUE)] + ([(knee, "knee", GREY)] if knee else [])
+    sides = {"budget": "left", "knee": "right"} if knee and knee <= budget else {"budget": "right", "knee": "left"}
     lines = [
-        {"xAxis": x, "lineStyle": {"color": colour}, "label": {"formatter": name, "color": colour}}
+        {"xAxis": x, "lineStyle": {"color": colour}}
+        | {"label": {"formatter": name, "color": colour, "align": sides[name] if knee else "center"}}
         for x, name, colour in marks
     ]
     selection = _line("selection", _points(budgets[place], values[place]), BLUE, 2.5)

@@ -160,10 +160,10 @@ def choose_origins(run: Run) -> list[str]:
             place = right if i % 2 else left
             column = place.selectbox(name.capitalize(), columns, key=f"origin_{name}_{run.id}")
             arguments += option(f"--{name}", column)
-        use: str = right.selectbox("Use", ["research", "commercial"], key="use")
+        use: str = st.selectbox("Use", ["research", "commercial"], key="use")
         arguments += ["--use", use] if use != "research" else []
         no_source = "--source" not in arguments
-        pay = left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", disabled=no_source)
+        pay = st.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", disabled=no_source)
         arguments += [] if no_source else option("--pay", pay or None)
     return arguments
 
