@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.activations import TOKEN_BUDGET
-from core.basis import n_resamples
+from core.basis import check_k, n_resamples
 from core.examples import Example, ReadReport, check_columns, read_examples, resolve_template, tokenize
 from core.model import (
     choose_device,
@@ -82,6 +82,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     rate, rate_from = _tokens_per_second(request, dtype, device, shape, float(lengths.mean()), workspace)
     shaded = round(count * (1 - math.exp(-2 * request.k * SHADED_PER_END / count)))  # the ends overlap
     d = len(blocks) * shape.hidden
+    check_k(request.k, count, d)
     return Estimate(
         rows=report.rows,
         examples=count,

@@ -223,6 +223,7 @@ def estimate_sentences(facts: Mapping[str, Any]) -> list[str]:
         f"about {duration(facts['seconds'])} on {facts['device']} in {facts['dtype']} ({facts['rate_from']})",
         f"about {size(facts['memory_bytes'])} of memory and {size(facts['disk_bytes'])} of disk "
         f"({size(facts['free_bytes'])} free)",
+        *([f"about {facts['cut']:,} of them longer than the limit of tokens, to be cut"] if facts["cut"] else []),
         *facts["problems"],
     ]
 

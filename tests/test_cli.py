@@ -318,6 +318,15 @@ def test_the_estimate_counts_what_many_directions_cost(run_cli, stories, gsm8k, 
     assert many["memory_bytes"] > few["memory_bytes"] + 4 * 166 * many["d"] ** 2  # their moments
 
 
+def test_an_estimate_says_what_is_cut_and_refuses_too_many_directions(run_cli, stories, gsm8k, tmp_path):
+    asked = ("recover", "--model", stories, "--data", gsm8k, "--prompt", "question", "--limit", 30, "--estimate")
+    asked += ("--workspace", tmp_path, "--device", "cpu", "--max-tokens", 20)
+    status, out, _ = run_cli(*asked)
+    assert status == 0 and "about 30 of them longer than the limit of tokens" in out
+    status, _, err = run_cli(*asked, "--k", 30)
+    assert status == 1 and "at most 29 directions" in err
+
+
 @pytest.mark.parametrize("config", ['{"model_type": "no-such-model"}', "{", '{"model_type": "t5"}'])
 def test_an_estimate_refuses_a_model_as_the_recovery_does(run_cli, llama_folder, gsm8k, tmp_path, config):
     folder = shutil.copytree(llama_folder, tmp_path / "model")

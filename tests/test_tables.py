@@ -234,8 +234,10 @@ def test_the_estimate_names_its_problems():
         "disk_bytes": 1e3,
         "free_bytes": 1e9,
         "problems": ["1 row: empty"],
+        "cut": 3,
     }
-    first, second, third, problem = estimate_sentences(facts)
+    first, second, third, cut, problem = estimate_sentences(facts)
+    assert cut == "about 3 of them longer than the limit of tokens, to be cut"
     assert first == "9 examples of 10 rows, about 1,000 tokens" and "1 min 1 s on cpu" in second
     assert "1.0 MB of memory" in third and problem == "1 row: empty"
 
