@@ -158,6 +158,15 @@ def list_jobs(workspace: Workspace) -> list[Job]:
     return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
 
 
+def last_tries(workspace: Workspace) -> list[Job]:
+    """The newest job of every command, newest first: a job that was resumed or tried again stands for those before
+    it."""
+    newest: dict[tuple[str, ...], Job] = {}
+    for job in list_jobs(workspace):
+        newest.setdefault(tuple(job.facts["arguments"]), job)
+    return list(newest.values())
+
+
 @dataclass(frozen=True)
 class Recovery:
     """A recovery under way that is no job: a person or a script started it."""

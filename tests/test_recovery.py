@@ -335,32 +335,21 @@ def test_k_above_what_borrowed_activations_allow_leaves_nothing(gsm8k_request, g
     assert gsm8k_copy.partial_manifests() == {}
 
 
-def test_data_that_changes_while_it_is_read_is_refused(stories, tmp_path, write_rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(recovery, "tokenize"), (Workspace, "start")],
+    ids=["while read", "since the run was named"],
+)
+def test_data_that_changes_is_refused(stories, tmp_path, write_rows, monkeypatch, owner, step):
     path = write_rows([{"t": f"text number {i}"} for i in range(9)])
-    real = recovery.tokenize
+    real = getattr(owner, step)
 
-    def tokenize_and_write(*arguments):
+    def write_first(*arguments):
         with Path(path).open("a") as file:
             file.write('{"t": "one more", "new": 1}\n')
         return real(*arguments)
 
-    monkeypatch.setattr(recovery, "tokenize", tokenize_and_write)
-    request = Request(stories, DataSource(path), Columns(text="t"), k=2, device="cpu", with_map=False)
-    with pytest.raises(BasiscopeError, match="it changed while it was read"):
-        recover(request, Workspace(tmp_path / "w"))
-    assert Workspace(tmp_path / "w").partial_manifests() == {}
-
-
-def test_data_that_changed_since_the_run_was_named_is_refused(stories, tmp_path, write_rows, monkeypatch):
-    path = write_rows([{"t": f"text number {i}"} for i in range(9)])
-    real = Workspace.start
-
-    def write_and_start(*arguments):
-        with Path(path).open("a") as file:
-            file.write('{"t": "one more"}\n')
-        return real(*arguments)
-
-    monkeypatch.setattr(Workspace, "start", write_and_start)
+    monkeypatch.setattr(owner, step, write_first)
     request = Request(stories, DataSource(path), Columns(text="t"), k=2, device="cpu", with_map=False)
     with pytest.raises(BasiscopeError, match="it changed while it was read"):
         recover(request, Workspace(tmp_path / "w"))

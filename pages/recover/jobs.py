@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.jobs import Job, Recovery, find_job, list_jobs, recoveries_elsewhere, start_job
+from core.jobs import Job, Recovery, find_job, last_tries, recoveries_elsewhere, start_job
 from core.tables import progress_sentence, short_name
 from pages.common.session import RUN, run_name, with_sentences, workspace
 
@@ -26,12 +26,8 @@ def show_estimate(job_id: str) -> None:
 
 @with_sentences
 def show_jobs() -> None:
-    """All jobs under way, looked at every second, and the newest of the others."""
-    jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
-    last_try: dict[tuple[str, ...], Job] = {}
-    for job in jobs:
-        last_try.setdefault(tuple(job.facts["arguments"]), job)
-    jobs = list(last_try.values())
+    """All commands under way, looked at every second, and the newest of the others."""
+    jobs = [job for job in last_tries(workspace()) if "--estimate" not in job.facts["arguments"]]
     running = [job for job in jobs if job.state == "running"]
     shown = [*running, *(job for job in jobs if job not in running)][: max(MOST_JOBS, len(running))]
     under_way = len(running) + len(recoveries_elsewhere(workspace()))
