@@ -252,7 +252,7 @@ def photograph(run: Run, space: Workspace, path: Path) -> None:
         with driver.serve(space.root) as address:
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
             driver.open_page(page, f"{address}/select?run={run.id}")
-            page.locator(".st-key-curve_mean .main-svg").first.wait_for(timeout=120_000)
+            page.locator(".st-key-curve_mean canvas").first.wait_for(timeout=120_000)
             driver.settle(page, 2_000)
             page.screenshot(path=path)
         browser.close()

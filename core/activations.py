@@ -15,7 +15,7 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.examples import TokenizedText
-from core.model import LanguageModel, run_blocks
+from core.model import LanguageModel, check_blocks, run_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class Recipe:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        check_blocks(self.blocks)
         if self.pooling not in POOLINGS:
             raise BasiscopeError(f"Pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}.")
         if self.block_scale not in BLOCK_SCALES:

@@ -35,6 +35,8 @@ RESAMPLES = 200
 RESAMPLE_ROWS = 512
 STABLE_COSINE = 0.9
 FEW_DIMENSIONS = 10
+FULL_RESAMPLES_K, FEWEST_RESAMPLES = 100, 50
+"""Up to which k there are RESAMPLES resamples, and how many there are at least beyond, where each costs as k^4."""
 
 
 @dataclass(frozen=True)
@@ -396,9 +398,15 @@ def project(
 
 
 def bootstrap_stability(
-    projected: ProjectedScores, basis: Basis, resamples: int = RESAMPLES, seed: int = 0
+    projected: ProjectedScores,
+    basis: Basis,
+    resamples: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Stability:
-    """Resample the examples, redo the PCA and measure how far the directions turn.
+    """Resample the examples, redo the PCA and measure how far the directions turn. Progress in resamples, of which
+    there are `n_resamples(k)` unless said. Held at once: the scores in float64, resamples r (r + 3) / 2 moments
+    in float64 (200 MB at k = 500), and of the rest one resample or one chunk of rows.
 
     The PCA of a resample is taken exactly within the wider span of r directions (Fisher et al. 2016,
     arXiv 1405.0922); the turn out of that span is added to first order: its expected squared tangent for
@@ -410,13 +418,19 @@ def bootstrap_stability(
     gap = np.maximum(values[:k] - values[-1], 1e-12 * values[0])
     leak = (scores[:, :k] ** 2 * projected.outside[:, None]).sum(axis=0) / (n * gap) ** 2
     leak = np.zeros(k) if projected.outside.sum() <= 1e-6 * (scores**2).sum() else leak
-    covariances, outside = _resampled(scores, projected.outside, resamples, np.random.default_rng(seed))
-    eigenvalues, vectors = np.linalg.eigh(covariances)
-    overlap = vectors[:, :k, ::-1][:, :, :k]
-    shares = eigenvalues[:, ::-1][:, :k] / np.maximum(eigenvalues.sum(axis=1) + outside, 1e-300)[:, None]
-    directions = np.abs(np.diagonal(overlap, axis1=1, axis2=2)) / np.sqrt(1 + leak)
-    smallest = [np.linalg.svd(overlap[:, :j, :j], compute_uv=False)[:, -1] for j in range(1, k + 1)]
-    subspaces = np.stack(smallest, axis=1) / np.sqrt(1 + np.maximum.accumulate(leak))
+    resamples = resamples or n_resamples(k)
+    progress("stability", 0, resamples)
+    directions, subspaces, shares = (np.empty((resamples, k)) for _ in range(3))
+    drawn = _resampled(scores, projected.outside, resamples, np.random.default_rng(seed))
+    for i, (covariance, outside) in enumerate(drawn):
+        eigenvalues, vectors = np.linalg.eigh(covariance)
+        overlap = vectors[:k, ::-1][:, :k]
+        shares[i] = eigenvalues[::-1][:k] / max(eigenvalues.sum() + outside, 1e-300)
+        directions[i] = np.abs(np.diagonal(overlap))
+        subspaces[i] = [np.linalg.svd(overlap[:j, :j], compute_uv=False)[-1] for j in range(1, k + 1)]
+        progress("stability", i + 1, resamples)
+    directions /= np.sqrt(1 + leak)
+    subspaces /= np.sqrt(1 + np.maximum.accumulate(leak))
     direction_angle, subspace_angle = _angles(directions), _angles(subspaces)
     closed = subspace_angle[:, 1] <= np.degrees(np.arccos(STABLE_COSINE))
     return Stability(
@@ -429,28 +443,39 @@ def bootstrap_stability(
     )
 
 
+def n_resamples(k: int) -> int:
+    """How many resamples a basis of k directions gets."""
+    return RESAMPLES if k <= FULL_RESAMPLES_K else max(FEWEST_RESAMPLES, RESAMPLES * FULL_RESAMPLES_K // k)
+
+
 def _resampled(
     scores: np.ndarray, outside: np.ndarray, resamples: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Covariances (resamples, r, r) of the scores and means (resamples,) of `outside` over resampled rows.
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Of each resample of the rows the covariance (r, r) of the scores and the mean of `outside`.
 
     All resamples share one product of their counts with the moments of each row. The counts are drawn chunk
     by chunk, given how many of the n draws fall into each chunk, which has the same distribution.
     """
     n, r = scores.shape
     upper = np.triu_indices(r)
+    pairs = len(upper[0])
+    width = CHUNK_BYTES // (8 * RESAMPLE_ROWS)
     starts = np.arange(0, n, RESAMPLE_ROWS)
     draws = rng.multinomial(n, np.diff(starts, append=n) / n, size=resamples)
-    moments = np.zeros((resamples, len(upper[0]) + r + 1))
+    moments = np.zeros((resamples, pairs + r + 1))
     for start, drawn in zip(starts, draws.T, strict=True):
         rows = scores[start : start + RESAMPLE_ROWS].T.copy()
-        counts = rng.multinomial(drawn, np.full(rows.shape[1], 1 / rows.shape[1]))
-        second = rows[upper[0]] * rows[upper[1]]
-        moments += counts @ np.vstack([second, rows, outside[start : start + RESAMPLE_ROWS]]).T
-    second, centre, outside_mean = np.split(moments / n, [len(upper[0]), -1], axis=1)
-    covariances = np.empty((resamples, r, r))
-    covariances[:, upper[0], upper[1]] = covariances[:, upper[1], upper[0]] = second
-    return covariances - centre[:, :, None] * centre[:, None, :], outside_mean[:, 0]
+        counts = rng.multinomial(drawn, np.full(rows.shape[1], 1 / rows.shape[1])).astype(np.float64)
+        for first in range(0, pairs, width):
+            some = slice(first, min(first + width, pairs))
+            moments[:, some] += counts @ (rows[upper[0][some]] * rows[upper[1][some]]).T
+        moments[:, pairs:] += counts @ np.vstack([rows, outside[start : start + RESAMPLE_ROWS]]).T
+    moments /= n
+    for moment in moments:
+        second, centre, outside_mean = np.split(moment, [pairs, -1])
+        covariance = np.empty((r, r))
+        covariance[upper] = covariance[upper[::-1]] = second
+        yield covariance - np.outer(centre, centre), float(outside_mean[0])
 
 
 def _angles(cosines: np.ndarray) -> np.ndarray:

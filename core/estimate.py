@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from core.activations import TOKEN_BUDGET
+from core.basis import check_k, n_resamples
 from core.examples import Example, ReadReport, check_columns, read_examples, resolve_template, tokenize
 from core.model import (
     choose_device,
     choose_dtype,
+    load_config,
     load_tokenizer,
     locate_model,
     resolve_blocks,
@@ -62,9 +64,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     """
     folder = locate_model(request.model, request.revision, weights=False)  # before the import, which takes seconds
     check_columns(request.source, request.columns)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    config = load_config(folder, request.model).get_text_config()
     tokenizer = load_tokenizer(request.model, request.revision)
     template = resolve_template(request.recipe.template, request.columns, tokenizer)
     blocks = resolve_blocks(request.recipe.blocks, config.num_hidden_layers)
@@ -82,6 +82,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     rate, rate_from = _tokens_per_second(request, dtype, device, shape, float(lengths.mean()), workspace)
     shaded = round(count * (1 - math.exp(-2 * request.k * SHADED_PER_END / count)))  # the ends overlap
     d = len(blocks) * shape.hidden
+    check_k(request.k, count, d)
     return Estimate(
         rows=report.rows,
         examples=count,
@@ -90,9 +91,12 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
         d=d,
         seconds=START_SECONDS
         + (tokens + 2 * shaded * lengths.mean()) / rate
+        + _stability_seconds(count, request.k, _width(count, request.k, d))
         + (MAP_SECONDS + MAP_EXAMPLE_SECONDS * min(count, MAP_EXAMPLES) if request.with_map else 0),
         rate_from=rate_from,
-        memory_bytes=weight_bytes(stored, config, dtype) + _working_memory(request, shape, dtype, device, d),
+        memory_bytes=weight_bytes(stored, config, dtype)
+        + _working_memory(request, shape, dtype, device, d)
+        + _stability_memory(count, request.k, _width(count, request.k, d)),
         disk_bytes=_disk(request, sample, count, tokens, shaded, d),
         free_bytes=workspace.free_bytes(),
         device=device,
@@ -130,6 +134,23 @@ def _working_memory(request: Request, shape: _Shape, dtype: str, device: str, d:
     budget = request.token_budget or TOKEN_BUDGET[device.split(":")[0]]
     batch = budget * width * (8 * shape.hidden + 2 * shape.inner)
     return int(batch + 2 * SHARD_BYTES + 4 * 2 * request.k * d * KRYLOV_STEPS)
+
+
+def _width(n: int, k: int, d: int) -> int:
+    """r, the directions of the span in which the basis is resampled."""
+    return min(2 * k, n - 1, d)
+
+
+def _stability_seconds(n: int, k: int, r: int) -> float:
+    """Of the bootstrap: the moments of the rows, shared by all resamples, then for each resample its part of them,
+    its eigenvectors (r^3) and the angles of all leading subspaces (k^4)."""
+    each = 3e-11 * n * r**2 + 5e-10 * r**3 + 2e-10 * k**4
+    return 4.5e-9 * n * r**2 + n_resamples(k) * each
+
+
+def _stability_memory(n: int, k: int, r: int) -> int:
+    """Bytes: the scores of the wider span in both precisions, and the moments of all resamples."""
+    return 12 * n * r + 4 * n_resamples(k) * r * (r + 3)
 
 
 def _disk(request: Request, sample: list[Example], count: int, tokens: int, shaded: int, d: int) -> int:

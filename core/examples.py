@@ -19,11 +19,12 @@ from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
 from itertools import count as natural_numbers
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import BasiscopeError
+from core.paths import is_open_folder, is_seen_file, is_there, typed_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +36,13 @@ SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 EXTRA = "_extra"
 """The column of a CSV row's fields beyond the header."""
 BATCH = 1_000
+BLANK = "left out, a blank line"
+LONGEST_HUB_ID = 200
+"""An owner and a name of at most 96 characters each."""
 
 Row = Mapping[str, Any]
+Turns = tuple[tuple[str, str], ...]
+"""Messages of a conversation as (role, content)."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +124,21 @@ class ReadReport:
 
 
 def data_files(path: str) -> list[Path]:
-    """The data files that `path` means: itself, or the readable files of a folder, by name.
+    """The data files that `path` means: itself, or those of a folder that can be looked into, by name.
 
-    Raises BasiscopeError where it does not exist or holds no such file.
+    Raises BasiscopeError where it does not exist, cannot be read or holds no such file.
     """
-    root = Path(path).expanduser()
-    if root.is_file():
+    root = typed_path(path)
+    if is_seen_file(root):
         if _suffix(root) not in FILE_TYPES:
             raise BasiscopeError(f"Data {path}: {root.suffix or 'no ending'} is none of {_types()}.")
         return [root]
-    if root.is_dir():
-        found = (file for file in root.rglob("*") if _suffix(file) in FILE_TYPES and file.is_file())
+    if is_open_folder(root):
+        found = (file for file in root.rglob("*") if _suffix(file) in FILE_TYPES and is_seen_file(file))
         if files := sorted(file for file in found if not _is_hidden(file.relative_to(root))):
             return files
         raise BasiscopeError(f"Data {path}: the folder holds none of {_types()}.")
-    raise BasiscopeError(f"Data: there is no file or folder {path}.")
+    raise BasiscopeError(f"Data: there is no file or folder {path} that can be read.")
 
 
 def _types() -> str:
@@ -148,8 +154,10 @@ def _is_hidden(path: Path) -> bool:
 
 
 def is_local(path: str) -> bool:
-    expanded = Path(path).expanduser()
-    return expanded.exists() or path.startswith(("/", ".", "~")) or _suffix(expanded) in FILE_TYPES
+    """Whether `path` means files here rather than a hub id: it exists, is written as a path, or is longer than
+    any hub id."""
+    written = path.startswith(("/", ".", "~")) or _suffix(Path(path)) in FILE_TYPES
+    return written or len(path) > LONGEST_HUB_ID or is_there(Path(path))
 
 
 def data_fingerprint(source: DataSource) -> str:
@@ -161,8 +169,11 @@ def data_fingerprint(source: DataSource) -> str:
         named = [(Path(entry["filename"]), str(source.split)) for entry in _load_hub(source).cache_files]
     digest = hashlib.sha256()
     for file, name in named:
-        with file.open("rb") as content:
-            digest.update(f"{hashlib.file_digest(content, 'sha256').hexdigest()} {name}\n".encode())
+        try:
+            with file.open("rb") as content:
+                digest.update(f"{hashlib.file_digest(content, 'sha256').hexdigest()} {name}\n".encode())
+        except OSError as error:
+            raise BasiscopeError(f"Data {file}: it cannot be read ({error}).") from error
     return digest.hexdigest()
 
 
@@ -226,10 +237,10 @@ def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
 def _read_jsonl(file: Path) -> Parsed:
     with _open(file) as content:
         for raw in _lines(file, content):
-            if not raw.strip():
-                continue
-            text, problems = _decode(raw)
-            yield _object(text, problems)
+            if raw.strip():
+                yield _object(*_decode(raw))
+            else:
+                yield None, (BLANK,)
 
 
 def _object(text: str, problems: tuple[str, ...]) -> tuple[Row | None, tuple[str, ...]]:
@@ -275,31 +286,43 @@ def _read_json(file: Path) -> Parsed:
 def _read_csv(file: Path) -> Parsed:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as content:
-        record: list[str] = []
-
-        def lines() -> Iterator[str]:
-            for raw in _lines(file, content):
-                record.append(_decode(raw)[0])
-                yield record[-1]
-
+        record: list[bytes] = []
         delimiter = "\t" if _suffix(file) == ".tsv" else ","
-        reader = csv.DictReader(lines(), delimiter=delimiter, restkey=EXTRA, restval=None)
+        reader = csv.reader(_record_lines(file, content, record), delimiter=delimiter)
         try:
-            reader.fieldnames = _distinct(reader.fieldnames or [])
-            record.clear()
-            for row in reader:
-                problems = []
-                if len(record) > 1 and "".join(record).count('"') % 2:
-                    start = reader.line_num - len(record) + 1
+            header: list[str] = []
+            for cells in reader:
+                if not record[-1]:
+                    start = reader.line_num - len(record) + 2
                     raise BasiscopeError(f"Data {file}, line {start}: a quote is opened there and never closed.")
                 record.clear()
-                if EXTRA in row or None in row.values():
-                    problems.append("ragged, more or fewer fields than the header")
-                if any("\ufffd" in value for value in row.values() if isinstance(value, str)):
-                    problems.append("not UTF-8, undecodable bytes replaced")
-                yield row, tuple(problems)
+                if header:
+                    yield _cells_as_row(header, cells)
+                else:
+                    header = _distinct(cells)
         except csv.Error as error:
             raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _record_lines(file: Path, content: Iterable[bytes], record: list[bytes]) -> Iterator[str]:
+    """The file's lines, each put into `record`, too. A parser that has read a whole record asks for no more, so
+    the empty line put there after the last tells that the last record is open to the end."""
+    for raw in _lines(file, content):
+        record.append(raw)
+        yield _decode(raw)[0]
+    record.append(b"")
+
+
+def _cells_as_row(header: list[str], cells: list[str]) -> tuple[Row | None, tuple[str, ...]]:
+    if not cells:
+        return None, (BLANK,)
+    problems = []
+    if len(cells) != len(header):
+        problems.append("ragged, more or fewer fields than the header")
+    if any("\ufffd" in cell for cell in cells):
+        problems.append("not UTF-8, undecodable bytes replaced")
+    row: dict[str, Any] = dict(zip_longest(header, cells[: len(header)]))
+    return row | ({EXTRA: cells[len(header) :]} if len(cells) > len(header) else {}), tuple(problems)
 
 
 def _lines(file: Path, content: Iterable[bytes]) -> Iterator[bytes]:
@@ -397,6 +420,18 @@ def field_value(row: Row, path: str) -> Any:
     return value
 
 
+def cell_text(row: Row, column: str) -> str | None:
+    """A cell as text: 27.0 as 27, several answers after one another, nothing for what is neither."""
+    value = field_value(row, column)
+    if isinstance(value, list):
+        return ", ".join(str(part).strip() for part in value) or None
+    if value is None or value != value or isinstance(value, Mapping):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
 def column_paths(rows: Iterable[Row]) -> list[str]:
     """All columns of `rows` in order of appearance, nested fields as dotted paths after their parent."""
     paths: dict[str, None] = {}
@@ -438,6 +473,10 @@ def check_columns(source: DataSource, columns: Columns) -> None:
 
 def _refuse_missing(source: DataSource, missing: list[str]) -> None:
     if missing and (found := column_paths(preview_rows(source))):
+        if any(missing[0] in column_paths([row]) for _, row in read_rows(source, ReadReport())):
+            raise BasiscopeError(
+                f"Data {source.path}: the column {missing[0]!r} is empty in every row that was read."
+            )
         raise BasiscopeError(
             f"Data {source.path}: no row has the column {missing[0]!r}. Its columns: {', '.join(found)}."
         )
@@ -543,14 +582,19 @@ def _render(
 
 
 def prompt_text(
-    prompt: str, columns: Mapping[str, str], template: str, tokenizer: PreTrainedTokenizerBase
+    prompt: str,
+    columns: Mapping[str, str],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    before: Turns = (),
 ) -> tuple[str, bool]:
-    """A prompt as it stands before the response in the examples with these columns (role -> column), and
-    whether the tokenizer's special tokens are to be added to it."""
-    messages = [{"role": "user", "content": prompt}]
+    """A prompt, after the messages `before` it, as it stands before the response in the examples with these
+    columns (role -> column), and whether the tokenizer's special tokens are to be added to it."""
+    turns = (*before, ("user", prompt))
+    messages = [{"role": role, "content": content} for role, content in turns]
     if template != "plain":
         return _chat(tokenizer, messages, generation_prompt=True), False
-    if "messages" in columns:
+    if "messages" in columns or before:
         return _plain({"messages": messages}, messages, "")[0], True
     return (prompt + "\n" if "response" in columns else prompt), True
 
@@ -683,7 +727,8 @@ def _written_kind(value: Any) -> str:
         return _kind(value)
     if re.fullmatch(r"-?(0|[1-9]\d{0,17})", value):
         return "int"
-    return "float" if re.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?", value) and value != "-" else "str"
+    is_number = re.fullmatch(r"-?((0|[1-9]\d*)(\.\d+)?|\.\d+)([eE][-+]?\d+)?", value)
+    return "float" if is_number else "str"
 
 
 def _joined(a: str, b: str) -> str:

@@ -1,4 +1,5 @@
-"""Value types -> figures: Plotly for the small ones, ECharts options for scatters of many points."""
+"""Value types -> figures: ECharts options where a figure follows every click (Plotly takes longer to draw it
+anew) or holds many points, Plotly for the rest."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ DIVERGING = ("#2b5c9e", "#5a8cc9", "#9dbbe0", "#b9b9b9", "#ecb48a", "#dd8440", "
 CATEGORIES = ("#3b6fb6", "#d9822b", "#3d9970", "#b5446e", "#7a5fb0", "#8c6d46", "#2aa1b3", "#c2b02f")
 OTHER = "#9aa0a6"
 NAME_CHARACTERS = 40
-TICK_CHARACTERS, FLAT_CHARACTERS, PLACE_CHARACTERS = 24, 8, 200
-"""Of a value below an axis, of one that need not be turned there, and in the box that opens above a bar."""
+FLAT_CHARACTERS, PLACE_CHARACTERS = 8, 200
+"""Of a value that need not be turned below an axis, and in the box that opens above a bar."""
 
 
 def spectrum(directions: pd.DataFrame) -> go.Figure:
@@ -75,6 +76,23 @@ def block_energy_map(energies: np.ndarray, blocks: Sequence[int]) -> go.Figure:
     return _figure([heat], {"title": "block", "type": "category"}, down)
 
 
+def block_effect_map(parts: Sequence[tuple[str, Sequence[float]]], blocks: Sequence[int], unit: str) -> go.Figure:
+    """What each block adds to the effect of each direction; parts: (direction, its parts by block)."""
+    import plotly.graph_objects as go
+
+    heat = go.Heatmap(
+        z=[list(row) for _, row in parts],
+        x=[str(block) for block in blocks],
+        y=[name for name, _ in parts],
+        colorscale="RdBu",
+        zmid=0,
+        hovertemplate="direction %{y}, block %{x}: %{z:.3g}<extra></extra>",
+        colorbar={"thickness": 12, "title": {"text": unit, "side": "right"}},
+    )
+    down = {"title": "direction", "autorange": "reversed", "type": "category"}
+    return _figure([heat], {"title": "block", "type": "category"}, down)
+
+
 def stability(directions: pd.DataFrame, limit: float) -> go.Figure:
     """Angles under resampling, median and 95th percentile, of each direction and of each leading span, and
     the angle up to which they count as stable."""
@@ -115,23 +133,13 @@ def histogram(values: np.ndarray) -> dict[str, Any]:
     """ECharts options for the distribution of one direction's scores (n,): drawn anew in a fifth of Plotly's
     time."""
     counts, edges = np.histogram(values, bins=min(60, max(10, len(values) // 20)))
-    middles = [float(f"{middle:.3g}") for middle in (edges[:-1] + edges[1:]) / 2]
-    return {
-        "xAxis": {"name": "score", "type": "category", "data": middles, "nameLocation": "middle", "nameGap": 28},
-        "yAxis": {"name": "examples", "type": "value"},
-        "series": [
-            {
-                "type": "bar",
-                "name": "examples",
-                "data": counts.tolist(),
-                "barCategoryGap": "4%",
-                "itemStyle": {"color": BLUE},
-            }
-        ],
-        "tooltip": {"trigger": "axis"},
-        "grid": {"left": 12, "right": 12, "top": 32, "bottom": 24},
-        "animation": False,
-    }
+    bars: dict[str, Any] = {"type": "line", "step": "end", "name": "examples", "symbol": "none", "color": BLUE}
+    bars |= {"lineStyle": {"width": 0}, "areaStyle": {"color": BLUE, "opacity": 1}}
+    bars["data"] = [[float(f"{edge:.4g}"), int(count)] for edge, count in zip(edges, [*counts, 0], strict=True)]
+    across = {"name": "score", "type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}}
+    across |= {"axisLabel": {"showMinLabel": False, "showMaxLabel": False}}
+    chart = _chart([bars], across, {"name": "examples", "type": "value", "axisLine": {"onZero": False}})
+    return chart | {"tooltip": {"trigger": "axis"}}
 
 
 def covering(
@@ -141,52 +149,26 @@ def covering(
     budget: int,
     knee: int | None,
     title: str,
-) -> go.Figure:
-    """A covering curve (b,) against the budget, baselines as bands (budgets, low, high), and the budget. What the
-    colours stand for is said by `selection_legend`."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    traces = []
+) -> dict[str, Any]:
+    """ECharts options for a covering curve (b,) against the budget, baselines as bands (budgets, low, high), and
+    the budget. What the colours stand for is said by `selection_legend`."""
+    series = []
     for (name, (own, low, high)), colour in zip(bands.items(), BASELINE_COLOURS, strict=False):
         place = _few(len(own))
-        around = np.concatenate([own[place], own[place][::-1]])
-        edge = np.concatenate([high[place], low[place][::-1]])
-        traces.append(
-            go.Scatter(
-                x=around,
-                y=edge,
-                fill="toself",
-                name=escape(name)[:NAME_CHARACTERS],
-                line={"color": colour, "width": 1},
-                hoverinfo="skip",
-            )
-        )
+        around = [*_points(own[place], low[place]), *_points(own[place][::-1], high[place][::-1])]
+        band = _line(name, around, colour, 1) | {"areaStyle": {"color": colour, "opacity": 0.25}}
+        series.append(band | {"tooltip": {"show": False}})
     place = _few(len(budgets))
-    hover = "%{x}: %{y:.3f}<extra></extra>"
-    line = {"color": BLUE, "width": 2.5}
-    traces.append(go.Scatter(x=budgets[place], y=values[place], name="selection", line=line, hovertemplate=hover))
     marks = [(budget, "budget", BLUE)] + ([(knee, "knee", GREY)] if knee else [])
-    shapes = [
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x}
-        | {"line": {"dash": "dot", "color": colour, "width": 1.5}}
-        for x, _, colour in marks
+    sides = {"budget": "left", "knee": "right"} if knee and knee <= budget else {"budget": "right", "knee": "left"}
+    lines = [
+        {"xAxis": x, "lineStyle": {"color": colour}}
+        | {"label": {"formatter": name, "color": colour, "align": sides[name] if knee else "center"}}
+        for x, name, colour in marks
     ]
-    notes = [
-        {"x": x, "yref": "paper", "y": 1 - 0.1 * i, "xanchor": "left", "showarrow": False, "text": name}
-        | {"font": {"color": colour}}
-        for i, (x, name, colour) in enumerate(marks)
-    ]
-    return _figure(
-        traces,
-        {"title": "examples"},
-        {"title": title, "rangemode": "tozero"},
-        shapes=shapes,
-        annotations=notes,
-        showlegend=False,
-        height=260,
-    )
+    selection = _line("selection", _points(budgets[place], values[place]), BLUE, 2.5)
+    selection |= {"markLine": {"data": lines, "symbol": "none", "silent": True, "animation": False}}
+    return _curves([*series, selection], title) | {"tooltip": {"trigger": "axis", "valueFormatter": "%.3f"}}
 
 
 def selection_legend(baselines: Sequence[str]) -> str:
@@ -195,84 +177,102 @@ def selection_legend(baselines: Sequence[str]) -> str:
     return legend(ColourBins(np.zeros(0, dtype=int), names, (BLUE, GREY, *BASELINE_COLOURS[: len(baselines)])))
 
 
-def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> go.Figure:
-    """Covering curves (budgets, values) of several selections. Names are escaped: Plotly reads HTML."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    traces = [
-        go.Scatter(
-            x=budgets[_few(len(budgets))],
-            y=values[_few(len(budgets))],
-            name=escape(name)[:NAME_CHARACTERS],
-            line={"color": colour, "width": 2.5},
-            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
-        )
-        for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False)
-    ]
-    return _figure(traces, {"title": "examples"}, {"title": title, "rangemode": "tozero"}, **TALL)
+def covering_of(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> dict[str, Any]:
+    """ECharts options for covering curves (budgets, values) of several selections."""
+    series = []
+    for (name, (budgets, values)), colour in zip(curves.items(), CATEGORIES, strict=False):
+        place = _few(len(budgets))
+        series.append(_line(name[:NAME_CHARACTERS], _points(budgets[place], values[place]), colour, 2.5))
+    chart = _curves(series, title) | {"tooltip": {"trigger": "axis", "valueFormatter": "%.3f"}}
+    return chart | WITH_LEGEND
 
 
+def _line(name: str, points: list[list[float]], colour: str, width: float) -> dict[str, Any]:
+    style = {"color": colour, "width": width}
+    return {"type": "line", "name": name, "data": points, "color": colour, "lineStyle": style, "showSymbol": False}
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
+    return np.stack([x, y.round(5)], axis=1).tolist()
+
+
+def _curves(series: list[dict[str, Any]], title: str) -> dict[str, Any]:
+    across = {"name": "examples", "type": "value", "max": "dataMax", "splitLine": {"show": False}}
+    across |= {"axisPointer": {"label": {"precision": 0}}}
+    up = {"name": title, "nameGap": 26, "type": "value", "min": 0}
+    return _chart(series, across, up) | {"grid": PLACE | {"top": 32}}
+
+
+def _chart(series: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+    below = {"nameLocation": "middle", "nameGap": 28}
+    return {
+        "xAxis": below | x,
+        "yAxis": {"nameTextStyle": {"align": "left"}} | y,
+        "series": series,
+        "grid": PLACE,
+        "animation": False,
+    }
+
+
+PLACE = {"left": 4, "right": 12, "top": 16, "bottom": 16}
 BASELINE_COLOURS = (ORANGE, *CATEGORIES[2:])
-TALL = {"height": 340, "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0}}
-"""Of figures whose legend has two lines."""
+WITH_LEGEND = {"legend": {"top": 0}, "grid": PLACE | {"top": 56}}
 
 
 def _few(n: int, most: int = 150) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, most).astype(int))
 
 
-def shares(table: pd.DataFrame, *, with_legend: bool = True) -> go.Figure:
-    """Grouped bars: a row a value, a column a selection. Names are escaped: Plotly reads HTML."""
-    from html import escape
-
-    import plotly.graph_objects as go
-
-    places, names = list(range(len(table))), [str(value) for value in table.index]
-    bars = [
-        go.Bar(
-            x=places,
-            y=table[name],
-            name=escape(str(name)[:NAME_CHARACTERS]),
-            marker_color=colour,
-            customdata=[escape(one[:PLACE_CHARACTERS]) for one in names],
-            hovertemplate="%{customdata}: %{y:.1%}",
-        )
+def shares(table: pd.DataFrame, *, with_legend: bool = True) -> dict[str, Any]:
+    """ECharts options for grouped bars: a row a value, a column a selection."""
+    series = [
+        {
+            "type": "bar",
+            "name": str(name)[:NAME_CHARACTERS],
+            "data": (100 * table[name]).round(3).tolist(),
+            "color": colour,
+            "barGap": "0%",
+        }
         for name, colour in zip(table, (GREY, BLUE, *BASELINE_COLOURS), strict=False)
     ]
-    short = [one if len(one) <= TICK_CHARACTERS else f"{one[: TICK_CHARACTERS - 1]}…" for one in names]
-    axis: dict[str, Any] = {"tickvals": places, "ticktext": [escape(one) for one in short]}
-    if max(map(len, short), default=0) > FLAT_CHARACTERS:
-        axis |= {"tickangle": -30, "ticklabeloverflow": "allow"}  # else the last ones are left out
-    return _figure(bars, axis, PERCENT, **(TALL if with_legend else {"showlegend": False}))
+    names = [str(value)[:PLACE_CHARACTERS] for value in table.index]
+    label: dict[str, Any] = {"interval": 0, "width": 110, "overflow": "truncate"}
+    if max(map(len, names), default=0) > FLAT_CHARACTERS:
+        label |= {"rotate": 30}
+    across = {"type": "category", "data": names, "axisLabel": label, "axisTick": {"show": False}}
+    up = {"type": "value", "min": 0, "axisLabel": {"formatter": "{value}%"}}
+    chart = _chart(series, across, up)
+    chart |= {"tooltip": {"trigger": "axis", "valueFormatter": "%.1f%%", "confine": True}}
+    return chart | (WITH_LEGEND if with_legend else {})
 
 
-def direction_shift(directions: pd.DataFrame) -> go.Figure:
-    """Per direction the mean of the chosen, with one standard deviation to both sides, in those of the pool."""
-    import plotly.graph_objects as go
-
-    marks = go.Scatter(
-        x=directions["direction"],
-        y=directions["mean shift (SD)"],
-        error_y={"type": "data", "array": directions["spread (SD)"], "thickness": 1.5},
-        customdata=directions["bins covered"],
-        mode="markers",
-        name="selection, mean and spread",
-        marker={"color": BLUE, "size": 9},
-        hovertemplate="direction %{x}: %{y:+.2f} SD, %{customdata:.0%} of the bins<extra></extra>",
-    )
-    pool = [
-        {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -1, "y1": 1, "layer": "below"}
-        | {"fillcolor": GREY, "opacity": 0.18, "line": {"width": 0}}
+def direction_shift(directions: pd.DataFrame) -> dict[str, Any]:
+    """ECharts options: per direction the mean of the chosen, with one standard deviation to both sides, in those
+    of the pool, and below it the share of the pool's score bins that have a chosen example."""
+    means, spreads = directions["mean shift (SD)"], directions["spread (SD)"]
+    places = range(len(directions))
+    ranges = [
+        [{"coord": [i, round(mean - spread, 4)]}, {"coord": [i, round(mean + spread, 4)]}]
+        for i, mean, spread in zip(places, means, spreads, strict=True)
     ]
-    return _figure(
-        [marks],
-        _directions_axis(directions["direction"]),
-        {"title": "SD of the pool (grey: the pool)"},
-        shapes=pool,
-        height=260,
-    )
+    pool = {"data": [[{"yAxis": -1}, {"yAxis": 1}]], "itemStyle": {"color": GREY, "opacity": 0.18}, "silent": True}
+    solid = {"type": "solid", "color": BLUE, "width": 1.5}
+    series = {
+        "type": "scatter",
+        "name": "selection, mean",
+        "data": means.round(4).tolist(),
+        "color": BLUE,
+        "symbolSize": 9,
+        "markLine": {"data": ranges, "symbol": "none", "silent": True, "lineStyle": solid, "animation": False},
+        "markArea": pool,
+    }
+    low, high = min(-1.0, float((means - spreads).min())), max(1.0, float((means + spreads).max()))
+    covered = zip(directions["direction"], directions["bins covered"], strict=True)
+    across = {"type": "category", "data": [f"{j}\n{share:.0%}" for j, share in covered], "nameGap": 46}
+    across["axisLabel"] = {"lineHeight": 16}
+    across |= {"name": "direction; share of the pool's score bins with a chosen example"}
+    up = {"name": "SD of the pool (grey: the pool)", "type": "value", "min": np.floor(low), "max": np.ceil(high)}
+    return _chart([series], across, up) | {"tooltip": {"trigger": "axis", "valueFormatter": "%+.2f SD"}}
 
 
 PERCENT = {"tickformat": ".1~%", "rangemode": "tozero"}
@@ -392,7 +392,7 @@ def scatter(
             "itemGap": 12,
             "feature": {"brush": {"type": ["polygon", "rect", "clear"]}},
         },
-        "brush": {"xAxisIndex": 0, "yAxisIndex": 0, "throttleType": "debounce", "throttleDelay": 200},
+        "brush": {"xAxisIndex": 0, "yAxisIndex": 0, "throttleType": "debounce", "throttleDelay": 100},
         "dataZoom": [{"type": "inside", "xAxisIndex": 0}, {"type": "inside", "yAxisIndex": 0}],
         "darkMode": dark,
         "animation": False,
@@ -440,16 +440,49 @@ def _in_polygon(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 SHADED_TOKENS = 3_000
 """Tokens beyond these are shown without shade: a browser is slow with more."""
-CARD_STYLE = """<style>
+SHADES = 10
+"""Steps of colour to either side of none; a score below the first has none."""
+CARD_STYLE = (
+    """<style>
 .example-card {border: 1px solid rgba(128,128,128,0.3); border-radius: 0.5rem; padding: 0.75rem 1rem;
-  margin-bottom: 0.75rem}
+  margin-bottom: 0.75rem; content-visibility: auto; contain-intrinsic-size: auto 14rem}
 .example-facts {font-size: 0.875rem; opacity: 0.65; margin-bottom: 0.35rem}
 .example-text {white-space: pre-wrap; line-height: 1.7; overflow-wrap: anywhere}
 .example-text summary {cursor: pointer; display: block}
 .example-more {font-size: 0.875rem; opacity: 0.65; text-decoration: underline}
 .example-text details[open] .example-more {display: none}
 .example-text .unpooled {opacity: 0.5}
+"""
+    + "".join(
+        f".{sign}{step} {{background: rgba({colour},{0.65 * step / SHADES:.2f})}}\n"
+        for sign, colour in (("up", "217,130,43"), ("down", "59,111,182"))
+        for step in range(1, SHADES + 1)
+    )
+    + "</style>"
+)
+
+
+FACTS_STYLE = """<style>
+.facts-row {display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.75rem 1rem}
+.facts-row div > div:first-child {font-size: 0.875rem; opacity: 0.65; margin-bottom: 0.25rem}
 </style>"""
+
+
+def facts_row(facts: Mapping[str, str]) -> str:
+    """HTML of names, each above its value, side by side where there is room. One element, as `example_cards`."""
+    from html import escape
+
+    parts = [f"<div><div>{escape(name)}</div><div>{escape(value)}</div></div>" for name, value in facts.items()]
+    return f'{FACTS_STYLE}<div class="facts-row">{"".join(parts)}</div>'
+
+
+def paragraphs(lines: Sequence[str], note: str = "") -> str:
+    """HTML of plain lines with a smaller note below. One element, as `example_cards`."""
+    from html import escape
+
+    parts = [f'<p style="margin: 0 0 0.75rem">{escape(line)}</p>' for line in lines]
+    small = f'<p style="font-size: 0.875rem; opacity: 0.65; margin: 0">{escape(note)}</p>' if note else ""
+    return f"<div>{''.join(parts)}{small}</div>"
 
 
 def example_cards(cards: Sequence[tuple[str, str]]) -> str:
@@ -479,34 +512,40 @@ def shading_scale(*texts: Sequence[float] | np.ndarray) -> float:
 def shaded_tokens(
     tokens: Sequence[str], scores: np.ndarray, fold: int | None = None, scale: float | None = None
 ) -> str:
-    """HTML of a text with every token shaded by its score (tokens,): orange above the mean, blue below, faint
-    without a score; folded after `fold` characters. The scale is the text's own where none is given. Tokens
-    are escaped."""
+    """HTML of a text with its tokens shaded by their scores (tokens,), in steps of a tenth of `scale` (the text's
+    own where none is given): orange above the mean, blue below, faint without a score; folded after `fold`
+    characters. Tokens are escaped."""
     scale = scale or shading_scale(scores)
-    opacities = np.minimum(1.0, np.abs(scores) / scale) * 0.65
-    shades = [
-        None if score != score else (f"{score:+.3g}", "217,130,43" if score > 0 else "59,111,182", f"{alpha:.2f}")
-        for score, alpha in zip(scores[:SHADED_TOKENS].tolist(), opacities.tolist(), strict=False)
-    ]
-    return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, shades)
+    shown = np.nan_to_num(scores[:SHADED_TOKENS])
+    steps = np.minimum(SHADES, np.abs(shown) / scale * SHADES).astype(int)
+    attributes = [_attributes(*one) for one in zip(scores[:SHADED_TOKENS].tolist(), steps.tolist(), strict=True)]
+    return _folded([*tokens[:SHADED_TOKENS], "".join(tokens[SHADED_TOKENS:])], fold, attributes)
 
 
-def _folded(pieces: Sequence[str], fold: int | None, shades: Sequence[tuple[str, str, str] | None] = ()) -> str:
+def _attributes(score: float, step: int) -> str:
+    if score != score:
+        return 'class="unpooled"'
+    return f'class="{"up" if score > 0 else "down"}{step}" title="{score:+.3g}"' if step else ""
+
+
+def _folded(pieces: Sequence[str], fold: int | None, attributes: Sequence[str] = ()) -> str:
+    """Pieces of a text, each in an element with its attributes where it has any. Neighbours with the same share
+    one: half a browser's work on a click is to make these elements."""
     from html import escape
 
-    parts, shown, cut = [], 0, None
+    parts: list[str] = []
+    shown, cut, last = 0, None, ""
     for i, piece in enumerate(pieces):
         if cut is None and fold is not None and shown >= fold:
-            cut = i
+            cut, last = len(parts), ""
         shown += len(piece)
         text = escape(piece).replace("\n", "<br>")
-        if i >= len(shades):
-            parts.append(text)
-        elif shade := shades[i]:
-            title, colour, alpha = shade
-            parts.append(f'<span title="{title}" style="background:rgba({colour},{alpha})">{text}</span>')
+        own = attributes[i] if i < len(attributes) else ""
+        if own and own == last:
+            parts[-1] = f"{parts[-1].removesuffix('</span>')}{text}</span>"
         else:
-            parts.append(f'<span class="unpooled">{text}</span>')
+            parts.append(f"<span {own}>{text}</span>" if own else text)
+        last = own
     rest = "" if cut is None else "".join(parts[cut:])
     if not rest:
         return f'<div class="example-text">{"".join(parts)}</div>'
@@ -523,18 +562,20 @@ DIFFERENCE_STYLE = """<style>
 
 
 def differing_text(text: str, baseline: str | None = None) -> str:
-    """HTML of a text, its words marked that are not in the baseline at their place (none: nothing is marked)."""
-    from difflib import SequenceMatcher
+    """HTML of a text, its words marked that are not in the baseline at their place (none: nothing is marked), by
+    the longest common subsequence."""
     from html import escape
+
+    from rapidfuzz.distance import LCSseq
 
     if baseline is None:
         return f'{DIFFERENCE_STYLE}<div class="steered-text">{escape(text)}</div>'
     words, others = _words(text), _words(baseline)
     parts = []
-    for kind, _, _, start, end in SequenceMatcher(None, others, words, autojunk=False).get_opcodes():
-        piece = escape("".join(words[start:end]))
+    for part in LCSseq.opcodes(others, words):
+        piece = escape("".join(words[part.dest_start : part.dest_end]))
         if piece:
-            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+            parts.append(piece if part.tag == "equal" else f"<mark>{piece}</mark>")
     return f'{DIFFERENCE_STYLE}<div class="steered-text">{"".join(parts)}</div>'
 
 
@@ -548,8 +589,8 @@ def _words(text: str) -> list[str]:
 
 
 def forest(evidence: Evidence, measure: str) -> go.Figure:
-    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach.
-    Filled: beyond every control."""
+    """Every direction by one measure with its 95% interval, the best first; lines where the controls reach, to
+    both sides of nothing. Filled: beyond every control."""
     told = evidence.measure(measure)
     known = [effect for effect in evidence.by(measure) if np.isfinite(effect.effect.value)]
     shown = sorted(known, key=lambda effect: effect.effect.value)
@@ -559,7 +600,12 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
     rest = [effect for effect in shown if not np.isfinite(effect.adjusted)]
     groups = (
         ("beyond every control", ORANGE, "circle", [e for e in shown if e.is_evidence]),
-        ("not", BLUE, "circle-open", [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)]),
+        (
+            "not beyond every control",
+            BLUE,
+            "circle-open",
+            [e for e in shown if not e.is_evidence and np.isfinite(e.adjusted)],
+        ),
         ("not judged by this measure", GREY, "circle-open", [] if is_judged else rest),
         ("dropped early", GREY, "circle-open", [e for e in rest if is_judged and e.was_dropped]),
         ("without a p-value", GREY, "diamond-open", [e for e in rest if is_judged and not e.was_dropped]),
@@ -579,11 +625,13 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
         for name, colour, symbol, group in groups
         if group
     ]
-    ends = {"type": "scatter", "mode": "lines", "y": [shown[0].name, shown[-1].name]} if shown else {}
+    ends = [shown[0].name, shown[-1].name] if shown else []
     traces += [
-        ends
-        | {
-            "x": [control.level.value] * 2,
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*[control.level.value] * 2, None, *[2 * told.null - control.level.value] * 2],
+            "y": [*ends, None, *ends],
             "line": {"dash": "dash", "width": 1.5, "color": CATEGORIES[(i + 2) % len(CATEGORIES)]},
             "name": control.name,
             "hovertemplate": f"%{{x:.3g}}<extra>{control.name}</extra>",
@@ -591,7 +639,7 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
         for i, control in enumerate(levels)
         if shown
     ]
-    axis = {"title": f"{told.title} ({told.unit})"}
+    axis = {"title": f"{told.title}<br>({told.unit})"}
     order = {"type": "category", "categoryarray": [effect.name for effect in shown], "title": "direction"}
     line = {"type": "line", "x0": told.null, "x1": told.null, "y0": 0, "y1": 1, "yref": "paper"}
     line |= {"line": {"width": 1, "color": OTHER}}
@@ -603,8 +651,11 @@ def forest(evidence: Evidence, measure: str) -> go.Figure:
 def proxy_scatter(
     name: str, ends: Mapping[str, Interval], other: str, others: Mapping[str, Interval]
 ) -> go.Figure:
-    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals."""
+    """One proxy against another over the ends that both know, such as `1+`, with 95% intervals; where both only
+    turn their sign at the - ends, the + ends alone."""
     shared = [end for end in ends if end in others]
+    if all(_is_mirrored(known, end) for known in (ends, others) for end in shared):
+        shared = [end for end in shared if end.endswith("+")]
     x, y = [ends[end] for end in shared], [others[end] for end in shared]
     trace = {
         "type": "scatter",
@@ -621,6 +672,11 @@ def proxy_scatter(
     style = {"zeroline": True, "exponentformat": "e"}
     axes = ({"title": f"{title}, towards help", **style} for title in (name, other))
     return _figure([trace], *axes, showlegend=False, height=420)
+
+
+def _is_mirrored(known: Mapping[str, Interval], end: str) -> bool:
+    other = f"{end[:-1]}{'-' if end.endswith('+') else '+'}"
+    return other in known and known[other].value == -known[end].value
 
 
 def _interval_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
@@ -661,7 +717,12 @@ def sweep_guard(sweep: Sweep) -> go.Figure:
 
 def _strength_axis(sweep: Sweep) -> dict[str, Any]:
     units = {"unit": "multiples of the unit direction", "sd": "standard deviations of its scores"}
-    return {"title": f"strength in {units[sweep.request['unit']]}", "zeroline": True}
+    named = {
+        "add": f"strength in {units[sweep.request['unit']]}",
+        "remove": "share of the direction taken out",
+        "clamp": f"score set, in {units[sweep.request['unit']]}",
+    }
+    return {"title": named[sweep.request["operation"]], "zeroline": True}
 
 
 def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str, Any]:
@@ -682,10 +743,14 @@ def _with_interval(sweep: Sweep, name: str, label: str, colour: str) -> dict[str
 
 def _damage(sweep: Sweep) -> list[dict[str, Any]]:
     """Red bands over the strengths beyond the range without damage."""
+    from core.steering.sweep import zero_damages
+
     strengths = [point.strength for point in sweep.points]
     band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line_width": 0, "layer": "below"}
     band |= {"fillcolor": "rgba(200,60,60,0.12)"}
     bands = []
+    if zero_damages(sweep.points):
+        return [band | {"x0": min(strengths), "x1": max(strengths)}]
     if sweep.low > min(strengths):
         bands.append(band | {"x0": min(strengths), "x1": _halfway(strengths, sweep.low, -1)})
     if sweep.high < max(strengths):

@@ -117,9 +117,10 @@ class Job:
     def cancel(self) -> None:
         """Ask the process to stop; it keeps what is finished."""
         if self.state == "running":
-            write_json(self.folder / "cancel.json", {"created": now()})
             with suppress(ProcessLookupError):
                 os.killpg(self.facts["pid"], signal.SIGTERM)
+            with suppress(OSError):  # of a disk that takes no more: it is stopped all the same
+                write_json(self.folder / "cancel.json", {"created": now()})
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
@@ -144,13 +145,26 @@ def start_job(workspace: Workspace, arguments: list[str]) -> Job:
     except psutil.NoSuchProcess:
         created = 0.0
     facts = {"arguments": arguments, "created": now(), "pid": process.pid, "pid_created": created}
-    write_json(job.folder / "job.json", facts)
+    try:
+        write_json(job.folder / "job.json", facts)
+    except OSError:
+        process.kill()  # nobody could find it
+        raise
     return job
 
 
 def list_jobs(workspace: Workspace) -> list[Job]:
     """All jobs, newest first."""
     return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
+
+
+def last_tries(workspace: Workspace) -> list[Job]:
+    """The newest job of every command, newest first: a job that was resumed or tried again stands for those before
+    it."""
+    newest: dict[tuple[str, ...], Job] = {}
+    for job in list_jobs(workspace):
+        newest.setdefault(tuple(job.facts["arguments"]), job)
+    return list(newest.values())
 
 
 @dataclass(frozen=True)

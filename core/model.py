@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from core.errors import BasiscopeError
+from core.paths import is_open_folder, is_seen_file, is_there, typed_path
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = "*.safetensors"
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
 NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
 
 
@@ -55,8 +57,7 @@ class LanguageModel:
 
 def is_folder(name: str) -> bool:
     """Whether `name` means a folder here rather than a hub id: it exists, or is written as a path."""
-    path = Path(name).expanduser()
-    return path.exists() or name.startswith(("/", ".", "~"))
+    return name.startswith(("/", ".", "~")) or is_there(Path(name))
 
 
 def locate_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -66,9 +67,9 @@ def locate_model(name: str, revision: str | None = None, *, weights: bool = True
     Raises BasiscopeError where there is no such folder or hub model, or it holds no safetensors weights.
     """
     if is_folder(name):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise BasiscopeError(f"Model: there is no folder {folder}.")
+        folder = typed_path(name)
+        if not is_open_folder(folder):
+            raise BasiscopeError(f"Model: there is no folder {folder} that can be read.")
     else:
         folder = _snapshot(name, revision, weights)
     if not (folder / "config.json").is_file():
@@ -95,10 +96,11 @@ def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
         "ignore_patterns": list(NOT_MODEL_FILES),
     }
     at = f" at revision {revision}" if revision else ""
+    cached: Path | None = None
     try:
-        folder = Path(snapshot_download(name, local_files_only=True, **options))
-        if not weights or (_has_weights(folder) and _has_all_shards(folder)):
-            return folder
+        cached = Path(snapshot_download(name, local_files_only=True, **options))
+        if _is_whole(cached, weights) and _has_tokenizer(cached):
+            return cached
     except HFValidationError as error:
         raise BasiscopeError(
             f"Model {name!r} is neither a folder here nor a hub id like 'owner/model'."
@@ -111,10 +113,21 @@ def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
         reason = str(error).splitlines()[0]
         raise BasiscopeError(f"Model {name}{at}: the hub refused it ({reason}).") from error
     except (OSError, RuntimeError) as error:
+        if cached and _is_whole(cached, weights):
+            return cached
         raise BasiscopeError(
             f"Model {name}{at} is not in the local cache and the hub cannot be reached. Give a local "
             "folder, or download the model where there is a network."
         ) from error
+
+
+def _is_whole(folder: Path, weights: bool) -> bool:
+    has_weights = not weights or (_has_weights(folder) and _has_all_shards(folder))
+    return has_weights and (folder / "config.json").is_file()
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES)
 
 
 def stored_bytes(name: str, revision: str | None = None) -> int:
@@ -206,6 +219,35 @@ def _cpu_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns what transformers raises on files that it cannot load into a BasiscopeError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BasiscopeError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BasiscopeError(f"Model {name}: it cannot be loaded ({reason}).") from error
+    except ImportError as error:  # of a quantised model
+        reason = " ".join(str(error).split())
+        raise BasiscopeError(f"Model {name}: it needs a package that is not here. {reason}") from error
+
+
+def load_config(folder: Path, name: str) -> PreTrainedConfig:
+    """The configuration of a decoder-only model. Raises BasiscopeError where it cannot be read or is of another
+    kind."""
+    from transformers import AutoConfig
+
+    with _loading(name):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
+        return config
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without the weights. Raises as `locate_model` does."""
     return _tokenizer(locate_model(name, revision, weights=False), name)
@@ -230,20 +272,17 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     """
     folder = locate_model(name, revision)  # before the imports, which take seconds
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     spread = False
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if device == "cuda":
-            spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
-        if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
+    config = load_config(folder, name)
+    if device == "cuda":
+        spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
+    with _loading(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -254,9 +293,6 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BasiscopeError(f"Model {name}: it cannot be loaded ({reason}).") from error
     module, info = loaded
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
@@ -348,6 +384,19 @@ def find_blocks(module: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def _written_blocks(blocks: str) -> re.Match[str]:
+    match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
+    if not match or "-" in (match[1], match[2]):
+        raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    return match
+
+
+def check_blocks(blocks: str) -> None:
+    """Raises BasiscopeError where `resolve_blocks` cannot read it, whatever the model."""
+    if blocks.strip() != "middle":
+        _written_blocks(blocks)
+
+
 def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
     """Block numbers from `a:b` (as a Python slice, negative from the end), one number such as `15`, or
     `middle` (block 15 of 32, as published for the safety recipe).
@@ -357,9 +406,7 @@ def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
     """
     if blocks.strip() == "middle":
         return (n_blocks // 2 - 1,) if n_blocks > 1 else (0,)
-    match = re.fullmatch(r"(-?\d*):(-?\d*)|(-?\d+)", blocks.strip())
-    if not match or "-" in (match[1], match[2]):
-        raise BasiscopeError(f"Blocks {blocks!r}: write a range such as 1:-1, or one block such as 15.")
+    match = _written_blocks(blocks)
     chosen: tuple[int, ...]
     if match[3] is not None:
         index = int(match[3])
@@ -373,9 +420,14 @@ def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple that
+    """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple or list that
     starts with it in older models (`output[0]` of a bare tensor would silently be batch row 0)."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_block_output(output: Any, hidden: torch.Tensor) -> Any:
+    """What a block returned, with another residual stream."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
 
 
 class _Finished(Exception):
@@ -413,17 +465,25 @@ def run_blocks(
 
 
 def find_local_models(folders: list[Path]) -> list[str]:
-    """Model folders directly in or one level below `folders`, and the hub models in the local cache."""
+    """Model folders directly in or one level below `folders`, and the hub models in the local cache. What may not
+    be looked at is passed over."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    candidates = [path for root in folders for path in (root, *root.glob("*/"))]
-    local = [str(path) for path in candidates if (path / "config.json").is_file() and _has_weights(path)]
+    candidates = [path for root in folders for path in (root, *_found(root, "*/"))]
+    local = [str(path) for path in candidates if is_seen_file(path / "config.json") and _found(path, WEIGHTS)]
     cached = {
         snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
-        for snapshot in Path(HF_HUB_CACHE).glob("models--*/snapshots/*")
-        if _has_weights(snapshot)
+        for snapshot in _found(Path(HF_HUB_CACHE), "models--*/snapshots/*")
+        if _found(snapshot, WEIGHTS)
     }
     return sorted(set(local)) + sorted(cached)
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """What the pattern finds in a folder: nothing in one that may not be looked at."""
+    with suppress(OSError):
+        return list(folder.glob(pattern))
+    return []
 
 
 def _has_weights(folder: Path) -> bool:

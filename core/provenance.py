@@ -31,13 +31,24 @@ LEDGER_CELLS = 4_000_000
 NOT_COMMERCIAL = "non-commercial"
 NEGATED = r"\b(?:no|not|never|without|isn't|nor)\b[^.;,]*"
 """What a licence's text denies states none of the terms below."""
+DENIED = (
+    r"(?:(?<!not )\b(?:prohibited|forbidden|excluded|disallowed|denied|restricted)\b"
+    r"|\bnot (?:be |been )?(?:allowed|permitted|granted|included))"
+)
+"""How what stands before it is denied."""
+CHANGES = r"(?:alter|modif|adapt(?:ed|ing|ation)|chang|remix)"
 LICENCES = (
     (
         r"\bnc\b|\bnon-?\s?commercial|no money is charged"
-        r"|\b(?:no|not|never|without|except)\b[^.;,]*\bcommercial|\b(?:research|academic|educational)[\w\s]* only",
+        r"|\b(?:no|not|never|without|except)\b[^.;,]*\bcommercial|\b(?:research|academic|educational)[\w\s]* only"
+        rf"|\bcommercial[^.;,]*{DENIED}",
         NOT_COMMERCIAL,
     ),
-    (r"\bnd\b|\bno-?\s?derivat|\bnot?\b[^.;,]*\bderivat", "no derivatives"),
+    (
+        r"\bnd\b|\bno-?\s?derivat|\bnot?\b[^.;,]*\bderivat|\bunaltered\b|\bunmodified\b|\bverbatim\b"
+        rf"|\b(?:no|not|never|without)\b[^.;,]*\b{CHANGES}|\b(?:derivat|{CHANGES})[^.;,]*{DENIED}",
+        "no derivatives",
+    ),
     (r"proprietary|all rights reserved|\bunlicensed\b|\bnot licensed\b", "forbidden"),
 )
 """Patterns of the terms that a licence's name states by saying no."""
@@ -130,6 +141,11 @@ def leave_one_out(best: np.ndarray) -> np.ndarray:
     return np.where(alone, (first - second)[:, None], 0.0)
 
 
+def count_sources(pool: Pool, rows: np.ndarray, origins: Origins) -> int:
+    """Sources of the chosen rows (b,). Raises BasiscopeError for a column that is not there."""
+    return len(pd.unique(_values(pool, origins.source, "--source")[rows]))
+
+
 def ledger(pool: Pool, rows: np.ndarray, origins: Origins) -> pd.DataFrame:
     """Per source of the chosen rows (b,), the largest share of coverage first: examples, tokens, share, coverage
     alone, Shapley share, leave-one-out value, payment, licences with their terms, authors, dates, problems.
@@ -178,6 +194,14 @@ def _values_of(points: np.ndarray, centres: np.ndarray, codes: np.ndarray, sourc
     return sums / n
 
 
+def spelling(licence: str) -> str:
+    """
+    >>> spelling("CC BY-SA 4.0")
+    'cc-by-sa-4.0'
+    """
+    return re.sub(r"[\s_-]+", "-", licence.strip().lower())
+
+
 def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
     """(terms, problem) of the licences of one source; no problem is an empty text."""
     terms = {licence: terms_of("" if licence == MISSING else licence) for licence in licences}
@@ -190,7 +214,7 @@ def judge(licences: Sequence[str], use: str) -> tuple[str, str]:
     unclear = [licence for licence, t in terms.items() if not t.known and licence != MISSING]
     if unclear:
         problems.append(f"terms not stated by {unclear[0]!r}")
-    if len([licence for licence in licences if licence != MISSING]) > 1:
+    if len({spelling(licence) for licence in licences if licence != MISSING}) > 1:
         problems.append("conflicting licences, the most restrictive holds")
     if joined.forbids(use):
         problems.append(f"forbids {use} use")
@@ -204,7 +228,10 @@ def licence_conflicts(pool: Pool, rows: np.ndarray, origins: Origins) -> tuple[s
     named = pd.Series(_values(pool, origins.licence, "--licence")[rows])
     sources = pd.Series(_values(pool, origins.source, "--source")[rows])
     firsts = sources.groupby(named).first()
-    terms = {str(licence): terms_of(str(licence)).names for licence in firsts.index if licence != MISSING}
+    one_each: dict[str, str] = {}
+    for licence in map(str, firsts.index.drop(MISSING, errors="ignore")):
+        one_each.setdefault(spelling(licence), licence)
+    terms = {licence: terms_of(licence).names for licence in one_each.values()}
     alike = [licence for licence, names in terms.items() if "share-alike" in names]
 
     def shown(licence: str) -> str:

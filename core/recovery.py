@@ -58,6 +58,8 @@ from core.workspace import FORMAT_VERSION, STORE_DTYPES, PartialRun, Run, Worksp
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "umap-learn")
 READ_BATCH = 256
+MOST_SEED = 2**32 - 1
+"""What the map takes."""
 MAP_EXAMPLES = 50_000
 NEIGHBOURS, EPOCHS = 15, 200
 LABEL_EXAMPLES = 20_000
@@ -86,6 +88,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise BasiscopeError(f"k = {self.k}: it must be at least 1.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise BasiscopeError(f"Seed {self.seed}: it must be from 0 to {MOST_SEED}.")
         if self.store_dtype not in STORE_DTYPES:
             raise BasiscopeError(f"Store dtype {self.store_dtype!r} is not one of {', '.join(STORE_DTYPES)}.")
 
@@ -116,7 +120,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         timer = _Timer(partial)
         if not partial.is_read:
             with timer.step("read"):
-                _read(partial, request, model, recipe, progress)
+                _read(partial, request, model, recipe, identity["data"], progress)
         try:
             check_k(request.k, len(partial.windows()), len(blocks) * model.hidden_size)
         except BasiscopeError:
@@ -196,9 +200,16 @@ def model_name(model: str) -> str:
 # --- the parts ------------------------------------------------------------------------------------------
 
 
-def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: Recipe, progress: Progress) -> None:
-    """Read, tokenise and store the examples; count every problem."""
-    before = data_fingerprint(request.source)
+def _read(
+    partial: PartialRun,
+    request: Request,
+    model: LanguageModel,
+    recipe: Recipe,
+    fingerprint: str,
+    progress: Progress,
+) -> None:
+    """Read, tokenise and store the examples; count every problem. Raises BasiscopeError where the data is not, or
+    no longer, what `fingerprint` says."""
     report, usable = ReadReport(), _Counts()
     kinds = column_kinds(request.source)
     spans = [name for name in ("prompt", "response") if getattr(request.columns, name)]
@@ -237,8 +248,7 @@ def _read(partial: PartialRun, request: Request, model: LanguageModel, recipe: R
                 f"Data {request.source.path}: {usable.n} of {report.rows:,} rows can be used, at least 2 are "
                 f"needed. {' '.join(report.sentences())}"
             )
-    fingerprint = data_fingerprint(request.source)
-    if fingerprint != before:
+    if data_fingerprint(request.source) != fingerprint:
         raise BasiscopeError(f"Data {request.source.path}: {CHANGED}")
     source = vars(request.source) | {
         "fingerprint": fingerprint,
@@ -350,9 +360,7 @@ def _analyse(
         except torch.OutOfMemoryError:
             projected = project(activations, recovered, "cpu", progress)
     with timer.step("stability"):
-        progress("stability", 0, 1)
-        stability = bootstrap_stability(projected, recovered.basis, seed=request.seed)
-        progress("stability", 1, 1)
+        stability = bootstrap_stability(projected, recovered.basis, seed=request.seed, progress=progress)
     windows = partial.windows()
     lengths = dict(zip(windows.example_id.tolist(), windows.lengths.tolist(), strict=True))
     aligned = np.array([lengths[i] for i in projected.scores.example_id.tolist()])

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STABLE_ANGLE = degrees(acos(STABLE_COSINE))
 MOST_VALUES = 200
 FEW_VALUES = 20
+LOOKED_AT = 5_000
+FEW_PROMPTS = 5
 
 
 def basis_summary(manifest: Mapping[str, Any]) -> str:
@@ -106,6 +108,16 @@ def colour_columns(run: Run) -> list[str]:
     return [name for name in run.facts_columns() if name != "example_id"]
 
 
+def labels_first(facts: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """The columns, first those that sort the first thousands of examples into a few kinds, numbers last."""
+
+    def order(name: str) -> tuple[bool, bool]:
+        kinds = facts[name].iloc[:LOOKED_AT].astype(str).nunique()
+        return pd.api.types.is_numeric_dtype(facts[name]), not 2 <= kinds <= FEW_VALUES
+
+    return sorted(columns, key=order)
+
+
 def filter_values(column: pd.Series) -> list[Any]:
     """The most frequent values of a column, for a filter."""
     return column.dropna().astype(str).value_counts().index[:MOST_VALUES].tolist()
@@ -118,6 +130,24 @@ def value_range(column: pd.Series) -> tuple[float, float] | None:
         return None
     finite = column[np.isfinite(column.astype(float))]
     return float(finite.min()), float(finite.max())
+
+
+@dataclass(frozen=True)
+class RangeScale:
+    """How a slider over numbers goes: from `low` to `high`, which hold them all, in round steps of a hundredth to
+    a thousandth of the way; `form` writes them as exactly as the steps are."""
+
+    low: float
+    high: float
+    step: float
+    form: str
+
+    @classmethod
+    def of(cls, low: float, high: float) -> RangeScale:
+        digits = 2 - int(np.floor(np.log10(high - low)))
+        step = 10.0**-digits
+        ends = round(np.floor(low / step) * step, digits), round(np.ceil(high / step) * step, digits)
+        return cls(min(low, ends[0]), max(high, ends[1]), step, f"%.{max(digits, 0)}f")
 
 
 def within(column: pd.Series, low: float, high: float) -> np.ndarray:
@@ -175,9 +205,13 @@ def sorted_rows(column: pd.Series, rows: np.ndarray, highest: bool) -> np.ndarra
     return rows[values.sort_values(ascending=not highest, kind="stable").index]
 
 
-def chosen_examples(run: Run, facts: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """The examples in `rows`: id, short text, length in tokens and their columns."""
-    chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in ("text", "example", "tokens")})
+def chosen_examples(
+    run: Run, facts: pd.DataFrame, rows: np.ndarray, also_taken: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The examples in `rows`: id, short text, length in tokens and their columns, those of them renamed whose
+    names are taken by these or by columns to come."""
+    taken = ("text", "example", "tokens", *also_taken)
+    chosen = facts.iloc[rows].rename(columns={name: f"data_{name}" for name in taken})
     chosen.insert(1, "text", [one_line(text, 300) for text in run.texts(rows)])
     return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 
@@ -189,6 +223,7 @@ def estimate_sentences(facts: Mapping[str, Any]) -> list[str]:
         f"about {duration(facts['seconds'])} on {facts['device']} in {facts['dtype']} ({facts['rate_from']})",
         f"about {size(facts['memory_bytes'])} of memory and {size(facts['disk_bytes'])} of disk "
         f"({size(facts['free_bytes'])} free)",
+        *([f"about {facts['cut']:,} of them longer than the limit of tokens, to be cut"] if facts["cut"] else []),
         *facts["problems"],
     ]
 
@@ -226,7 +261,7 @@ STEPS = {
     "activations": ("Running the model over the examples", "tokens"),
     "basis": ("Recovering the basis", "passes"),
     "scores": ("Scoring the examples", "examples"),
-    "stability": ("Resampling the basis", ""),
+    "stability": ("Resampling the basis", "resamples"),
     "map": ("Drawing the map", ""),
     "labels": ("Labelling the directions", "directions"),
     "tokens": ("Scoring the tokens at the ends", "examples"),
@@ -235,12 +270,18 @@ STEPS = {
     "duplicates": ("Looking for duplicates", "examples"),
     "overlaps": ("Looking for overlaps", "examples"),
     "generate": ("Generating", "tokens a text"),
+    "prompts": ("Generating", "prompts"),
     "sweep": ("Generating and reading texts", "texts"),
     "rollouts": ("Writing and verifying texts", "texts"),
     "controls": ("Holding against controls", "of them"),
+    "random models": ("Recovering directions of random models", "models"),
+    "pace": ("Finding the pace", ""),
     "first-order": ("Differentiating the loss", "solutions"),
     "training": ("Training and measuring", "trainings"),
-    "export": ("Writing, loading it again, comparing", ""),
+    "observe": ("Steering live, to compare with", "prompts"),
+    "write": ("Writing the export", ""),
+    "reload": ("Loading the export again", ""),
+    "compare": ("Comparing it with live steering", "prompts"),
 }
 """What each step of a job is doing, and what it counts."""
 
@@ -309,15 +350,25 @@ def interval_text(interval: Interval, form: str, convert: Any = float) -> str:
 
 
 def sweep_range_sentence(sweep: Sweep) -> str:
-    """The range without damage, in both units."""
+    """The range without damage, in both units; of `remove`, in shares taken out."""
+    from core.steering.sweep import zero_damages
+
     factor = sweep.deviation if sweep.request["unit"] == "sd" else 1.0
-    low, high = sweep.low * factor, sweep.high * factor
-    if low == high == 0:
-        return f"Even the smallest strengths tried do damage. {GUARD_SENTENCE}"
-    return (
-        f"No damage from {both_units(low, sweep.deviation)} to {both_units(high, sweep.deviation)}, over "
-        f"{len(sweep.request['prompts'])} prompts. {GUARD_SENTENCE}"
-    )
+    is_share = sweep.request["operation"] == "remove"
+    deviation = None if is_share else sweep.deviation
+    name = "Shares taken out: no damage" if is_share else "No damage"
+    low, high = (both_units(end * factor, deviation) for end in (sweep.low, sweep.high))
+    if zero_damages(sweep.points):
+        found = f"Even {sweep.request['operation']} to 0 does damage."
+    elif not any(point.strength for point in sweep.points):
+        found = "Only strength 0 was tried, which tells no range."
+    elif sweep.low == sweep.high == 0:
+        found = f"Even the smallest {'shares' if is_share else 'strengths'} tried do damage."
+    else:
+        n = len(sweep.request["prompts"])
+        over = f"over {n} prompt{'s' * (n > 1)}" + (", too few to rule it out" if n < FEW_PROMPTS else "")
+        found = f"{name} seen from {low} to {high}, {over}."
+    return f"{found} {GUARD_SENTENCE}"
 
 
 def suggested_range_sentence(found: SuggestedRange) -> str:
@@ -402,12 +453,17 @@ def stream_sentence(stream: Stream, before: int, status: LiveStatus) -> str:
     if stream.state == "waiting":
         return f"Waiting: {before} before you." if before else "Waiting."
     if stream.state == "loading":
-        return f"Loading the model, {status.seconds:.0f} s so far."
+        loading = "Stopping, once the model is loaded" if stream.was_stopped else "Loading the model"
+        return f"{loading}: {status.seconds:.0f} s so far."
     if stream.state == "failed":
         return f"This could not be done. {stream.message}"
     comparison = stream.comparison
     if comparison is None or not comparison.n_tokens:
-        return "Stopped before the first token." if stream.state == "stopped" else "Reading the prompt."
+        return {
+            "stopped": "Stopped before the first token.",
+            "done": "Done: no column wrote a token.",
+            "assessing": "Written, being measured: no column wrote a token.",
+        }.get(stream.state, "Stopping." if stream.was_stopped else "Reading the prompt.")
     ended = {"done": "Done", "stopped": "Stopped", "assessing": "Written, being measured"}.get(
         stream.state, "Running"
     )
@@ -428,21 +484,29 @@ def sweep_name(sweep: Sweep) -> str:
     """One line that tells a sweep from others."""
     request = sweep.request
     strengths = [point.strength for point in sweep.points]
+    unit = "share" if request["operation"] == "remove" else request["unit"]
     return (
         f"direction {request['direction']}, {request['operation']}, {min(strengths):+g} to {max(strengths):+g} "
-        f"{request['unit']}, {len(request['prompts'])} prompts, {request['scope']}"
+        f"{unit}, {len(request['prompts'])} prompts, {request['scope']}"
     )
+
+
+def is_added_everywhere(
+    directions: Directions, operation: str, scope: str, blocks: tuple[int, ...] | None
+) -> bool:
+    """Whether it is the published steering, for which a range is suggested and exports are made."""
+    return operation == "add" and scope == "all" and blocks in (None, directions.blocks)
 
 
 def exportable(directions: Directions, variants: Sequence[Variant]) -> list[Variant]:
     """The variants that every export format can mean: one direction, added everywhere."""
-    found = []
-    for variant in variants:
-        steering = variant.steering
-        everywhere = steering.scope == "all" and steering.blocks in (None, directions.blocks)
-        if len(steering.strengths) == 1 and steering.operation == "add" and everywhere:
-            found.append(variant)
-    return found
+    return [
+        variant
+        for variant in variants
+        for steering in [variant.steering]
+        if len(steering.strengths) == 1
+        and is_added_everywhere(directions, steering.operation, steering.scope, steering.blocks)
+    ]
 
 
 def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str) -> list[str]:
@@ -454,6 +518,8 @@ def export_arguments(workspace: Workspace, run: Run, variant: Variant, kind: str
 
 
 # --- evaluations ----------------------------------------------------------------------------------------
+
+MOST_NAMED = 10
 
 
 def stored_interval(stored: Mapping[str, Any]) -> Interval:
@@ -520,13 +586,21 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
     reasons = {
         "unverifiable": "left out: the verifier cannot verify their answers",
         "too_long": "left out: no room for the new tokens in the model's context",
+        "refused": "left out: the server refused them, as it does what is too long",
     }
-    lines += [f"{len(ids):,} problems {reasons[reason]}." for reason, ids in left_out.items() if ids]
+    lines += [
+        f"{len(ids):,} problems {reasons[reason]} (rows {_some(ids)})." for reason, ids in left_out.items() if ids
+    ]
+    if unread := manifest.get("unread"):
+        rows = _some(sorted({problem_id for problem_id, _ in unread}))
+        lines.append(
+            f"{len(unread):,} of the server's texts could not be read and are not counted (rows {rows}); the same "
+            "command asks for them again."
+        )
     for one in found:
         counts = {
             f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
             "could not be verified in time, and count as not right": one["unverified"],
-            "could not be read, and count as not right": one["garbage"],
         }
         lines += [
             f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n
@@ -536,6 +610,14 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
         "alone; the nearer to 0, the surer it was."
     )
     return [*lines, *(f"Note: {note}." for note in (*problems["notes"], *manifest.get("notes", ())))]
+
+
+def _some(ids: Sequence[int]) -> str:
+    """
+    >>> _some([3, 4, 8])
+    '3, 4, 8'
+    """
+    return ", ".join(map(str, ids[:MOST_NAMED])) + (", ..." if len(ids) > MOST_NAMED else "")
 
 
 def evaluation_row(kept: KeptEvaluation, is_running: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -77,14 +77,19 @@ def content_hash(value: Mapping[str, Any]) -> str:
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary path beside `path`, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call `write` on a temporary path beside `path`, then rename it into place. An OSError names `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.strerror:
+            error.filename = str(path)  # the temporary name says nothing, or there is none
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that may not be written there is none
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,6 +117,26 @@ def _digest(path: Path) -> str | None:
 
 def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+@contextmanager
+def disk_sentences() -> Iterator[None]:
+    """Turns the OSError of a disk that is full, or that may not be written, into a BasiscopeError."""
+    try:
+        yield
+    except OSError as error:
+        if said := disk_sentence(error):
+            raise BasiscopeError(said) from error
+        raise
+
+
+def disk_sentence(error: BaseException) -> str | None:
+    """What keeps a file from being written, and what to do; None for an error of another kind."""
+    if is_disk_full(error):
+        return f"The disk is full ({error}). Free some space and start again."
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"A file may not be written or read here ({error}). Allow it, or choose another --workspace."
+    return None
 
 
 # --- a finished run -------------------------------------------------------------------------------------
@@ -716,7 +741,7 @@ class KeptEvaluation:
         """Write a part. Only the holder of the evaluation's lock does."""
         taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
         path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
-        _write_lines(path, (one.as_dict() for one in rollouts))
+        write_lines(path, (one.as_dict() for one in rollouts))
 
     def problems(self) -> dict[int, Problem]:
         """The problems that were asked, by id."""
@@ -729,7 +754,7 @@ class KeptEvaluation:
         return {problem.problem_id: problem for problem in found}
 
     def save_problems(self, problems: Iterable[Problem]) -> None:
-        _write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
+        write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
@@ -743,7 +768,8 @@ def _read_lines(path: Path) -> list[Any]:
         raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
 
 
-def _write_lines(path: Path, values: Iterable[Any]) -> None:
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """JSON values, one a line."""
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
@@ -1064,7 +1090,9 @@ class Workspace:
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
         if (self.root / "selections" / name).exists() and not replace_old:
-            raise BasiscopeError(f"There is a selection {name!r} already; choose another --name, or --replace it.")
+            raise BasiscopeError(
+                f"There is a selection {name!r} already; choose another name, or replace it (--replace)."
+            )
         self._check_only_own_files(self.root / "selections" / name)
 
     def _check_only_own_files(self, folder: Path) -> None:
@@ -1125,7 +1153,12 @@ class Workspace:
         """Keep a selection under another name, too."""
         self.check_selection_name(new_name, replace_old=False)
         folder = self.root / "selections" / new_name
-        shutil.copytree(self.selection(name).folder, folder)
+        temporary = folder.with_name(f".{new_name}.{os.getpid()}.tmp")
+        try:
+            shutil.copytree(self.selection(name).folder, temporary)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return KeptSelection(folder)
 
     def delete_selection(self, name: str) -> None:
@@ -1135,18 +1168,31 @@ class Workspace:
         shutil.rmtree(folder, ignore_errors=True)
 
     def save_screening(self, run_id: str, screening: Screening) -> None:
-        key = content_hash({"version": SCREENING_VERSION, "against": screening.against})
-        write_json(self.root / "screenings" / run_id / f"{key}.json", screening.as_dict())
+        write_json(self._screening_path(run_id, screening.against), screening.as_dict())
 
     def screening(self, run_id: str, against: Mapping[str, str]) -> Screening | None:
         """What was found in a run's texts against these files (path -> SHA-256), None before a look."""
         from core.selection.screening import Screening
 
-        key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
-        path = self.root / "screenings" / run_id / f"{key}.json"
+        path = self._screening_path(run_id, against)
         return Screening.from_dict(read_json(path)) if path.exists() else None
 
+    def duplicates(self, run_id: str) -> Screening | None:
+        """What any look at a run's texts has found of their duplicates, overlaps left out; None before a look."""
+        found = self.screening(run_id, {})
+        for path in [] if found else sorted((self.root / "screenings" / run_id).glob("[!.]*.json")):
+            against = read_json(path).get("against", {})
+            if path == self._screening_path(run_id, against) and (other := self.screening(run_id, against)):
+                return replace(other, overlaps=(), against={}, problems=())
+        return found
+
+    def _screening_path(self, run_id: str, against: Mapping[str, str]) -> Path:
+        key = content_hash({"version": SCREENING_VERSION, "against": dict(against)})
+        return self.root / "screenings" / run_id / f"{key}.json"
+
     def save_text_vectors(self, run_id: str, model: str | None, vectors: np.ndarray) -> None:
+        """Keep the vectors of a run's texts, by TF-IDF or by a sentence model as it is now: a folder is known by
+        its files, whatever its name."""
         from safetensors.numpy import save_file
 
         path = self._vectors_path(run_id, model)
@@ -1161,7 +1207,9 @@ class Workspace:
         return self._vectors_path(run_id, model).exists()
 
     def _vectors_path(self, run_id: str, model: str | None) -> Path:
-        key = content_hash({"version": VECTORS_VERSION, "model": model})
+        from core.selection.vectors import text_model_fingerprint
+
+        key = content_hash({"version": VECTORS_VERSION, "model": text_model_fingerprint(model) or model})
         return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:

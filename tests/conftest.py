@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 
 import json
 import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,32 @@ def write_rows(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may look into, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def as_nobody():
+    """A context in which this process may do what any user may: root is kept out of nothing."""
+
+    @contextmanager
+    def nobody():
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.setresuid(65534, 65534, 0)
+        try:
+            yield
+        finally:
+            if is_root:
+                os.setresuid(0, 0, 0)
+
+    return nobody
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 from dataclasses import replace
 
@@ -8,12 +9,16 @@ from scipy.stats import spearmanr
 
 from core.activations import Activations
 from core.basis import (
+    CHUNK_BYTES,
     FEW_DIMENSIONS,
     TOLERANCE,
     Basis,
+    ProjectedScores,
+    Scores,
     _resampled,
     bootstrap_stability,
     describe_directions,
+    n_resamples,
     project,
     rank_correlation,
     recover_basis,
@@ -354,8 +359,12 @@ def test_resampled_covariances_are_those_of_n_draws_whatever_the_mean():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((1_300, 3)) * [3, 2, 1]
     outside = np.linspace(0, 1, 1_300)  # differs between the three chunks of rows
-    covariances, means = _resampled(scores, outside, 2_000, np.random.default_rng(1))
-    shifted, _ = _resampled(scores + 50, outside, 2_000, np.random.default_rng(1))
+
+    def resampled(scores):
+        return map(np.array, zip(*_resampled(scores, outside, 2_000, np.random.default_rng(1)), strict=True))
+
+    covariances, means = resampled(scores)
+    shifted, _ = resampled(scores + 50)
     np.testing.assert_allclose(shifted, covariances, atol=1e-8)  # squares of 50 in float64
     # The mean of 2,000 resamples is known to about 4% / sqrt(2,000) of a variance.
     np.testing.assert_allclose(covariances.mean(axis=0), np.cov(scores.T), atol=0.03)
@@ -368,6 +377,24 @@ def test_the_bootstrap_repeats_itself():
     first, second = stability_of(data, 4, seed=7), stability_of(data, 4, seed=7)
     np.testing.assert_array_equal(first.subspace_angle, second.subspace_angle)
     assert (stability_of(data, 4, seed=8).subspace_angle != first.subspace_angle).any()
+
+
+def test_many_directions_are_bootstrapped_in_bounded_memory_with_progress():
+    rng = np.random.default_rng(0)
+    n, k, r = 600, 150, 300
+    scores = (rng.standard_normal((n, r)) * np.linspace(3, 1, r)).astype(np.float32)
+    directions = np.eye(r, dtype=np.float32)[:k]
+    basis = Basis(directions, np.zeros(r), np.ones(k), np.ones(1), 1.0, n, np.zeros(k))
+    projected = ProjectedScores(Scores(np.arange(n), scores[:, :k], scores[:, :k]), scores, np.zeros(n))
+    steps = []
+    tracemalloc.start()
+    stability = bootstrap_stability(projected, basis, 4, progress=lambda *step: steps.append(step))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert steps == [("stability", done, 4) for done in range(5)] and stability.direction_angle.shape == (k, 2)
+    # All pairs of scores of one chunk of rows would be 180 MB.
+    assert peak < 5 * CHUNK_BYTES + 8 * (n * r + 6 * r * r + 4 * r * (r + 3) // 2)
+    assert [n_resamples(k) for k in (10, 100, 200, 500)] == [200, 200, 100, 50]
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (3, 2), (5, 4)])

@@ -213,6 +213,30 @@ def test_the_model_is_gone_from_the_device_before_one_is_loaded_again(sharded, t
     assert events == ["load", [None], *(["load"] if kind != "checkpoint" else [])]
 
 
+def test_the_logits_to_compare_lie_on_disk_and_are_compared_piece_by_piece(sharded, tmp_path, monkeypatch):
+    seen, told = [], []
+
+    def look():
+        seen.append(sorted(path.name for path in tmp_path.glob(".logits.*/*")))
+
+    monkeypatch.setattr("core.checkpoint.free_memory", look)
+    found = export(sharded, loader(sharded), 1, 30.0, "checkpoint", tmp_path / "a", lambda *at: told.append(at))
+    names = ("plain", "steered")
+    assert seen == [[f"{name}{i}.npy" for name in names for i in range(4)]]
+    steps = dict.fromkeys(step for step, *_ in told)
+    assert list(steps) == ["model", "observe", "write", "reload", "compare"]
+    monkeypatch.setattr("core.checkpoint.agreement.PIECE", 5)
+    again = export(sharded, loader(sharded), 1, 30.0, "checkpoint", tmp_path / "b")
+    assert (again.difference, again.effect, again.largest, again.same_text) == (
+        found.difference,
+        found.effect,
+        found.largest,
+        found.same_text,
+    )
+    assert (again.share, again.kept) == pytest.approx((found.share, found.kept))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_an_export_goes_into_the_folder_one_stands_in(sharded, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -85,6 +85,11 @@ def test_the_presets_are_the_published_recipes():
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--k", "0"),
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--limit", "0"),
         ("recover", "--model", "m", "--data", "d", "--text", "t", "--pooling", "max"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--blocks", "abc"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--seed", "-1"),
+        ("recover", "--model", "m", "--data", "d", "--text", "t", "--seed", str(2**32)),
+        ("app", "--headless", "--port", "99999"),
+        ("app", "--headless", "--port", "0"),
         ("show",),
         ("show", "latest", "--top", "0"),
         ("label", "latest", "--words", "--llm"),
@@ -305,6 +310,33 @@ def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
     assert json.loads(out)["rate_from"] == f"measured in run {run.id}"
 
 
+def test_the_estimate_counts_what_many_directions_cost(run_cli, stories, gsm8k, tmp_path):
+    options = ("recover", "--model", stories, "--data", gsm8k, "--text", "question", "--limit", 500, "--no-map")
+    options += ("--workspace", tmp_path, "--device", "cpu", "--json", "--estimate", "--k")
+    few, many = (json.loads(run_cli(*options, k)[1]) for k in (10, 120))
+    assert many["seconds"] > few["seconds"] + 5  # 166 resamples of 0.05 s
+    assert many["memory_bytes"] > few["memory_bytes"] + 4 * 166 * many["d"] ** 2  # their moments
+
+
+def test_an_estimate_says_what_is_cut_and_refuses_too_many_directions(run_cli, stories, gsm8k, tmp_path):
+    asked = ("recover", "--model", stories, "--data", gsm8k, "--prompt", "question", "--limit", 30, "--estimate")
+    asked += ("--workspace", tmp_path, "--device", "cpu", "--max-tokens", 20)
+    status, out, _ = run_cli(*asked)
+    assert status == 0 and "about 30 of them longer than the limit of tokens" in out
+    status, _, err = run_cli(*asked, "--k", 30)
+    assert status == 1 and "at most 29 directions" in err
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "no-such-model"}', "{", '{"model_type": "t5"}'])
+def test_an_estimate_refuses_a_model_as_the_recovery_does(run_cli, llama_folder, gsm8k, tmp_path, config):
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    (folder / "config.json").write_text(config)
+    asked = ("recover", "--model", folder, "--data", gsm8k, "--text", "question", "--workspace", tmp_path / "w")
+    (status, out, err), (also, _, recovered) = run_cli(*asked, "--estimate", "--json"), run_cli(*asked, "--json")
+    assert status == also == 1 and out == "" and err == recovered
+    assert len(err.splitlines()) == 1 and "model: it cannot be loaded (" in err
+
+
 # --- steer, sweep, export -------------------------------------------------------------------------------
 
 STEER = ("steer", "latest", "--direction", 1, "--max-new-tokens", 8, "--device", "cpu")
@@ -344,18 +376,34 @@ def test_steer_gives_one_object_a_line_for_each_prompt_and_variant(run_cli, gsm8
     assert both == {"direction": 1, "unit": pytest.approx(2 * unit), "sd": pytest.approx(2)}
 
 
+def test_steer_says_which_rows_it_leaves_out_and_numbers_the_others_as_the_file(run_cli, gsm8k_copy, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{broken\n{"question": ""}\n{"question": "The cat sat"}\n')
+    options = ("--prompts", tmp_path / "p.jsonl", "--strength", 1, "--json", "--workspace", gsm8k_copy.root)
+    status, out, err = run_cli(*STEER, *options)
+    assert status == 0 and [json.loads(line)["prompt_number"] for line in out.splitlines()] == [2, 2]
+    assert "1 row: left out, not valid JSON (row 0)" in err and "1 row: left out, empty prompt (row 1)" in err
+    (tmp_path / "p.jsonl").write_text('{"question": "One", "answer": "1"}\n{"question": "Two", "answer": null}\n')
+    sweep = ("sweep", "latest", "--direction", 1, "--strengths", "0", "--max-new-tokens", 4, "--device", "cpu")
+    sweep += ("--prompts", tmp_path / "p.jsonl", "--answer", "answer", "--workspace", gsm8k_copy.root)
+    status, out, _ = run_cli(*sweep)
+    assert status == 0 and out.splitlines()[-1] == "1 row: no answer, not verified (row 1)"
+
+
 def test_sweep_prints_points_and_keeps_the_suggested_range(run_cli, gsm8k_copy, gsm8k):
     options = ("--direction", 2, "--max-new-tokens", 8, "--limit", 3, "--device", "cpu")
     (found,) = lines_of(run_cli, gsm8k_copy, "sweep", "latest", *options)
     assert found["request"]["unit"] == "sd" and len(found["points"]) == 11
     assert gsm8k_copy.run().suggested_range(2).prompts == 3
+    assert found["request"]["sampling"]["max_new_tokens"] == 8
+    (free,) = lines_of(run_cli, gsm8k_copy, "sweep", "latest", *options[:2], "--limit", 1, "--device", "cpu")
+    assert free["request"]["sampling"]["max_new_tokens"] == 40
     wide = ("--strengths", "-4:4:3", "--prompts", gsm8k, "--answer", "answer")
     status, out, err = run_cli("sweep", "latest", *options, *wide, "--workspace", gsm8k_copy.root)
     assert status == 0, err
     header, *rows = out.splitlines()
     assert header.startswith("strength  ") and "correct" in header and "0.0% (0.0% to 56.1%)" in rows[0]
     assert re.match(r"-4 \(-[\d.]+ sd\) ", rows[0])
-    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 2
+    assert len(gsm8k_copy.sweeps(gsm8k_copy.run().id)) == 3
 
 
 def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stories, tmp_path):
@@ -383,6 +431,7 @@ def test_export_writes_a_folder_and_says_how_it_agrees(run_cli, gsm8k_copy, stor
         ((*STEER, "--variants", "", "--prompt", "x"), 1, "Strengths ''"),
         (("sweep", "latest", "--direction", "1", "--answer", "a"), 2, "--answer needs --prompts"),
         (("sweep", "latest", "--direction", "1", "--scope", "response"), 2, "The calibrating sweep is for"),
+        (("sweep", "latest", "--direction", "1", "--unit", "unit"), 2, "in standard deviations"),
         (("sweep", "latest", "--direction", "1", "--blocks", "1:2"), 2, "The calibrating sweep is for"),
         (("sweep", "latest", "--direction", "1", "--temperature", "1"), 2, "The calibrating sweep is for"),
         (("sweep", "latest", "--direction", "1", "--op", "remove", "--unit", "sd"), 2, "a share of the direction"),

@@ -17,9 +17,8 @@ import pytest
 from core.errors import BasiscopeError
 from core.evaluation import verifier
 from core.evaluation.endpoint import HOPELESS, KEY_VARIABLE, Server
-from core.evaluation.passk import Result
 from core.evaluation.problems import Problem, read_problems
-from core.evaluation.rollouts import GARBAGE, UNSTEERED
+from core.evaluation.rollouts import UNSTEERED
 from core.evaluation.step import Request, evaluate, evaluate_server
 from core.model import load_model
 from core.steering.generation import Sampling
@@ -82,6 +81,11 @@ def server(monkeypatch):
 
 def number_in(body):
     return int(body["messages"][0]["content"].split()[2])
+
+
+@pytest.fixture
+def sums(write_rows):
+    return write_rows([{"problem": problem.prompt, "answer": problem.answer} for problem in PROBLEMS])
 
 
 def rolled(server, r=2, done=frozenset(), **choices):
@@ -155,18 +159,143 @@ def test_a_server_that_is_down_or_slow(server):
     assert time.monotonic() - start < 40, "nothing waits for the requests that are under way"
 
 
-def test_garbage_is_asked_for_again_and_then_counted(server):
+def test_what_cannot_be_read_is_asked_for_again_and_stays_undone(server, sums, run_cli, tmp_path):
+    broken = {4, 7}
+
     def reply(body):
-        if number_in(body) == 4:
-            return 200, '{"choices": []}'
-        return completion("\\boxed{2}", finish="length")
+        number = number_in(body)
+        return (200, '{"choices": []}') if number in broken else completion(f"\\boxed{{{2 * number}}}")
 
     server.reply = staticmethod(reply)
-    found = rolled(server, r=1)
-    (variant,) = Result.of(found).variants
-    assert (variant.garbage, variant.cut, variant.right, variant.rollouts) == (1, 9, 1, 10)
-    assert [one.problem_id for one in found if one.note == GARBAGE] == [4]
+    asked = ("evaluate", "--problems", sums, "--rollouts", 1, "--wording", "bare", "--endpoint", server.url)
+    asked = (*asked, "--workspace", tmp_path / "w")
+    status, out, err = run_cli(*asked)
+    assert status == 0, err
+    assert "2 of the server's texts could not be read and are not counted (rows 4, 7); the same command" in out
     assert sum(number_in(body) == 4 for _, _, body in server.asked) == 3
+    (kept,) = Workspace(tmp_path / "w").evaluations()
+    (found,) = kept.manifest["result"]["variants"]
+    assert (found["rollouts"], found["pass_at"]["1"]["value"], kept.is_complete) == (8, 1.0, False)
+    assert kept.manifest["unread"] == [[4, 0], [7, 0]] and len(kept.rollouts()) == 8
+    broken.clear()
+    before = len(server.asked)
+    status, out, err = run_cli(*asked)
+    assert status == 0 and "could not be read" not in out, err
+    assert kept.is_complete and len(kept.rollouts()) == 10 and len(server.asked) - before == 2
+
+
+def test_a_server_that_turns_to_garbage_is_given_up_and_continued(server, sums, tmp_path):
+    calls, times = Counter(), []
+
+    def reply(body):
+        calls["all"] += 1
+        times.append(time.monotonic())
+        number = number_in(body)
+        return (200, "<html>sorry</html>") if calls["all"] > 12 else completion(f"\\boxed{{{2 * number}}}")
+
+    server.reply = staticmethod(reply)
+    space, request = Workspace(tmp_path), Request(read_problems(sums), "math", 4, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match=f"gave {HOPELESS} answers in a row that cannot be read.*continues"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=HOPELESS))
+    (begun,) = space.evaluations()
+    assert len(begun.rollouts()) == 12 and all(one.right for one in begun.rollouts()) and not begun.is_complete
+    assert times[-1] - times[12] > 1, "it is not asked again at once"
+    calls["all"] = -1_000
+    finished = evaluate_server(request, space, Server.at(server.url, retries=0))
+    assert finished.is_complete and finished.manifest["result"]["variants"][0]["pass_at"]["1"]["value"] == 1.0
+
+
+def test_what_was_refused_and_later_made_is_not_left_out(server, sums, tmp_path):
+    calls = Counter()
+
+    def reply(body):
+        calls["all"] += 1
+        if number_in(body) == 2:
+            return 400, '{"error": "too long"}'
+        return (500, "down") if calls["all"] > 8 else completion("\\boxed{1}")
+
+    server.reply = staticmethod(reply)
+    space, request = Workspace(tmp_path), Request(read_problems(sums), "math", 1, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match="did not answer"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=1))
+    assert space.evaluations()[0].manifest["left_out"]["refused"] == [2]
+    server.reply = staticmethod(lambda _body: completion("\\boxed{1}"))
+    kept = evaluate_server(request, space, Server.at(server.url, retries=0))
+    assert kept.is_complete and len(kept.rollouts()) == 10
+    assert "refused" not in kept.manifest["left_out"] and "refusals" not in kept.manifest
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_problem_that_the_server_refuses_is_left_out_and_named(server, sums, run_cli, tmp_path, status):
+    def reply(body):
+        number = number_in(body)
+        return (status, '{"error": "too long"}') if number in (0, 4) else completion(f"\\boxed{{{2 * number}}}")
+
+    server.reply = staticmethod(reply)
+    place = ("--problems", sums, "--rollouts", 2, "--wording", "bare", "--endpoint", server.url)
+    status, out, err = run_cli("evaluate", *place, "--concurrency", 2, "--workspace", tmp_path / "w")
+    assert status == 0, err
+    assert "2 problems left out: the server refused them, as it does what is too long (rows 0, 4)." in out
+    assert out.count("100.0% (") >= 2 and "8 problems of rows.jsonl" in out
+    (kept,) = Workspace(tmp_path / "w").evaluations()
+    assert kept.manifest["left_out"]["refused"] == [0, 4] and "too long" in kept.manifest["refusals"]["4"]
+    assert kept.is_complete and {one.problem_id for one in kept.rollouts()} == {1, 2, 3, 5, 6, 7, 8, 9}
+
+
+def test_where_all_is_refused_it_is_an_error(server):
+    server.reply = staticmethod(lambda _body: (400, '{"error": "nothing of that"}'))
+    with pytest.raises(BasiscopeError, match=r"refused what it was asked .*nothing of that"):
+        rolled(server, r=1)
+    assert len(server.asked) <= 2 * (HOPELESS + 8)
+    server.reply = staticmethod(lambda body: (400, "{}") if number_in(body) < 5 else (200, "<html>"))
+    with pytest.raises(BasiscopeError, match="no answer that can be read"):
+        rolled(server, r=1)
+    server.reply = staticmethod(lambda body: (400, "{}") if number_in(body) < 7 else completion("\\boxed{1}"))
+    assert {one.problem_id for one in rolled(server, r=1)} == {7, 8, 9}
+
+
+def test_a_server_that_stays_busy_keeps_what_has_come(server, sums, tmp_path):
+    calls = Counter()
+
+    def reply(body):
+        calls["all"] += 1
+        return (429, '{"error": "slow down"}') if calls["all"] > 6 else completion("\\boxed{1}")
+
+    server.reply = staticmethod(reply)
+    space, request = Workspace(tmp_path), Request(read_problems(sums), "math", 1, SAMPLING, "bare")
+    with pytest.raises(BasiscopeError, match="What has come is kept; the same command continues"):
+        evaluate_server(request, space, Server.at(server.url, retries=0, concurrency=1))
+    assert len(space.evaluations()[0].rollouts()) == 6
+
+
+def test_the_model_that_is_named_is_asked_there(server, sums, run_cli, tmp_path, stories):
+    server.models = ("a", "b")
+    place = ("--problems", sums, "--wording", "bare", "--limit", 1, "--rollouts", 1, "--endpoint", server.url)
+    place += ("--workspace", tmp_path / "w")
+    status, _, err = run_cli("evaluate", "b", *place)
+    assert status == 0 and [body["model"] for *_, body in server.asked] == ["b"], err
+    status, _, err = run_cli("evaluate", stories, *place)
+    assert status == 2 and f"is neither a run nor a model of {server.url}, which serves a, b" in " ".join(
+        err.split()
+    )
+    assert run_cli("evaluate", "a", *place, "--model-name", "b")[0] == 2
+    assert run_cli("evaluate", "b", *place, "--model-name", "b")[0] == 0
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--model-name", "m"), "--model-name is for --endpoint"),
+        (("--concurrency", "3"), "--concurrency is for --endpoint"),
+        (("--timeout", "3"), "--timeout is for --endpoint"),
+        (("--endpoint", "http://localhost:1/v1", "--device", "cpu"), "--device is for a model here"),
+        (("--unit", "sd"), "--unit is of --steer"),
+    ],
+)
+def test_what_would_not_be_heeded_is_wrong_usage(run_cli, sums, tmp_path, options, sentence):
+    status, out, err = run_cli("evaluate", "m/m", "--problems", sums, *options, "--workspace", tmp_path)
+    assert (status, out) == (2, "") and sentence in " ".join(err.split())
 
 
 def test_the_model_is_the_only_one_or_named(server):
@@ -191,11 +320,6 @@ def test_servers_without_log_probabilities(server):
     server.reply = staticmethod(reply)
     found = rolled(server, r=1)
     assert len(found) == 10 and all(one.logprob is None for one in found)
-
-
-@pytest.fixture
-def sums(write_rows):
-    return write_rows([{"problem": problem.prompt, "answer": problem.answer} for problem in PROBLEMS])
 
 
 def test_an_evaluation_by_a_server_continues_where_it_failed(server, sums, tmp_path):
@@ -322,7 +446,7 @@ def test_evaluations_are_listed_and_deleted(run_cli, gsm8k_copy, data_folder, se
     assert run_cli("evaluations", *place[2:])[1].startswith("No evaluations in")
     made = json.loads(run_cli("evaluate", "latest", *asked, "--steer", "1:+2", "--json")[1])
     sums = write_rows([{"problem": one.prompt, "answer": one.answer} for one in PROBLEMS])
-    served = ("--problems", sums, "--wording", "bare", "--rollouts", 2, "--endpoint", server.url, *place)
+    served = ("--problems", sums, "--wording", "bare", "--rollouts", 2, "--endpoint", server.url, *place[2:])
     assert run_cli("evaluate", *served)[0] == 0
     second, first = json.loads(run_cli("evaluations", "--json", *place[2:])[1])["evaluations"]
     assert (first["evaluation"], first["run"]) == (made["evaluation"], gsm8k_copy.run().id)
@@ -363,7 +487,8 @@ def test_evaluations_are_listed_and_deleted(run_cli, gsm8k_copy, data_folder, se
 )
 def test_evaluate_refuses_in_a_sentence(run_cli, gsm8k_copy, sums, options, status, sentence):
     given = [sums if option == "SUMS" else option for option in options]
-    found, out, err = run_cli("evaluate", "latest", *given, "--device", "cpu", "--workspace", gsm8k_copy.root)
+    given += [] if "--endpoint" in given else ["--device", "cpu"]
+    found, out, err = run_cli("evaluate", "latest", *given, "--workspace", gsm8k_copy.root)
     assert found == status and sentence in err and "Traceback" not in err and out == ""
     assert not list(gsm8k_copy.root.glob("evaluations/*/"))
 
@@ -376,6 +501,33 @@ def test_evaluate_needs_a_run_a_model_or_a_server(run_cli, sums, tmp_path):
     ):
         found, _, err = run_cli("evaluate", *target, "--problems", sums, "--workspace", tmp_path)
         assert found == status and sentence in err
+
+
+def test_rollouts_made_here_become_a_run_with_verdicts(run_cli, server, stories, sums, tmp_path):
+    """`evaluate --traces`, `recover`, `utility`, as the README has them."""
+
+    def reply(body):
+        right = body["seed"] % 2
+        return completion(f"so it is \\boxed{{{2 * number_in(body) if right else 7}}}")
+
+    server.reply = staticmethod(reply)
+    place, file = ("--workspace", tmp_path / "w"), tmp_path / "traces.jsonl"
+    asked = ("--problems", sums, "--wording", "bare", "--rollouts", 6, "--endpoint", server.url, "--traces", file)
+    status, out, err = run_cli("evaluate", *asked, *place)
+    assert status == 0 and f"60 traces in {file}" in out, err
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["problem"] for row in rows} == set(range(10)) and rows[0]["prompt"] == PROBLEMS[0].prompt
+    assert {row["correct"] for row in rows} == {True, False}
+    columns = ("--prompt", "prompt", "--response", "response", "--k", 2, "--device", "cpu", "--no-map")
+    status, _, err = run_cli("recover", "--model", stories, "--data", file, *columns, *place)
+    assert status == 0, err
+    status, out, err = run_cli(
+        "utility", "latest", "--correct", "correct", "--problem", "problem", "--json", *place
+    )
+    assert status == 0, err
+    assert json.loads(out)["facts"]["traces"] == 60 and json.loads(out)["facts"]["problems"] == 10
+    status, _, err = run_cli("evaluate", *asked[:-1], "/proc/none/t.jsonl", *place)
+    assert status == 1 and "it cannot be written" in err and "Traceback" not in err
 
 
 # --- a real server --------------------------------------------------------------------------------------

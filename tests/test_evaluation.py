@@ -30,7 +30,7 @@ from core.evaluation.passk import (
     usual_k,
 )
 from core.evaluation.problems import Problem, asked, read_problems
-from core.evaluation.rollouts import GARBAGE, UNSTEERED, Rollout, encode_problems, noise_seed, roll_out
+from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, noise_seed, roll_out
 from core.evaluation.verifiers import can_verify
 from core.model import load_model
 from core.steering.assessment import assess
@@ -299,6 +299,27 @@ def test_pass_at_k_of_an_evaluation():
     assert all(one.low <= one.value <= one.high and one.n == 3 for one in found.values())
 
 
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_a_number_of_a_unit_is_the_number(name):
+    check = verifier(name)
+    for said in (
+        "5 m/s.",
+        "5 m^2.",
+        "$5/hour.",
+        "$5$ m/s.",
+        "5m",
+        r"5\text{ m/s}.",
+        "5 kg·m/s²",
+        "5 meters/second^2",
+    ):
+        assert check("5", f"The answer is {said}"), said
+    assert check("9.8", "The answer is 9.8 m/s^2") and check("9.8", "So it falls at 9.8 m/s^2.")
+    assert check("5", "#### 5 m/s") and check("5", r"\boxed{5 m/s}")
+    for said in ("6 m/s", "5/6", "5x^2", "5x", "x^5", "5 m + 3", r"5\pi", r"5\sqrt{2}", "5s^2", "5/x"):
+        assert not check("5", f"The answer is {said}"), said
+    assert not check("2", "The answer is 5 m^2") and not check("2", "So it falls at 9.8 m/s^2.")
+
+
 def test_the_bootstrap_is_scipys():
     rng = np.random.default_rng(0)
     right = rng.binomial(8, rng.beta(1, 2, 200))
@@ -348,6 +369,46 @@ def test_intervals_cover_what_they_say(n, rollouts, k, drawn, highest):
         paired.append(second.low <= change <= second.high)
     assert 0.93 <= np.mean(covered) <= highest, np.mean(covered)
     assert 0.93 <= np.mean(paired) <= highest, np.mean(paired)
+
+
+def uneven(rng, n):
+    return rng.beta(0.8, 1.2, n)
+
+
+def almost_all_solved(rng, n):
+    return np.where(rng.random(n) < 0.95, 0.97, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "rollouts", "k", "drawn", "highest"),
+    [
+        (40, 8, 1, uneven, 0.97),
+        (100, 8, 4, uneven, 0.97),
+        (200, 8, 8, uneven, 0.97),
+        (400, 4, 1, uneven, 0.97),
+        (30, 4, 1, solved_half_the_time(0.05), 0.97),
+        (400, 4, 1, solved_half_the_time(0.05), 0.97),
+        (100, 4, 4, lambda rng, n: rng.beta(0.1, 2, n), 0.97),
+        (400, 8, 1, almost_all_solved, 0.97),
+        (10, 8, 1, uneven, 1.0),
+        (20, 8, 1, uneven, 0.98),
+        (100, 4, 1, solved_half_the_time(0.05), 0.98),
+        (40, 8, 1, almost_all_solved, 0.985),
+    ],
+)
+def test_intervals_of_pass_at_k_cover_93_to_97_percent_but_where_little_is_known(n, rollouts, k, drawn, highest):
+    """Measured with 2,000 samples each. The last four are too wide: 99.6% with 10 problems, 97.5% with 20, 97.3%
+    where 5 of 100 problems are ever solved, 98.1% where 2 of 40 never are: so few problems say little of their
+    variance, and the case that is counted on top outweighs them. With 400 problems the same two give 95.5 and
+    94.8%."""
+    rng, covered = np.random.default_rng(n + k), []
+    difficulty = drawn(rng, 200_000)
+    truth = np.mean(1 - (1 - difficulty) ** k)
+    for _ in range(2_000):
+        found = mean_share_interval(pass_at_k(rng.binomial(rollouts, rng.choice(difficulty, n)), rollouts, k))
+        covered.append(found.low <= truth <= found.high)
+    assert 0.93 <= np.mean(covered) <= highest, np.mean(covered)
+    assert highest == 0.97 or np.mean(covered) > 0.97, "else it can be held to 97%"
 
 
 def changed(difficulty):
@@ -423,7 +484,7 @@ def test_p_values_of_no_difference_are_uniform():
 def test_rollouts_are_kept_as_they_are(tmp_path):
     kept = KeptEvaluation(tmp_path)
     first = [Rollout(UNSTEERED, 1, 0, "a\u2028b\r\n\u0085c", True, False, 5, -1.0)]
-    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note=GARBAGE), *first]
+    second = [Rollout("1:+2", 0, 0, "", None, False, 0, note="odd"), *first]
     kept.append(first)
     kept.append(second)
     assert kept.rollouts() == [second[0], first[0]]
@@ -433,11 +494,11 @@ def test_what_is_counted_apart():
     odd = [
         Rollout(UNSTEERED, 0, 0, "a", True, True, 5, -1.0),
         Rollout(UNSTEERED, 0, 1, "b", None, False, 5, -3.0),
-        Rollout(UNSTEERED, 1, 0, "", None, False, 0, note=GARBAGE),
+        Rollout(UNSTEERED, 1, 0, "", False, False, 0),
         Rollout(UNSTEERED, 1, 1, "c", False, True, 5, -2.0),
     ]
     (found,) = Result.of(odd).variants
-    assert (found.cut, found.cut_right, found.unverified, found.garbage) == (2, 1, 1, 1)
+    assert (found.cut, found.cut_right, found.unverified) == (2, 1, 1)
     assert (found.rollouts, found.right) == (4, 1) and found.pass_at[1].value == 0.25
     assert found.logprob.value == pytest.approx(-2.0) and found.logprob_right.value == -1.0
     json.dumps(Result.of(odd).as_dict(), allow_nan=False)

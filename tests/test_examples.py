@@ -124,20 +124,52 @@ def test_a_path_that_is_not_there_and_a_folder_without_data(tmp_path):
         rows_of(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["~nosuchuser/rows.jsonl", "Once upon a time " * 300, "/" + "x" * 300])
+def test_what_cannot_be_a_path_is_said(path):
+    with pytest.raises(BasiscopeError, match=r"there is no file or folder .* that can be read"):
+        rows_of(path)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_passed_over_or_said(open_folder, as_nobody):
+    write_table(open_folder / "rows.jsonl", ROWS)
+    (open_folder / "closed").mkdir()
+    write_table(open_folder / "closed" / "more.jsonl", ROWS)
+    source = DataSource(str(open_folder / "closed"))
+    for mode in (0o000, 0o444):  # nothing of it may be seen; the names, but nothing of the files
+        (open_folder / "closed").chmod(mode)
+        with as_nobody():
+            assert len(rows_of(open_folder)[0]) == len(ROWS)
+            with pytest.raises(BasiscopeError, match=r"no file or folder .*/closed that can be read"):
+                preview_rows(source)
+    (open_folder / "rows.jsonl").chmod(0o000)
+    with as_nobody(), pytest.raises(BasiscopeError, match=r"rows\.jsonl: it cannot be read"):
+        data_fingerprint(DataSource(str(open_folder / "rows.jsonl")))
+
+
 def test_bad_rows_are_counted_with_their_numbers(tmp_path):
     path = tmp_path / "x.jsonl"
     lines = [b'{"t": "fine"}', b"", b"{not json", b"[1, 2]", b'{"t": "caf\xe9"}', b'{"t": "\xef\xbb\xbf in"}']
     path.write_bytes(codecs.BOM_UTF8 + b"\n".join(lines) + b"\n" + SURROGATE_HALF.encode())
     rows, report = rows_of(path)
     assert [row["t"] for row in rows] == ["fine", "caf\ufffd", "\ufeff in", "cut \ufffd here"]
-    assert report.rows == 6  # the empty line is none
+    assert report.rows == 7
     assert dict(report.first_rows) == {
-        "left out, not valid JSON": [1],
-        "left out, not a JSON object": [2],
-        "not UTF-8, undecodable bytes replaced": [3],
-        "not Unicode, halves of surrogate pairs replaced": [5],
+        "left out, a blank line": [1],
+        "left out, not valid JSON": [2],
+        "left out, not a JSON object": [3],
+        "not UTF-8, undecodable bytes replaced": [4],
+        "not Unicode, halves of surrogate pairs replaced": [6],
     }
-    assert "1 row: left out, not valid JSON (row 1)" in report.sentences()
+    assert "1 row: left out, not valid JSON (row 2)" in report.sentences()
+
+
+def test_blank_lines_of_a_csv_file_are_counted_and_keep_their_numbers(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('a,b\n1,2\n\n"two\n\nlines",3\n\n4,5\n')
+    report = ReadReport()
+    rows = dict(read_rows(DataSource(str(path)), report))
+    assert {number: row["a"] for number, row in rows.items()} == {0: "1", 2: "two\n\nlines", 4: "4"}
+    assert report.rows == 5 and dict(report.first_rows) == {"left out, a blank line": [1, 3]}
 
 
 def test_ragged_and_undecodable_csv_rows_are_counted(tmp_path):
@@ -158,17 +190,19 @@ def test_csv_headers_that_repeat_are_told_apart(tmp_path):
 
 def test_a_careless_quote_in_a_csv_row_costs_nothing(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text('a,b\n5" pipe,2\n"he said ""hi""",3\n"two\nlines",4\n')
-    assert [row["a"] for row in rows_of(path)[0]] == ['5" pipe', 'he said "hi"', "two\nlines"]
+    path.write_text('a,b\n5" pipe,2\n"he said ""hi""",3\n"two\nlines",4\n"three\nlines",5" pipe\n')
+    rows, report = rows_of(path)
+    assert [row["a"] for row in rows] == ['5" pipe', 'he said "hi"', "two\nlines", "three\nlines"]
+    assert rows[-1]["b"] == '5" pipe' and not report.counts
 
 
 def test_csv_columns_of_numbers_are_numbers(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("n,x,zip,mixed,gap\n1,1.5,007,1,\n-20,2e3,123,a,4\n")
+    path.write_text("n,x,zip,mixed,gap,room\n1,-.5,007,1,,E10\n-20,2e3,123,a,4,-e2\n")
     kinds = column_kinds(DataSource(str(path)))
-    assert kinds == {"n": "int", "x": "float", "zip": "str", "mixed": "str", "gap": "int"}
+    assert kinds == {"n": "int", "x": "float", "zip": "str", "mixed": "str", "gap": "int", "room": "str"}
     last = rows_of(path)[0][1]
-    assert [as_kind(last[name], kind) for name, kind in kinds.items()] == [-20, 2000.0, "123", "a", 4]
+    assert [as_kind(last[name], kind) for name, kind in kinds.items()] == [-20, 2000.0, "123", "a", 4, "-e2"]
     assert as_kind("", "int") is None
 
 
@@ -183,6 +217,8 @@ def test_a_folder_s_other_json_files_are_counted(tmp_path):
     ("content", "sentence"),
     [
         (b'a,b\n1,2\n"3,4\n5,6\n', "line 3: a quote is opened there and never closed"),
+        (b'a,b\n1,2\n3,"4', "line 3: a quote is opened there and never closed"),
+        (b'"a,b\n1,2\n', "line 1: a quote is opened there and never closed"),
         ("a,b\n1,2\n".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
     ],
 )
@@ -220,6 +256,13 @@ def test_columns_are_checked_before_anything_is_loaded(write_rows):
     check_columns(source, Columns(prompt="a", response="b.c"))
     with pytest.raises(BasiscopeError, match=r"no row has the column 'b.d'. Its columns: a, b, b.c"):
         check_columns(source, Columns(prompt="a", response="b.d"))
+
+
+def test_a_column_that_is_null_in_every_row_is_said_to_be_empty(write_rows):
+    source = DataSource(str(write_rows([{"a": 1}] * 99 + [{"a": 2, "b": None, "c": {"d": None}}])))
+    for column in ("b", "c.d"):
+        with pytest.raises(BasiscopeError, match=f"the column '{column}' is empty in every row that was read"):
+            check_columns(source, Columns(prompt="a", response=column))
 
 
 def test_a_limit_counts_nothing_beyond_it(tmp_path):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,8 @@ from core.selection import FORMATS
 from core.selection.card import PLOTS, _code, card
 from core.selection.export import EPOCHS, LEARNING_RATE, configs, export, formatted
 from core.selection.pool import Constraints, Quota, Rule
-from core.selection.step import Request, reproduce, select, stored_sentences
+from core.selection.step import Request, reproduce, screen_run, select, stored_sentences
+from core.selection.vectors import text_model_fingerprint
 from core.usefulness.evidence import BOTH, Cost, Effect, Evidence, Measure
 from core.workspace import Workspace
 
@@ -221,6 +223,38 @@ def test_chat_messages_come_back_as_they_were(chat_stories, write_rows, factory,
             assert read == (turns, [last], system)
     first = json.loads((tmp_path / "s" / "selection.jsonl").read_text().splitlines()[0])
     assert first["system"] == "Be short." and first["conversations"][1] == {"from": "gpt", "value": "1"}
+
+
+def test_messages_that_llama_factory_would_pass_over_come_without_its_files(chat_stories, write_rows, tmp_path):
+    from core.activations import Recipe
+    from core.examples import Columns, DataSource
+    from core.recovery import Request as Recovery
+    from core.recovery import recover
+
+    told = [
+        [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": "It."}] for i in range(9)
+    ]
+    told[4].append({"role": "user", "content": "And then?"})
+    space, columns = Workspace(tmp_path / "chat"), Columns(messages="messages")
+    source = DataSource(write_rows([{"messages": messages} for messages in told]))
+    asked = Recovery(chat_stories, source, columns, Recipe(dtype="float32"), k=2, device="cpu", with_map=False)
+    run = recover(asked, space)
+    for budget, factory_files in ((4, True), (9, False)):
+        kept = select(Request(run.id, Rule("order"), Constraints(budget=budget)), space, f"first {budget}")
+        out = tmp_path / str(budget)
+        files = export(kept, run, out, "messages")
+        assert ("dataset_info.json" in files) == ("llamafactory.yaml" in files) == factory_files
+        assert ("1 of the conversations do not take turns" in (out / "README.md").read_text()) != factory_files
+        assert len((out / "selection.jsonl").read_text().splitlines()) == budget and "trl.yaml" in files
+
+
+@pytest.mark.parametrize("form", ["alpaca", "sharegpt"])
+def test_an_empty_system_message_is_no_turn(form):
+    messages = [
+        {"role": role, "content": text} for role, text in (("system", ""), ("user", "1?"), ("assistant", "1"))
+    ]
+    row = formatted({"example_id": 0}, {"chat": messages}, {"messages": "chat"}, form)
+    assert row["system"] == "" and "1?" in json.dumps(row)
 
 
 def test_alpaca_keeps_the_turns_before_the_last():
@@ -498,6 +532,8 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--source", "nope"), 1, "no such column"),
         (("--coverage", "--budget", 5, "--set", "nope"), 2, "no such set"),
         (("--coverage", "--budget", 5, "--weights", "utility:question"), 2, "--along alone"),
+        (("--along", "1+,2-", "--budget", 5, "--weights", "utility:"), 2, "names a column"),
+        (("--coverage", "--budget", 5, "--tuning", "lora", "--format", "rows"), 2, "training config"),
         (("--coverage", "--budget", 5, "--weights", "1"), 2, "--along alone"),
         (("--coverage", "--budget", 5, "--floor", 1), 2, "--along alone"),
         (("--coverage", "--budget", 5, "--useful-end", 0.3), 2, "at least one direction"),
@@ -505,6 +541,13 @@ def test_a_selection_outlives_its_run_and_says_so(kept, gsm8k_copy, run, run_cli
         (("--coverage", "--budget", 5, "--seed", -1), 2, "Seed -1"),
         (("--coverage", "--budget", 5, "--pay", "nan"), 2, "must be a number"),
         (("--coverage", "--budget", 5, "--out", "."), 1, "the folder you are in"),
+        (("--coverage", "--budget", 5, "--drop-contaminated"), 2, "name them, --against"),
+        (("--baseline", "random:kind", "--budget", 5), 2, "takes no column"),
+        (("--coverage", "--budget", 5, "--quota", "a=b:0.1,a=b:0.2"), 2, "two shares"),
+        (("--coverage", "--budget", 5, "--tuning", "lora"), 2, "add --format of a trainer"),
+        (("--coverage", "--budget", 5, "--train-model", "m"), 2, "add --format of a trainer"),
+        (("--coverage", "--budget", 5, "--pay", 3), 2, "--source"),
+        (("--coverage", "--budget", 5, "--min-tokens", -3), 2, "must not be negative"),
     ],
 )
 def test_bad_options_end_in_a_sentence_and_keep_nothing(gsm8k_copy, run_cli, options, status, sentence):
@@ -519,6 +562,78 @@ def test_names_are_not_taken_twice(gsm8k_copy, run_cli):
     status, _, err = run_cli(*command)
     assert status == 1 and "already" in err
     assert run_cli(*command, "--replace")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "3"])
+def test_a_file_that_is_no_manifest_ends_in_a_sentence(gsm8k_copy, run_cli, tmp_path, content):
+    (tmp_path / "it.json").write_text(content)
+    again = ("select", "--from-manifest", tmp_path / "it.json", "--workspace", gsm8k_copy.root)
+    status, _, err = run_cli(*again)
+    assert status == 1 and "no manifest of a selection" in err and gsm8k_copy.selections() == []
+
+
+def test_a_copy_that_fails_leaves_nothing(kept, gsm8k_copy):
+    (kept.folder / "ledger.csv").unlink()
+    (kept.folder / "ledger.csv").symlink_to("nowhere")
+    with pytest.raises(shutil.Error):
+        gsm8k_copy.copy_selection("twenty", "other")
+    assert [path.name for path in (gsm8k_copy.root / "selections").iterdir()] == ["twenty"]
+
+
+def test_what_a_look_has_found_is_used_though_nothing_is_removed(tmp_path, run_cli, write_rows):
+    held = write_rows([{"question": " ".join(f"word{i}" for i in range(20))}])
+    space = Workspace(tmp_path / "ws")
+    run = synthetic_run(space, n=20, texts=[f"this is text {i % 7} of them" for i in range(20)])
+    request = Request(run.id, Rule("order"), Constraints(budget=9))
+    before = select(request, space, "before")
+    assert before.manifest["duplicates"] is None and "were not looked for" in card(before, run, "x", [])
+    screen_run(run, space, (held,))  # a look with a held-out file: its duplicates are the run's all the same
+    after = select(request, space, "after")
+    found = {one["example_id"]: one["of"] for one in after.manifest["duplicates"]}
+    assert found == {i: i % 7 for i in range(7, 20)} and after.example_ids == before.example_ids
+    written = card(after, run, "x", [])
+    assert "13 examples of the pool repeat an earlier one, 2 of them are chosen" in written
+    assert "Overlaps with held-out files were not looked for" in written and "13 words" not in written
+    shutil.rmtree(space.root / "screenings")
+    for one in (after, before):  # as it was made, whatever has been looked for since
+        again = reproduce(one.manifest, space, "again", replace_old=True)
+        assert again.manifest == one.manifest
+
+
+def test_the_card_says_where_a_list_is_cut(tmp_path):
+    from core.provenance import Origins
+
+    space = Workspace(tmp_path)
+    run = synthetic_run(space, n=60, columns={"who": [f"w{i}" for i in range(60)]})
+    for budget, more in ((35, "And 5 more, in `manifest.json`."), (30, "")):
+        request = Request(run.id, Rule("order"), Constraints(budget=budget), Origins("who"))
+        written = card(select(request, space, f"{budget}"), run, "x", [])
+        assert (more in written) and ("in `manifest.json`." in written) == bool(more)
+
+
+def test_a_sentence_model_is_known_by_its_files(gsm8k_copy, run, tmp_path):
+    folder = tmp_path / "encoder"
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "1_Pooling" / "config.json").write_text('{"mean": true}')
+    gsm8k_copy.save_text_vectors(run.id, str(folder), np.eye(3, dtype=np.float32))
+    first = text_model_fingerprint(str(folder))
+    assert gsm8k_copy.has_text_vectors(run.id, str(folder))
+    other = folder.rename(tmp_path / "moved")
+    assert text_model_fingerprint(str(other)) == first and gsm8k_copy.has_text_vectors(run.id, str(other))
+    (other / "1_Pooling" / "config.json").write_text('{"mean": false}')
+    assert text_model_fingerprint(str(other)) != first and not gsm8k_copy.has_text_vectors(run.id, str(other))
+    assert text_model_fingerprint(None) is None and text_model_fingerprint("hub/model") is None
+
+
+def test_the_manifest_says_which_sentence_model(gsm8k_copy, run, stories):
+    pytest.importorskip("sentence_transformers", reason="the extra `sentences` is not installed")
+    request = Request(run.id, Rule("text", text_model=stories), Constraints(budget=5))
+    manifest = select(request, gsm8k_copy, "texts").manifest
+    assert manifest["fingerprints"]["text_model"] == text_model_fingerprint(stories)
+    assert manifest["versions"]["sentence-transformers"]
+    manifest["fingerprints"]["text_model"] = "else"
+    with pytest.raises(BasiscopeError, match="no longer that of the manifest"):
+        reproduce(manifest, gsm8k_copy, "again")
 
 
 def test_compare_and_list(gsm8k_copy, run_cli):

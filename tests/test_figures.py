@@ -1,4 +1,5 @@
 import re
+import time
 from html import unescape
 
 import numpy as np
@@ -175,15 +176,25 @@ def test_tokens_show_the_text_and_nothing_else(text):
     scores = np.linspace(-1, 1, len(tokens))
     html = shaded_tokens(tokens, scores)
     assert shown_text(html) == text
-    assert re.findall(r"<(\w+)", html).count("span") == len(tokens)
+    shaded = np.abs(scores) >= 0.1 * shading_scale(scores)
+    assert re.findall(r"<(\w+)", html).count("span") == shaded.sum()
     assert set(re.findall(r"<(\w+)", html)) <= {"div", "span", "br"}
 
 
 def test_tokens_are_shaded_by_sign_and_size_and_those_not_pooled_are_faint():
     html = shaded_tokens(["not", "up", "down", "flat"], np.array([np.nan, 2.0, -1.0, 0.0]))
-    faint, up, down, flat = re.findall(r"<span[^>]*>", html)
-    assert "unpooled" in faint and "217,130,43,0.65" in up
-    assert re.search(r"59,111,182,0\.[23]", down) and ",0.00)" in flat
+    faint, up, down = re.findall(r"<span[^>]*>", html)
+    assert "unpooled" in faint and 'class="up10" title="+2"' in up and 'class="down5"' in down
+    assert html.endswith("</span>flat</div>")
+    shades = dict(re.findall(r"\.(\w+) \{background: rgba\((.*?)\)", figures.CARD_STYLE))
+    assert shades["up10"] == "217,130,43,0.65" and shades["down5"] == "59,111,182,0.33"
+
+
+def test_neighbours_that_look_alike_share_an_element_but_not_across_the_fold():
+    tokens, scores = [f"word{i} " for i in range(40)], np.full(40, np.nan)
+    assert shaded_tokens(tokens, scores).count("<span") == 1
+    assert shaded_tokens(tokens, scores, 50).count('<span class="unpooled"') == 2
+    assert shaded_tokens(["a", "b"], np.array([1.0, 2.0]), scale=1.0).count("<span") == 2
 
 
 def test_a_long_text_folds_and_is_all_there():
@@ -198,8 +209,8 @@ def test_a_long_text_folds_and_is_all_there():
 
 def test_tokens_beyond_the_limit_are_shown_without_shade():
     n = figures.SHADED_TOKENS + 7
-    html = shaded_tokens(["<a>"] * n, np.ones(n), 20)
-    assert html.count("&lt;a&gt;") == n and html.count("<span title") == figures.SHADED_TOKENS
+    html = shaded_tokens(["<a>"] * n, (-1.0) ** np.arange(n), 20)
+    assert html.count("&lt;a&gt;") == n and html.count("title=") == figures.SHADED_TOKENS
 
 
 @pytest.mark.parametrize("fold", [None, 10, 1_000])
@@ -243,18 +254,21 @@ def test_the_small_figures_hold_a_mark_for_every_direction(k):
 
 @pytest.mark.parametrize("values", [np.zeros(5), np.arange(1_000.0), np.array([1.0, 2.0])])
 def test_the_histogram_counts_every_example(values):
-    assert sum(figures.histogram(values)["series"][0]["data"]) == len(values)
+    (bars,) = figures.histogram(values)["series"]
+    assert sum(count for _, count in bars["data"]) == len(values)
+    assert [edge for edge, _ in bars["data"]] == sorted(edge for edge, _ in bars["data"])
 
 
 # --- steering -------------------------------------------------------------------------------------------
 
 
-def sweep_of(damaged, correct=None):
+def sweep_of(damaged, correct=None, operation="add", unit="sd"):
     interval = Interval(0.5, 0.25, 0.75, 9)
     points = tuple(
         Point(strength, *[interval] * 6, correct, strength in damaged) for strength in (-2.0, -1.0, 0.0, 1.0, 2.0)
     )
-    return Sweep("r", {"unit": "sd", "prompts": []}, 1.0, points, (), *undamaged_range(points))
+    request = {"unit": unit, "prompts": [], "operation": operation}
+    return Sweep("r", request, 1.0, points, (), *undamaged_range(points))
 
 
 def test_a_sweep_shows_intervals_and_what_is_damage():
@@ -266,6 +280,31 @@ def test_a_sweep_shows_intervals_and_what_is_damage():
     assert [trace.name for trace in both.data][1] == "correct answers" and both.data[1].yaxis == "y2"
     assert [(band.x0, band.x1) for band in both.layout.shapes] == [(-2.0, -0.5), (0.5, 2.0)]
     assert len(sweep_guard(sweep_of(set())).data) == 4 and not sweep_guard(sweep_of(set())).layout.shapes
+
+
+def test_the_axis_of_a_sweep_names_what_the_operation_takes():
+    def axis(*request):
+        return sweep_effect(sweep_of(set(), None, *request)).layout.xaxis.title.text
+
+    assert axis("remove", "unit") == "share of the direction taken out"
+    assert axis("add", "unit") == "strength in multiples of the unit direction"
+    assert axis("clamp", "sd") == "score set, in standard deviations of its scores"
+
+
+def test_where_a_clamp_to_0_does_damage_no_strength_is_shown_without():
+    (band,) = sweep_effect(sweep_of({0.0}, operation="clamp")).layout.shapes
+    assert (band.x0, band.x1) == (-2.0, 2.0)
+
+
+@pytest.mark.parametrize("words", [["a", "b"], ["the", "cat", "sat", "on", "a", "mat."]])
+def test_differences_of_long_texts_that_repeat_are_marked_at_once(words):
+    """600 words took 24 seconds by difflib."""
+    text = [words[i % len(words)] for i in range(2_000)]
+    other = [word if i % 2 else "b" for i, word in enumerate(text)]
+    start = time.process_time()
+    html = differing_text(" ".join(text), " ".join(other))
+    assert time.process_time() - start < 0.5
+    assert re.sub("<.*?>", "", html.partition("</style>")[2]) == " ".join(text)
 
 
 def test_what_differs_from_the_baseline_is_marked_and_escaped():
@@ -285,9 +324,33 @@ def test_long_values_that_begin_alike_stay_bars_of_their_own():
     names = [f"{'the same beginning ' * 3}{i}<b>" for i in range(3)]
     table = pd.DataFrame({"pool": [0.5, 0.3, 0.2], "selection": [0.2, 0.3, 0.5]}, index=names)
     chart = figures.shares(table, with_legend=False)
-    assert [list(bar.x) for bar in chart.data] == [[0, 1, 2]] * 2 and not chart.layout.showlegend
-    assert list(chart.layout.xaxis.ticktext) == [names[0][:23] + "…"] * 3
-    assert [one.rsplit(" ", 1)[1] for one in chart.data[0].customdata] == [f"{i}&lt;b&gt;" for i in range(3)]
+    assert chart["xAxis"]["data"] == names and "legend" not in chart
+    assert [bar["data"] for bar in chart["series"]] == [[50, 30, 20], [20, 30, 50]]
+    assert chart["xAxis"]["axisLabel"]["overflow"] == "truncate"
+
+
+def test_a_covering_curve_holds_bands_the_budget_and_the_knee():
+    own = np.arange(1, 401)
+    low, high = 10 / own, 12 / own
+    chart = figures.covering(own, 9 / own, {"random": (own, low, high)}, 40, 7, "radius")
+    band, selection = chart["series"]
+    assert band["data"][0] == [1.0, 10.0] and band["data"][-1] == [1.0, 12.0]
+    assert selection["data"][0] == [1.0, 9.0] and selection["data"][-1] == [400.0, 0.0225]
+    marks = {mark["label"]["formatter"]: mark["xAxis"] for mark in selection["markLine"]["data"]}
+    assert marks == {"budget": 40, "knee": 7}
+
+
+def test_the_shift_of_directions_shows_mean_and_spread():
+    table = pd.DataFrame({"direction": [1, 2], "mean shift (SD)": [0.5, -2.0], "spread (SD)": [1.0, 0.25]})
+    table["bins covered"] = [1.0, 0.35]
+    chart = figures.direction_shift(table)
+    (marks,) = chart["series"]
+    assert marks["data"] == [0.5, -2.0] and chart["xAxis"]["data"] == ["1\n100%", "2\n35%"]
+    assert [[end["coord"] for end in line] for line in marks["markLine"]["data"]] == [
+        [[0, -0.5], [0, 1.5]],
+        [[1, -2.25], [1, -1.75]],
+    ]
+    assert (chart["yAxis"]["min"], chart["yAxis"]["max"]) == (-3, 2)
 
 
 def test_one_legend_says_the_colours_of_both_charts():
@@ -297,5 +360,7 @@ def test_one_legend_says_the_colours_of_both_charts():
     bars = figures.shares(pd.DataFrame({name: [1.0] for name in ("pool", "selection", *bands)}), with_legend=False)
     said = dict(re.findall(r"background:(#\w+).*?</span>(\w+)</span>", figures.selection_legend(list(bands))))
     said = {name: colour for colour, name in said.items()}
-    assert {trace.name: trace.line.color for trace in curves.data} == {k: said[k] for k in (*bands, "selection")}
-    assert {bar.name: bar.marker.color for bar in bars.data} == said
+    assert {line["name"]: line["color"] for line in curves["series"]} == {
+        k: said[k] for k in (*bands, "selection")
+    }
+    assert {bar["name"]: bar["color"] for bar in bars["series"]} == said

@@ -146,11 +146,28 @@ def test_the_meter_counts_from_where_the_step_began(monkeypatch):
 
 
 def test_a_result_that_cannot_be_written_is_no_second_error(tmp_path, monkeypatch):
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(jobs, "write_json", full)
     JobReporter(tmp_path).finish("failed", {"message": "The disk is full"})
+
+
+def full(*_args):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_job_is_cancelled_where_the_disk_takes_no_more(stories, gsm8k, tmp_path, monkeypatch):
+    job = start_job(Workspace(tmp_path), long_recovery(stories, gsm8k))
+    monkeypatch.setattr(jobs, "write_json", full)
+    job.cancel()
+    assert wait(job) in ("cancelled", "killed")
+
+
+def test_a_job_that_cannot_be_noted_down_does_not_run(tmp_path, monkeypatch):
+    started, real = [], subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *a, **o: started.append(real(*a, **o)) or started[0])
+    monkeypatch.setattr(jobs, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        start_job(Workspace(tmp_path), ["runs"])
+    assert started[0].wait(timeout=30) == -signal.SIGKILL and list_jobs(Workspace(tmp_path)) == []
 
 
 def test_a_recovery_from_a_terminal_is_seen_while_it_runs(stories, gsm8k, tmp_path):
@@ -158,12 +175,16 @@ def test_a_recovery_from_a_terminal_is_seen_while_it_runs(stories, gsm8k, tmp_pa
     command = [sys.executable, "-m", "core.cli", *long_recovery(stories, gsm8k), "--workspace", str(tmp_path)]
     terminal = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 90
-        while not (seen := recoveries_elsewhere(workspace)) or seen[0].progress.step != "activations":
-            assert terminal.poll() is None and time.monotonic() < deadline
+        deadline = time.monotonic() + 180
+
+        def runs_the_model(seen):
+            return bool(seen) and seen[0].progress.step == "activations" and seen[0].progress.total > 0
+
+        while not runs_the_model(seen := recoveries_elsewhere(workspace)):
+            assert terminal.poll() is None and time.monotonic() < deadline, seen
             time.sleep(0.05)
         (recovery,) = seen
-        assert (recovery.model, recovery.data) == (stories, gsm8k) and recovery.progress.total > 0
+        assert (recovery.model, recovery.data) == (stories, gsm8k)
         assert list(workspace.partial_manifests()) == [recovery.run] and list_jobs(workspace) == []
     finally:
         terminal.send_signal(signal.SIGTERM)
@@ -196,16 +217,23 @@ def test_the_app_says_what_goes_on_without_it(tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in the background
     )
-    assert app.stdout is not None
-    while "URL" not in (line := app.stdout.readline()):
-        assert line or app.poll() is None
-    (job,) = list_jobs(Workspace(tmp_path))
-    app.send_signal(signal.SIGINT)
-    _, errors = app.communicate(timeout=60)
-    assert f"Still running in the background: {job.command}" in errors
-    assert f"To stop it: basiscope jobs --cancel {job.id} --workspace {tmp_path}" in errors
-    job.cancel()
+    try:
+        assert app.stdout is not None
+        while "URL" not in (line := app.stdout.readline()):
+            assert line or app.poll() is None
+        (job,) = list_jobs(Workspace(tmp_path))
+        app.send_signal(signal.SIGINT)
+        _, errors = app.communicate(timeout=60)
+        assert f"Still running in the background: {job.command}" in errors
+        assert f"To stop it: basiscope jobs --cancel {job.id} --workspace {tmp_path}" in errors
+    finally:
+        app.kill()
+        for job in list_jobs(Workspace(tmp_path)):
+            job.cancel()
     assert wait(job) == "cancelled"
 
 

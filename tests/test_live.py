@@ -1,6 +1,8 @@
+import json
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from core.errors import BasiscopeError
 from core.model import load_model
 from core.steering import comparison
 from core.steering.assessment import assess
-from core.steering.comparison import compare, make_variants
+from core.steering.comparison import Comparison, compare, make_variants
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions
 from core.steering.live import LiveModel, Question, load_live_model
@@ -52,27 +54,64 @@ def test_an_answer_is_the_comparison(live, loads, loaded, gsm8k_run):
     assert loads == [gsm8k_run.id]  # once
 
 
-def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gsm8k_run):
+def gated(model):
+    """A live model, and the gate that its loading waits for."""
     gate = threading.Event()
 
     def load(_run):
         gate.wait(60)
-        return loaded
+        return model
 
-    live = LiveModel(load)
-    first, second, third = (live.ask(question(gsm8k_run, tokens=4)) for _ in range(3))
+    return LiveModel(load), gate
+
+
+def wait_for_loading(stream):
     end = time.monotonic() + 30
-    while first.state == "waiting" and time.monotonic() < end:
+    while stream.state == "waiting" and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def test_questions_are_answered_in_turn_and_others_see_that_they_wait(loaded, gsm8k_run):
+    live, gate = gated(loaded)
+    first, second, third = (live.ask(question(gsm8k_run, tokens=4)) for _ in range(3))
+    wait_for_loading(first)
     assert (first.state, second.state) == ("loading", "waiting")
     assert [live.before(stream) for stream in (second, third)] == [1, 2]
     status = live.status()
     assert status.loading == gsm8k_run.id and status.waiting == 2 and status.busy
     third.stop()
+    fourth = live.ask(question(gsm8k_run, tokens=4))
+    assert third.state == "stopped" and third.is_over  # at once, though the model is still being loaded
+    assert live.before(fourth) == 2 and live.status().waiting == 2
+    fourth.stop()
     gate.set()
     assert [stream.wait(60).state for stream in (first, second, third)] == ["done", "done", "stopped"]
     assert third.comparison is None
     assert first.comparison.responses == second.comparison.responses
+
+
+def test_a_stop_while_the_model_is_loaded_is_said_and_nothing_is_generated(loaded, gsm8k_run):
+    live, gate = gated(loaded)
+    stream = live.ask(question(gsm8k_run))
+    wait_for_loading(stream)
+    stream.stop()
+    assert stream.state == "loading"
+    assert stream_sentence(stream, 0, live.status()).startswith("Stopping, once the model is loaded")
+    gate.set()
+    assert stream.wait(60).state == "stopped" and not stream.comparison.n_tokens
+
+
+def test_what_was_said_before_a_prompt_is_part_of_the_question(live, loaded, gsm8k_run):
+    before = (("system", "Be brief."),)
+    plain = live.ask(question(gsm8k_run)).wait(60).comparison
+    asked = replace(question(gsm8k_run), before=before)
+    found = live.ask(asked).wait(60).comparison
+    assert (found.before, plain.before) == (before, ()) and found.prompt == plain.prompt
+    assert found.responses[0].token_ids != plain.responses[0].token_ids
+    assert (
+        "Be brief" in found.as_markdown()
+        and Comparison.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    )
 
 
 def test_a_stop_in_mid_stream_keeps_the_text_and_frees_the_model(live, loaded, gsm8k_run):

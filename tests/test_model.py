@@ -21,6 +21,8 @@ from core.model import (
     choose_device,
     choose_dtype,
     find_blocks,
+    find_local_models,
+    is_folder,
     load_model,
     load_tokenizer,
     locate_model,
@@ -297,6 +299,43 @@ def test_a_missing_folder_says_so(tmp_path):
         load_model(f"{tmp_path}/file")
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("~nosuchuser/model", "there is no folder ~nosuchuser/model that can be read"),
+        ("/" + "x" * 300, "there is no folder /xxx"),
+        ("Once upon a time " * 300, "neither a folder here nor a hub id"),
+    ],
+)
+def test_what_cannot_be_a_model_is_said(name, sentence):
+    assert is_folder(name) == name.startswith(("~", "/"))
+    with pytest.raises(BasiscopeError, match=sentence):
+        locate_model(name)
+
+
+def test_model_folders_that_may_not_be_looked_into_are_passed_over(
+    llama_folder, open_folder, as_nobody, monkeypatch
+):
+    for name in ("open", "listed", "closed"):
+        shutil.copytree(llama_folder, open_folder / name)
+        (open_folder / name).chmod({"open": 0o755, "listed": 0o444, "closed": 0o000}[name])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(open_folder / "closed" / "hub"))
+    with as_nobody():
+        found = find_local_models([open_folder, open_folder / "closed", open_folder / "closed" / "deeper"])
+        assert found == [str(open_folder / "open")]
+        for name in ("listed", "closed", "closed/deeper"):
+            with pytest.raises(BasiscopeError, match=r"there is no folder .* that can be read"):
+                locate_model(str(open_folder / name))
+
+
+def test_a_quantised_model_names_the_package_that_it_needs(copied):
+    config = json.loads((copied / "config.json").read_text())
+    quantised = {"quant_method": "aqlm", "in_group_size": 8}
+    (copied / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+    with pytest.raises(BasiscopeError, match=r"needs a package that is not here.*aqlm"):
+        load_model(str(copied))
+
+
 def test_a_folder_without_a_config_says_so(copied):
     (copied / "config.json").unlink()
     with pytest.raises(BasiscopeError, match=r"has no config\.json"):
@@ -447,6 +486,18 @@ def test_a_cached_hub_model_without_its_weights_is_asked_of_the_hub(cached, no_n
     (cached / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(BasiscopeError, match=r"owner/name"):
         load_model("owner/name")
+    assert no_network
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_cached_hub_model_without_its_tokenizer_is_asked_of_the_hub(cached, no_network, weights):
+    snapshot = cached / "snapshots" / COMMIT
+    (snapshot / "tokenizer.json").unlink()
+    assert locate_model("owner/name", weights=weights) == snapshot and no_network  # but there is no network
+    no_network.clear()
+    (snapshot / "config.json").unlink()
+    with pytest.raises(BasiscopeError, match=r"owner/name"):
+        locate_model("owner/name", weights=weights)
     assert no_network
 
 

@@ -1,19 +1,23 @@
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
-from core.jobs import JobReporter, command_line, list_jobs
+from core.evaluation import Interval
+from core.jobs import JobProgress, JobReporter, command_line, list_jobs
 from core.reading import Label
 from core.steering.comparison import Comparison, Response
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
-from core.steering.sweep import SuggestedRange
+from core.steering.sweep import Point, SuggestedRange, Sweep
 from core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,6 +193,12 @@ def test_the_address_chooses_the_direction(workspace, asked, title):
     assert show(DIRECTIONS, direction=asked).title[0].value == title
 
 
+def test_the_address_takes_the_beginning_of_a_runs_id(workspace):
+    older = workspace.runs()[1]
+    at = show(DIRECTIONS, run=older.id[:6])
+    assert at.query_params["run"] == older.id and not at.warning
+
+
 def test_next_and_previous_go_round(workspace):
     at = show(DIRECTIONS, direction="4")
     at.button(key="next").click().run()
@@ -206,7 +216,7 @@ def test_an_edited_label_is_saved(workspace):
     assert not at.exception
     saved = run.labels()[2]
     assert (saved.text, saved.source, saved.positive) == ("mine : yours", "person", (("apple", 4.0),))
-    assert "This label is yours." in texts(at)
+    assert "This label is yours." in "".join(html.proto.body for html in at.get("html"))
     assert "mine : yours" in texts(show(DIRECTIONS))
     assert run.labels()[1].source == "words"
 
@@ -231,7 +241,7 @@ def test_both_ends_are_in_the_order_of_the_scores(workspace):
     scores = run.scores()["d2"]
     at = show(DIRECTIONS, direction="2")
     order = scores.sort_values(ascending=False).index.tolist()
-    assert shown_ids(at) == order[:8] + order[::-1][:8]
+    assert shown_ids(at) == order[:5] + order[::-1][:5]
     at.number_input(key="top").set_value(2).run()
     assert shown_ids(at) == order[:2] + order[::-1][:2]
 
@@ -260,11 +270,21 @@ def test_a_column_of_many_numbers_is_filtered_by_a_range(empty):
     assert set(shown_ids(at)) == {40, 41, 42, 43, 44, 45}
 
 
+def test_a_column_of_small_numbers_is_filtered_in_small_steps(empty):
+    run = synthetic_run(empty, n=60, columns={"rate": [i / 100_000 for i in range(60)]})
+    at = show(DIRECTIONS, direction="1")
+    at.selectbox(key=f"by_{run.id}").select("rate").run()
+    slider = at.slider(key=f"values_{run.id}_rate")
+    assert slider.step == pytest.approx(1e-6) and slider.proto.format == "%.6f"
+    slider.set_range(0.0001, 0.000125).run()
+    assert set(shown_ids(at)) == {10, 11, 12}
+
+
 def test_ranking_by_cosine_and_without_shading(workspace):
     at = show(DIRECTIONS, direction="1")
     at.selectbox(key="rank").select("cosine").run()
     at.toggle(key="shade").set_value(False).run()
-    assert not at.exception and len(shown_ids(at)) == 16
+    assert not at.exception and len(shown_ids(at)) == 10
 
 
 def test_missing_token_scores_can_be_asked_for(workspace, started):
@@ -327,6 +347,55 @@ def test_columns_are_guessed_and_the_command_equals_the_choices(empty, data, sta
     assert started == [[*chosen, "--block-scale", "rms"]]
 
 
+@pytest.fixture
+def no_room(monkeypatch):
+    """A disk on which nothing can be written, whatever the reason."""
+    reasons = iter([errno.ENOSPC, errno.EROFS, errno.EACCES] * 9)
+
+    def refuse(path, *_arguments, **_options):
+        if Path(path).name not in (".", "..") and not str(path).startswith("/dev"):
+            number = next(reasons)
+            raise OSError(number, os.strerror(number), str(path))
+
+    for name in ("mkdir", "write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, refuse)
+
+
+@pytest.mark.parametrize("button", ["start", "estimate"])
+def test_a_disk_that_takes_no_job_is_said_and_the_runs_stay(workspace, data, no_room, button):
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(data)).run()
+    at.button(key=button).click().run()
+    assert not at.exception and "The disk is full" in texts(at) and f"{workspace.root}/jobs" in texts(at)
+    assert at.button(key=f"really_delete_{workspace.runs()[0].id}")  # what would help
+    at.button(key=button).click().run()
+    assert not at.exception and "Read-only file system" in texts(at) and "--workspace" in texts(at)
+
+
+def test_a_disk_that_takes_no_upload_is_said(workspace, no_room):
+    at = show(RECOVER)
+    at.segmented_control(key="data_kind").select("Upload").run()
+    at.file_uploader(key="upload").set_value(("rows.jsonl", b'{"t": "x"}', "application/json")).run()
+    assert not at.exception and "The disk is full" in texts(at) and "rows.jsonl" in texts(at)
+
+
+def test_a_disk_that_takes_no_label_is_said(workspace, no_room):
+    run = workspace.runs()[0]
+    at = show(DIRECTIONS, direction="1")
+    at.text_input(key=f"label_{run.id}_1").input("up : down").run()
+    assert not at.exception and "The disk is full" in texts(at) and str(run.folder) in texts(at)
+
+
+@pytest.mark.parametrize("typed", ["~nosuchuser/x", "Once upon a time " * 300, "/" + "x" * 300])
+def test_what_cannot_be_a_path_ends_in_a_sentence(empty, typed):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at._page_hash = calc_hash(RECOVER)
+    at.session_state["model"] = at.session_state["data_path"] = typed
+    at.run()
+    assert not at.exception and at.selectbox(key="model").value == typed and "that can be read" in texts(at)
+
+
 def test_one_text_column_and_chat_messages(empty, tmp_path, started):
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "note": "n"}))
@@ -352,14 +421,17 @@ def job(workspace, name, arguments, **files):
 def test_ended_jobs_say_how_they_ended_and_can_go_on(workspace, started):
     run = workspace.runs()[1].id
     recover = ["recover", "--model", "m", "--data", "d"]
-    done = job(workspace, "1", recover, result={"state": "done", "run": run})
-    failed = job(workspace, "2", recover, result={"state": "failed", "message": "Model m is not there."})
-    job(workspace, "3", recover)
-    job(workspace, "4", recover, cancel={})
-    assert [j.state for j in list_jobs(workspace)] == ["cancelled", "killed", "failed", "done"]
+    done = job(workspace, "1", [*recover, "--k", "2"], result={"state": "done", "run": run})
+    before = job(workspace, "2", recover, cancel={})
+    failed = job(workspace, "3", recover, result={"state": "failed", "message": "Model m is not there."})
+    job(workspace, "4", [*recover, "--k", "3"])
+    job(workspace, "5", [*recover, "--k", "4"], cancel={})
+    assert [j.state for j in list_jobs(workspace)] == ["cancelled", "killed", "failed", "cancelled", "done"]
     at = show(RECOVER)
+    buttons = {button.key for button in at.button}
+    assert f"resume_{failed}" in buttons and f"resume_{before}" not in buttons, "the last try of a command counts"
     assert "Failed. Model m is not there." in texts(at) and "Killed. The process was ended" in texts(at)
-    assert "Cancelled. Stopped." in texts(at) and "Done." in texts(at)
+    assert "Stopped. What was finished is kept" in texts(at) and "Done." in texts(at)
     at.button(key=f"resume_{failed}").click().run()
     assert started == [recover]
     at.button(key=f"open_{done}").click().run()
@@ -407,6 +479,53 @@ def test_steer_shows_the_suggested_range_and_its_sliders_begin_there(workspace):
     assert "no part there" in texts(at) and not at.exception
 
 
+def test_a_suggested_range_is_only_for_what_was_swept(workspace):
+    run = workspace.runs()[0]
+    sd = float(run.scores()["d1"].std())
+    run.save_suggested_range(1, SuggestedRange(-0.25 * sd, 0.5 * sd, sd, 12, (True, True)))
+    at = show(STEER, direction="1")
+    assert "Suggested: " in texts(at) and at.slider[0].value == 0.5
+    at.segmented_control(key="steer_scope").select("response").run()
+    assert "Suggested: " not in texts(at) and "No range is suggested" in texts(at) and at.slider[0].value == 2.0
+    at.segmented_control(key="steer_scope").select("all").run()
+    at.segmented_control(key="steer_operation").select("clamp").run()
+    assert "Suggested: " not in texts(at) and at.slider[0].value == 2.0
+
+
+def test_choices_that_would_do_nothing_are_disabled(workspace):
+    at = show(STEER, direction="1")
+    assert at.text_input(key="sweep_answer").disabled and at.selectbox(key="sweep_unit").disabled
+    at.text_input(key="sweep_strengths").input("0,1").run()
+    at.text_input(key="sweep_prompts").input("p.jsonl").run()
+    assert not at.text_input(key="sweep_answer").disabled and not at.selectbox(key="sweep_unit").disabled
+
+
+def test_what_was_stopped_has_no_tokens_to_shade_and_that_is_said(workspace):
+    run = workspace.runs()[0]
+    stopped = tuple(Response(name, 0.0, Steering(), "one", (1,), ended="stopped") for name in ("baseline", "+2"))
+    before = (("system", "![x](http://evil.test)"),)
+    kept = Comparison(run.id, "m", "prompt", 1, "", Sampling(2), stopped, before=before)
+    kept_id = workspace.save_comparison(kept)
+    at = show(STEER)
+    at.button(key=f"open_comparison_{kept_id}").click().run()
+    assert not any(toggle.key == "steer_shade" for toggle in at.toggle) and "Tokens cannot be shaded" in texts(at)
+    assert "system: ![x](http://evil.test)" in [text.value for text in at.text]
+
+
+def test_an_export_shows_its_steps_and_can_be_cancelled(workspace):
+    facts = {"pid": os.getpid(), "pid_created": psutil.Process().create_time(), "created": ""}
+    facts |= {"arguments": ["export"]}
+    at_work = job(workspace, "1", ["export"], job=facts, progress=vars(JobProgress("compare", 1, 4)))
+    at = show(STEER)
+    at.session_state["export_job"] = at_work
+    at.run()
+    (bar,) = at.get("progress")
+    assert "Comparing it with live steering: 1 of 4 prompts" in str(bar.proto)
+    assert at.button(key="cancel_export").label == "Cancel"
+    at.session_state["export_job"] = job(workspace, "2", ["export"], cancel={})
+    assert "Cancelled. Nothing of it is kept." in texts(at.run())
+
+
 def test_a_sweep_is_started_with_what_was_chosen(workspace, started):
     run = workspace.runs()[0]
     at = show(STEER, direction="3")
@@ -418,6 +537,18 @@ def test_a_sweep_is_started_with_what_was_chosen(workspace, started):
     assert at.code[1].value == command_line(arguments)
     at.button(key="start_sweep").click().run()
     assert started == [arguments]
+
+
+def test_a_sweep_is_shown_for_its_own_direction(workspace):
+    run = workspace.runs()[0]
+    interval = Interval(0.5, 0.25, 0.75, 9)
+    points = tuple(Point(strength, *[interval] * 6, None, False) for strength in (0.0, 1.0))
+    request = {"direction": 2, "operation": "add", "unit": "unit", "scope": "all", "prompts": ["a"]}
+    workspace.save_sweep(Sweep(run.id, request, 2.0, points, (), 0.0, 1.0))
+    at = show(STEER, direction="2")
+    assert len(at.get("plotly_chart")) == 2 and "No damage seen from" in texts(at)
+    at = show(STEER, direction="3")
+    assert not at.get("plotly_chart") and "No sweep of direction 3 yet." in texts(at)
 
 
 def test_kept_comparisons_are_opened_and_deleted(workspace):
@@ -433,9 +564,10 @@ def test_kept_comparisons_are_opened_and_deleted(workspace):
     assert "mine" in [text.value for text in at.text] and "![](http://evil.test/p)" in texts(at)
     html = "".join(element.proto.body for element in at.get("html"))
     assert "<mark> &lt;b&gt;three</mark>" in html and "<b>" not in html
+    assert "Marked: the words that differ" in texts(at) and "Not what is set above" in texts(at)
     at.toggle(key="steer_shade").set_value(True).run()
     html = "".join(element.proto.body for element in at.get("html"))
-    assert "title" in html and "&lt;b&gt;three" in html
+    assert "title" in html and "&lt;b&gt;three" in html and "Marked: the words" not in texts(at)
     at.button(key=f"delete_comparison_{kept_id}").click().run()
     assert not at.exception and "no longer kept" in texts(at) and not workspace.comparisons(run.id)
 

@@ -108,7 +108,9 @@ def test_the_ledger_of_real_sources(college, monkeypatch):
     monkeypatch.setattr(provenance, "LEDGER_CELLS", 50)
     pd.testing.assert_frame_equal(ledger(college, chosen.rows, origins), found, rtol=1e-12)
     research = ledger(college, chosen.rows, Origins("data_source", "license"))
-    assert not research["problem"].str.contains("forbids").any()
+    forbidden = research[research["problem"].str.contains("forbids research use")]
+    (name,) = forbidden["source"]  # "provided it is not altered"
+    assert name == "college_math.Probability_and_Statistics-The_Science_of_Uncertainty"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,12 @@ def test_the_ledger_of_real_sources(college, monkeypatch):
             "attribution, non-commercial",
         ),
         ("Creative Commons License", "unspecified"),
+        ("Attribution, provided it is not altered", "attribution, no derivatives"),
+        ("CC BY 4.0, modifications are prohibited", "attribution, no derivatives"),
+        ("CC BY 4.0 (commercial use prohibited)", "attribution, non-commercial"),
+        ("CC BY 4.0; commercial use is not permitted", "attribution, non-commercial"),
+        ("CC BY 4.0, commercial use not prohibited", "attribution"),
+        ("CC BY 4.0, changes must be indicated", "attribution"),
         ("", "unspecified"),
         ("see source", "unspecified"),
     ],
@@ -154,6 +162,13 @@ def test_the_most_restrictive_wins_and_missing_is_never_free():
         "attribution; in part unspecified",
         "licence missing in part",
     )
+
+
+def test_one_licence_spelt_two_ways_is_no_conflict():
+    assert "conflicting" not in judge(["CC BY-SA 4.0", "cc-by-sa-4.0"], "research")[1]
+    facts = pd.DataFrame({"n_tokens": [1, 1], "licence": ["CC BY-SA 4.0", "cc_by-sa 4.0"], "who": ["a", "b"]})
+    pool = Pool("run", np.arange(2), np.zeros((2, 1), np.float32), facts)
+    assert licence_conflicts(pool, np.arange(2), Origins(source="who", licence="licence")) == ()
 
 
 def test_licences_of_different_sources_that_conflict():

@@ -12,6 +12,7 @@ from synthetic import synthetic_run
 
 from core.basis import Basis
 from core.errors import BasiscopeError
+from core.evaluation import Interval
 from core.evaluation.overlap import overlap_notes
 from core.evaluation.problems import read_problems
 from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems
@@ -20,10 +21,13 @@ from core.recovery import load_run_model
 from core.selection.pool import pool_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering, steered
+from core.tables import evaluation_row
 from core.usefulness.controls import MODELS, random_model_directions, random_units
 from core.usefulness.development import Solutions, losses, written_solutions
-from core.usefulness.evidence import Evidence, p_outlier
+from core.usefulness.evidence import Control, Evidence, p_outlier
 from core.usefulness.first_order import (
+    GAIN,
+    _judged,
     by_problem,
     contrasts,
     derivatives,
@@ -32,6 +36,7 @@ from core.usefulness.first_order import (
     random_derivatives,
     shuffled_control,
 )
+from core.usefulness.recommend import Finding, Recommendation
 from core.usefulness.sft import Answers, SftRequest, Trained, control_selections, selections
 from core.usefulness.sft import judge as judge_trained
 from core.usefulness.steering import (
@@ -42,6 +47,7 @@ from core.usefulness.steering import (
     model_arms,
     random_arms,
     steer_proxy,
+    variant_of,
     with_random,
     with_units,
 )
@@ -162,6 +168,10 @@ def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
     rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:12]]
     written = {i: row["answer"] for i, row in enumerate(rows)}
     solutions = written_solutions(model, development.problems, written, "bare")
+    fewer = {i: text for i, text in written.items() if i not in (3, 5)}
+    left_out = written_solutions(model, development.problems, fewer, "bare").left_out
+    assert left_out["the problem has no worked solution"] == 2
+    assert "the problem has no worked solution" not in solutions.left_out
     kept = next(
         i for i in range(12) if len(model.tokenizer(rows[i]["question"])["input_ids"]) == solutions.first[0] - 1
     )
@@ -178,6 +188,25 @@ def test_first_order_of_a_run_against_its_problems(gsm8k_run, gsm8k):
     assert Evidence.from_dict(json.loads(json.dumps(found.as_dict()))).by("gain") == found.by("gain")
 
 
+def test_one_problem_is_no_evidence(tmp_path):
+    """It has no p-value, so nothing is told, and the recommendation can be kept."""
+    found = _judged(GAIN, np.full((1, 3, 2), 5.0), np.full((1, 500), 0.1), [GAIN_LEVEL])
+    assert all(math.isnan(effect.p) and math.isnan(effect.adjusted) for effect in found)
+    assert not any(effect.is_evidence for effect in found)
+    many = _judged(
+        GAIN, 5 + np.random.default_rng(0).normal(0, 0.1, (9, 3, 2)), np.full((9, 500), 0.1), [GAIN_LEVEL]
+    )
+    assert all(effect.is_evidence for effect in many)
+    nothing = Interval(5.0, math.nan, math.nan, 1)
+    said = Recommendation("r", 1, (Finding(1, "+", "first-order", "gain", True, nothing, math.nan),), (), {})
+    workspace = Workspace(tmp_path)
+    workspace.save_recommendation(said)
+    assert said.as_dict()["findings"][0]["effect"]["low"] is None and said.as_dict()["helpful"] == ["1+"]
+
+
+GAIN_LEVEL = Control("random directions", "gain", Interval(0.2, math.nan, math.nan, 50), "")
+
+
 # --- steering -------------------------------------------------------------------------------------------
 
 
@@ -187,7 +216,7 @@ def test_a_plan_spends_the_cost_and_halves_the_arms():
     rows = [n * (arms + 9) for n, arms in zip(plan.problems, plan.arms, strict=True)]
     assert max(rows) - min(rows) <= 29, "every round costs the same"
     assert sum(make_plan(20, 8, 4, 30, 10.0, 1e6).problems) <= 30
-    with pytest.raises(BasiscopeError, match=r"--cost: 10 s at 1 rollouts a second .* Give about"):
+    with pytest.raises(BasiscopeError, match=r"--cost: the 10 s left .* at 1 rollouts a second, .* Give about"):
         make_plan(20, 8, 4, 30, 1.0, 10.0)
 
 
@@ -204,10 +233,10 @@ def test_random_arms_have_the_norms_of_the_others(tmp_path):
     np.testing.assert_array_equal(wide.basis.directions[:4], run.basis().directions)
 
 
-def simulated(arms, helps, problems=40, r=4, seed=0):
+def simulated(arms, helps, problems=40, r=4, seed=0, odds=0.0):
     """Rollouts of arms, of which those in `helps` change the log-odds of being right by so much."""
     rng = np.random.default_rng(seed)
-    difficulty = rng.standard_normal(problems)
+    difficulty = odds + rng.standard_normal(problems)
     found = {}
     for name in (UNSTEERED, *arms):
         odds = difficulty + helps.get(name, 0.0)
@@ -252,8 +281,11 @@ def test_what_directions_of_a_random_model_reach_is_no_evidence():
 def test_directions_of_random_models_are_unit_rows_of_another_basis(gsm8k_run, stories):
     model, found = load_run_model(gsm8k_run, "cpu"), {}
     for kind in MODELS:
-        found[kind], tokens = random_model_directions(gsm8k_run, model, kind, 4, 0)
-        assert tokens == gsm8k_run.windows().lengths.sum()
+        made = random_model_directions(gsm8k_run, model, kind, 4, 0)
+        assert made.texts == 60 and made.tokens == gsm8k_run.windows().lengths.sum()
+        found[kind] = made.units
+        part = random_model_directions(gsm8k_run, model, kind, 4, 0, goes_on=lambda: False)
+        assert part.texts == 32 and part.tokens < made.tokens
         np.testing.assert_allclose(found[kind] @ found[kind].T, np.eye(4), atol=1e-4)
     own = gsm8k_run.basis().directions
     assert all(np.abs(own @ units.T).max() < 0.9 for units in found.values())
@@ -276,6 +308,29 @@ def test_where_all_directions_are_random_few_are_told():
         effects, _ = judge(rollouts, ARMS, CHANCE, dropped, 1, "pass@1", seed)
         false += any(effect.is_evidence for effect in effects)
     assert false <= 1
+
+
+@pytest.mark.parametrize("odds", [-30.0, -7.0, -5.0, -4.0])
+def test_where_hardly_anything_is_solved_little_is_told(odds):
+    """40 experiments of 10 arms in which 0, 0.1, 1 or 3% of the texts are right, so that often no random direction
+    changes anything: false findings in at most 5%."""
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    false = alike = 0
+    for seed in range(40):
+        rollouts = simulated(names, {}, problems=12, seed=seed, odds=odds)
+        effects, (control,) = judge(rollouts, ARMS, CHANCE, {}, 1, "pass@1", seed)
+        false += any(effect.is_evidence for effect in effects)
+        alike += control.level.low == control.level.high
+    assert false <= 2 and (alike == 40 or odds > -30)
+
+
+def test_where_random_directions_do_nothing_what_helps_is_told():
+    """All of them leave all wrong, so there is no spread to hold an end against."""
+    names = [arm.name for arm in (*ARMS, *CHANCE)]
+    rollouts = simulated(names, {"2+": 30.0}, odds=-30.0)
+    effects, (control,) = judge(rollouts, ARMS, CHANCE, {}, 1, "pass@1")
+    assert {effect.name for effect in effects if effect.is_evidence} == {"2+"}
+    assert "they do not differ, so p-values over problems decide" in control.detail
 
 
 def test_p_values_of_outliers_are_uniform_where_there_is_none():
@@ -382,7 +437,7 @@ def test_control_selections_have_as_many_tokens_and_the_ends_that_they_say(gsm8k
         SftRequest((1,), models=("nonsense",))
 
 
-def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
+def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k, tmp_path):
     pytest.importorskip("trl")
     from core.usefulness.sft import train_proxy
 
@@ -391,12 +446,25 @@ def test_a_short_training_leaves_the_model_as_it_was(gsm8k_run, gsm8k):
     problems = read_problems(gsm8k, "question", "answer", limit=4).problems
     solutions = written_solutions(model, problems, {i: row["answer"] for i, row in enumerate(rows)}, "bare")
     before = losses(model, solutions)
-    request = SftRequest((1,), examples=2, random=3, seeds=1, rate=1e-2)
+    asked = {"problems": {"path": gsm8k}}
+    request = SftRequest((1,), examples=2, random=3, seeds=2, rate=1e-2, asked=asked)
     prompts = encode_problems(model, problems, "bare", "plain", 5)
-    answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0))
-    found = train_proxy(gsm8k_run, model, solutions, request, answers)
+    left_out = {"the verifier cannot verify their answers": 3}
+    answers = Answers(problems, prompts, "numeric", 2, Sampling(5, temperature=1.0), left_out)
+    space = Workspace(tmp_path)
+    found = train_proxy(gsm8k_run, model, solutions, request, answers, workspace=space)
     np.testing.assert_array_equal(losses(model, solutions), before)
     after = [one["loss"] for one in found.facts["trainings"]]
-    assert len(after) == 5 + 8 and len(set(after)) > 8 and found.facts["before"]["loss"] not in after
+    assert len(after) == 2 * (5 + 8) and len(set(after)) > 16 and found.facts["before"]["loss"] not in after
     assert [one.measure for one in found.effects if one.name == "1+"] == ["loss", "pass@1"]
     assert all(one.effect.n == 4 for one in found.by("pass@1")) and found.cost.tokens > 0
+    assert "Pass@1: 3 problems left out: the verifier cannot verify their answers" in found.notes
+    assert f"Pass@1: {8 * 27} of {8 * 27} texts reached the token limit" in found.notes
+    (effect,) = (one for one in found.by("pass@1") if one.name == "1+")
+    kept = space.evaluation(found.parts["evaluation"])
+    texts = {one.key: one.text for one in kept.rollouts()}
+    assert set(texts) == {(name, p, i) for name in (UNSTEERED, "1+", "1-") for p in range(4) for i in range(4)}
+    assert variant_of(found, effect) == "1+" and kept.problems()[2].prompt == problems[2].prompt
+    assert all(texts[UNSTEERED, p, i] == texts[UNSTEERED, p, i + 2] for p in range(4) for i in range(2))
+    assert any(texts["1+", p, i] != texts[UNSTEERED, p, i] for p in range(4) for i in range(4))
+    assert evaluation_row(kept, False)["status"] == "complete"

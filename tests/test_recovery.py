@@ -335,20 +335,31 @@ def test_k_above_what_borrowed_activations_allow_leaves_nothing(gsm8k_request, g
     assert gsm8k_copy.partial_manifests() == {}
 
 
-def test_data_that_changes_while_it_is_read_is_refused(stories, tmp_path, write_rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(recovery, "tokenize"), (Workspace, "start")],
+    ids=["while read", "since the run was named"],
+)
+def test_data_that_changes_is_refused(stories, tmp_path, write_rows, monkeypatch, owner, step):
     path = write_rows([{"t": f"text number {i}"} for i in range(9)])
-    real = recovery.tokenize
+    real = getattr(owner, step)
 
-    def tokenize_and_write(*arguments):
+    def write_first(*arguments):
         with Path(path).open("a") as file:
             file.write('{"t": "one more", "new": 1}\n')
         return real(*arguments)
 
-    monkeypatch.setattr(recovery, "tokenize", tokenize_and_write)
+    monkeypatch.setattr(owner, step, write_first)
     request = Request(stories, DataSource(path), Columns(text="t"), k=2, device="cpu", with_map=False)
     with pytest.raises(BasiscopeError, match="it changed while it was read"):
         recover(request, Workspace(tmp_path / "w"))
-    assert Workspace(tmp_path / "w").partial_manifests() == {}
+    assert Workspace(tmp_path / "w").partial_manifests() == {} and Workspace(tmp_path / "w").runs() == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_cannot_be_used_is_refused(gsm8k_request, seed):
+    with pytest.raises(BasiscopeError, match=f"Seed {seed}: it must be from 0 to 4294967295"):
+        replace(gsm8k_request, seed=seed)
 
 
 def test_texts_are_read_by_row_and_searched(gsm8k_run):

@@ -11,7 +11,7 @@ from core.cli.selecting import parse_selection
 from core.jobs import find_job
 from core.provenance import Origins
 from core.selection.pool import Constraints, Rule, parse_quotas
-from core.selection.step import Request, select
+from core.selection.step import Request, screen_run, select
 from core.workspace import NamedSet, Workspace
 
 SELECT = "select"
@@ -27,6 +27,12 @@ def template(tmp_path_factory):
 @pytest.fixture
 def run(workspace):
     return workspace.run()
+
+
+@pytest.fixture
+def uneven(workspace):
+    """A run of texts of 1 to 60 different words."""
+    return synthetic_run(workspace, texts=[" ".join(f"w{i}x{j}" for j in range(i + 1)) for i in range(60)])
 
 
 def look(at, view):
@@ -125,6 +131,21 @@ def test_a_budget_in_tokens_holds_on_the_page_as_in_the_command(workspace, run):
     assert not at.exception and "the first example alone has" in texts(at)
 
 
+@pytest.mark.parametrize("quota", ["", "kind=addition:0.5"])
+def test_a_baseline_that_the_budget_does_not_allow_hides_nothing(uneven, quota):
+    run = uneven
+    at = show(SELECT, run=run.id)
+    at.segmented_control(key="budget_in").set_value("tokens").run()
+    at.selectbox(key="rule").select("shortest")
+    at.text_input(key="quota").set_value(quota)
+    (slider,) = (one for one in at.slider if one.label == "Budget in tokens")
+    slider.set_value(int(run.examples(["n_tokens"])["n_tokens"].max()) - 1).run()
+    assert not at.exception and "Baseline longest is left out. Token budget" in texts(at)
+    table = next(frame.value for frame in at.dataframe if "covering radius" in frame.value)
+    assert "selection" in table.index and "shortest" in table.index and "longest" not in table.index
+    assert "nan" not in table.to_string() and len(listed(at)) > 0
+
+
 REQUESTS = {
     "along": (Rule("along", (1, -3), (2.0, 1.0), floor=0.0), Constraints(budget=11)),
     "utility": (Rule("along", (2, -1)), Constraints(budget_tokens=700, dedup="near")),
@@ -157,6 +178,31 @@ def test_a_kept_selection_is_reopened_with_all_its_choices(workspace, run, name)
     at.button(key="open_selection").click().run()
     assert not at.exception
     assert parse_selection(workspace, shlex.split(command(at))[1:]) == request
+
+
+def test_what_no_control_can_say_is_not_reopened_as_something_else(workspace, run):
+    odd = Request(run.id, Rule("order"), Constraints(budget=9, caps=(("kind", 0.6),)), Origins("n_tokens"))
+    select(odd, workspace, "mine")
+    at = look(show(SELECT), "Kept")
+    at.button(key="open_selection").click().run()
+    assert not at.exception and "no controls for all of this selection" in texts(at)
+
+
+def test_columns_that_are_named_as_those_of_the_table(workspace):
+    synthetic_run(workspace, n=60, columns={"place": list("ab") * 30, "kept because": ["it is"] * 60})
+    chosen = listed(show(SELECT))
+    assert set(chosen["data_place"]) == {"a", "b"} and set(chosen["data_kept because"]) == {"it is"}
+
+
+def test_what_cannot_be_made_cannot_be_saved(run):
+    at = show(SELECT)
+    at.text_input(key="quota").set_value("kind=addition:0.7,kind=division:0.6").run()
+    look(at, "Kept")
+    assert "at most 1" in texts(at) and at.button(key="save_selection").disabled
+    at.text_input(key="quota").set_value("kind=addition:0.2").run()
+    assert not at.button(key="save_selection").disabled and "--quota" in command(at)
+    at.text_input(key="quota").set_value("kind=nowhere:0.7").run()
+    assert at.button(key="save_selection").disabled and not at.exception
 
 
 def test_both_without_a_direction_is_not_plain_coverage(run):
@@ -223,14 +269,96 @@ def test_a_run_that_is_deleted_while_the_page_is_open_ends_in_what_to_do(workspa
     assert workspace.selection("mine").run == run.id
 
 
+def test_a_mark_is_taken_back_alone(run):
+    at = show(SELECT)
+    at.session_state["select_pinned"] = {run.id: {7: "good"}}
+    at.session_state["select_dropped"] = {run.id: {9: "bad", 11: "worse"}}
+    look(at, "Examples")
+    assert at.button(key="take_back").disabled
+    marks = next(frame.value for frame in at.dataframe if "mark" in frame.value)
+    assert marks["example"].tolist() == [7, 9, 11]
+    key = f"marks_table_{hash((7, 9, 11))}"
+    at.session_state[key] = {"selection": {"rows": [1], "columns": [], "cells": []}}
+    at.run()
+    at.button(key="take_back").click().run()
+    assert not at.exception and "--must 7:good --never 11:worse" in command(at)
+    look(at, "Examples").button(key="forget_marks").click().run()
+    assert "--must" not in command(at) and "--never" not in command(at)
+
+
+def test_a_ledger_of_many_sources_is_made_when_it_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr("pages.select_data.results.QUICK_SECONDS", 0.0)
+    at = show(SELECT)
+    at.selectbox(key=f"origin_source_{run.id}").select("kind").run()
+    look(at, "Provenance")
+    assert not at.dataframe and "sources: what each is worth takes about" in texts(at)
+    at.button(key="find_ledger").click().run()
+    assert any("shapley" in frame.value for frame in at.dataframe)
+    at.run()
+    assert any("shapley" in frame.value for frame in at.dataframe)
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(15).run()
+    assert not at.dataframe and at.button(key="find_ledger")
+    monkeypatch.setattr("pages.select_data.results.MOST_SECONDS", 0.0)
+    at.run()
+    assert not at.exception and "too many for a page" in texts(at)
+
+
+def test_a_ledger_is_not_made_again_on_each_rerun(run, monkeypatch):
+    from core.provenance import ledger
+
+    made = []
+    monkeypatch.setattr("pages.select_data.results.ledger", lambda *of: made.append(of) or ledger(*of))
+    at = show(SELECT)
+    at.selectbox(key=f"origin_source_{run.id}").select("is_hard").run()
+    at.slider(key=f"budget_examples_{run.id}_120").set_value(37).run()
+    look(look(at, "Provenance"), "Provenance")
+    assert len(made) == 1
+
+
+def test_a_sum_without_sources_is_not_asked_for(run):
+    at = show(SELECT)
+    assert at.number_input(key="pay").disabled
+    at.selectbox(key=f"origin_source_{run.id}").select("kind").run()
+    at.number_input(key="pay").set_value(90.0).run()
+    assert "--source kind --pay 90.0" in command(at)
+    at.selectbox(key=f"origin_source_{run.id}").set_value(None).run()
+    assert not at.exception and "--pay" not in command(at)
+
+
+def test_duplicates_are_counted_where_they_have_been_looked_for(workspace, run):
+    at = show(SELECT)
+    assert "Duplicates have not been looked for yet" in texts(at) and not at.button(key="screen").disabled
+    screen_run(run, workspace, ())
+    at.run()
+    assert not at.exception and "0 near or exact duplicates in the run, 0 of them chosen." in texts(at)
+    assert "not been looked for" not in texts(at) and "held-out" not in " ".join(c.value for c in at.caption)
+
+
+def test_a_held_out_file_that_changes_is_not_taken_for_the_old_one(workspace, uneven, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text("{}")
+    at = show(SELECT, run=uneven.id)
+    at.slider(key=f"budget_examples_{uneven.id}_60").set_value(20)
+    at.text_area(key="against").set_value(str(held)).run()
+    at.toggle(key="drop_contaminated").set_value(True).run()
+    for example in (40, 50):
+        held.write_text(json.dumps({"text": uneven.texts([example])[0]}) + "\n")
+        screen_run(uneven, workspace, (str(held),))
+        at.run()
+        (dropped,) = (frame.value for frame in at.dataframe if "reason" in frame.value)
+        assert not at.exception and dropped["example_id"].tolist() == [example]
+
+
 def test_the_ledger_is_shown(run):
     at = show(SELECT)
-    at.selectbox(key=f"origin_source_{run.id}").select("kind")
+    at.selectbox(key=f"origin_source_{run.id}").select("kind").run()
     at.number_input(key="pay").set_value(90.0).run()
     look(at, "Provenance")
     owners = next(frame.value for frame in at.dataframe if "shapley" in frame.value)
     assert owners["payment"].sum() == pytest.approx(90)
-    assert "licence problem" in texts(at) and "not training value" in texts(at)
+    assert "No column of licences is named" in texts(at) and "not training value" in texts(at)
+    at.selectbox(key=f"origin_licence_{run.id}").select("kind").run()
+    assert "licence problem" in texts(at)
 
 
 def test_without_a_source_column_the_ledger_says_so(run):
@@ -263,7 +391,7 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at = look(show(SELECT), "Kept")
     overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
     assert overlap.loc["longest", "longest"] == 1
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("echarts_chart")) == 4
     assert "only longest" in "".join(html.proto.body for html in at.get("html"))
     at.text_input(key="copy_name").set_value("again").run()
     at.button(key="copy_selection").click().run()

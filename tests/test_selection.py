@@ -30,6 +30,7 @@ from core.selection.pool import (
     parse_quotas,
     pool_of,
     rule_from,
+    show_quotas,
 )
 from core.selection.quotas import length_strata
 from core.selection.rules import utilities
@@ -219,6 +220,30 @@ def test_facility_location_is_greedy(pool):
         best = np.maximum(best, alike[:, plain[-1]])
     nothing = np.zeros(0, dtype=int)
     assert facility(small.whitened, 20, np.arange(150), nothing).rows.tolist() == plain
+
+
+@pytest.mark.parametrize("must", [0, 2])
+def test_facility_location_in_turns_heeds_what_all_cells_cover(pool, texts, must):
+    from core.selection.rules import similarity_scale
+
+    some = np.arange(0, 450, 3)
+    small = Pool(pool.run, pool.example_id[some], pool.scores[some], pool.facts.iloc[some])
+    alike = 1 / (1 + distances(small.whitened, np.arange(150)) ** 2 / similarity_scale(small.whitened))
+    cell = np.where(small.facts["subject"] == "Algebra", 0, 1)
+    pinned = tuple((int(i), "mine") for i in small.example_id[:must])
+    quotas = parse_quotas("subject=Algebra:0.5")
+    chosen = choose(
+        small, Rule("facility"), Constraints(budget=24, quotas=quotas, must=pinned), texts
+    ).rows.tolist()
+    assert chosen[:must] == list(range(must)) and (cell[chosen] == 0).sum() == 12
+    best = alike[:, :must].max(axis=1, initial=0.0)
+    plain = list(range(must))
+    for row in chosen[must:]:  # the plan says from which cell, the greedy loop which row of it
+        gains = np.maximum(alike, best[:, None]).sum(axis=0)
+        gains[(cell != cell[row]) | np.isin(np.arange(150), plain)] = -np.inf
+        plain.append(int(np.argmax(gains)))
+        best = np.maximum(best, alike[:, plain[-1]])
+    assert chosen == plain
 
 
 def test_representative_rules_stay_nearer_than_coverage(pool, texts):
@@ -485,6 +510,15 @@ def test_all_that_can_be_chosen_may_be_must_haves(pool, texts, name, shares, bud
         assert "too many" in str(error) and "caps" in shares
 
 
+def test_what_shares_mean_is_said_where_it_is_not_plain(pool, texts):
+    quotas = parse_quotas("subject=Algebra:0.5")
+    notes = choose(pool, Rule("medoids"), Constraints(budget_tokens=2_000, quotas=quotas), texts).notes
+    assert any("shares of the examples, not of their tokens" in note for note in notes)
+    assert any("Medoids are those of each part" in note for note in notes)
+    plain = choose(pool, Rule("facility"), Constraints(budget=20, quotas=quotas), texts).notes
+    assert not any("tokens" in note or "Medoids" in note for note in plain)
+
+
 def test_a_token_budget_where_nothing_can_be_chosen(pool, texts):
     for rule, constraints in (
         (Rule("coverage"), Constraints(budget_tokens=900, min_tokens=10**6)),
@@ -503,6 +537,12 @@ def test_a_token_budget_where_nothing_can_be_chosen(pool, texts):
         (lambda: Rule("along", (1,), floor=float("nan")), "Floor nan"),
         (lambda: parse_quotas("a=b:."), "column=value:share"),
         (lambda: parse_quotas("a=b:1.2.3"), "column=value:share"),
+        (lambda: parse_quotas("a=b, c:0.3"), "a value with a comma in quotes"),
+        (lambda: parse_quotas('a="b:0.3'), "column=value:share"),
+        (lambda: parse_quotas(" "), "column=value:share"),
+        (lambda: parse_quotas("a=b:0.3,c=b:0.1,a=b:0.2"), "a=b has two shares"),
+        (lambda: Constraints(budget=1, min_tokens=-3), "Least tokens -3"),
+        (lambda: Constraints(budget=1, max_tokens=-1), "Most tokens -1"),
     ],
 )
 def test_numbers_that_are_none_end_in_a_sentence(make, sentence):
@@ -585,7 +625,7 @@ def test_the_whole_pool_covers_everything(pool):
     facts = measures.summary(pool, whole)
     assert facts["covering radius"] == 0 and facts["bins covered"] == 1
     assert facts["longer than pool"] == pytest.approx(0.5)
-    shares = measures.composition(pool.facts["subject"], {"all": whole})
+    shares = measures.composition(measures.counted(pool.facts["subject"]), {"all": whole})
     pd.testing.assert_series_equal(shares["pool"], shares["all"], check_names=False)
 
 
@@ -610,8 +650,43 @@ def test_a_page_does_not_wait_for_a_large_budget():
     assert live.is_quick(pool, Rule("coverage"), Constraints(budget_tokens=9_000))
     for wanted in (Constraints(budget=5_000), Constraints(budget_tokens=45_000)):
         assert not live.is_quick(pool, Rule("coverage"), wanted)
+    lengths = np.r_[np.full(n // 2, 1), np.full(n // 2, 99)]
+    uneven = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), pd.DataFrame({"n_tokens": lengths}))
+    assert live.examples_within(uneven, Constraints(budget_tokens=25_000), Rule("shortest")) == 25_000
+    assert live.is_quick(uneven, Rule("longest"), Constraints(budget_tokens=25_000))
+    assert not live.is_quick(uneven, Rule("shortest"), Constraints(budget_tokens=25_000))
     assert not live.is_quick(pool, Rule("text"), Constraints(budget=10))
     assert live.is_quick(pool, Rule("text"), Constraints(budget=10), has_vectors=True)
+
+
+def test_a_page_does_not_wait_for_a_cap_on_thousands_of_values():
+    n = 3_000
+    facts = pd.DataFrame({"n_tokens": np.full(n, 9), "id": np.arange(n), "kind": np.arange(n) % 7})
+    pool = Pool("run", np.arange(n), np.zeros((n, 1), np.float32), facts)
+    assert live.is_quick(pool, Rule("random"), Constraints(budget=9, caps=(("kind", 0.5),)))
+    assert not live.is_quick(pool, Rule("random"), Constraints(budget=9, caps=(("id", 0.5),)))
+
+
+def test_a_baseline_that_the_budget_does_not_allow_is_none(pool, texts):
+    budget = Constraints(budget_tokens=50_000)
+    one = live.baseline(pool, Rule("longest"), budget, texts)
+    assert live.within_budget(pool, one, budget) is one
+    few = Constraints(budget_tokens=int(pool.lengths.max()) - 1)
+    with pytest.raises(BasiscopeError, match="the first example alone has"):
+        live.within_budget(pool, one, few)
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@given(
+    st.dictionaries(
+        names, st.dictionaries(names, st.sampled_from([0.1, 0.25]), min_size=1, max_size=3), min_size=1
+    )
+)
+def test_quotas_on_any_names_come_back(shares):
+    quotas = tuple(Quota(column, tuple(values.items())) for column, values in shares.items())
+    assert parse_quotas(show_quotas(quotas)) == quotas
 
 
 def test_overlap_is_jaccard():
@@ -695,11 +770,32 @@ def test_rules_and_constraints_survive_json():
     assert constraints_from(json.loads(json.dumps(as_json(constraints)))) == constraints
 
 
+def test_numbers_that_are_missing_are_counted_as_missing():
+    numbers = pd.Series(np.where(np.arange(100) < 60, np.nan, np.arange(100.0)))
+    shares = measures.composition(measures.counted(numbers), {"first": np.arange(30)})
+    assert shares["pool"]["(missing)"] == 0.6 and shares["first"]["(missing)"] == 1
+    assert shares["pool"].drop("(missing)").round(9).eq(0.04).all() and list(shares.index)[-1] == "(missing)"
+
+
+def test_what_is_said_of_must_haves_is_of_the_budget_asked_for(pool):
+    must = tuple((int(example), "why") for example in pool.example_id[:5])
+    wanted = Constraints(budget=3, must=must)
+    whole = live.prospect(pool, Rule("random"), replace(wanted, budget=20), list)
+    assert not whole.selection.notes
+    assert live.within(whole, pool, wanted).selection.notes == ("Only the first 3 of 5 must-have examples fit.",)
+    some = live.prospect(pool, Rule("random"), replace(wanted, budget=4), list)
+    assert live.within(some, pool, wanted).selection.notes == ("Only the first 3 of 5 must-have examples fit.",)
+
+
+def test_a_tiny_share_is_shown_as_it_is_read():
+    assert parse_quotas(show_quotas(parse_quotas("a=b:0.00005"))) == parse_quotas("a=b:0.00005")
+
+
 def test_the_composition_by_a_number_is_in_its_order():
     rng = np.random.default_rng(0)
     level, length = pd.Series(rng.choice([3, 1, 2], 300, p=[0.2, 0.3, 0.5])), pd.Series(rng.integers(1, 999, 300))
-    assert list(measures.composition(level, {}).index) == ["1", "2", "3"]
-    lows = [int(name.split(" to ")[0]) for name in measures.composition(length, {}).index]
+    assert list(measures.composition(measures.counted(level), {}).index) == ["1", "2", "3"]
+    lows = [int(name.split(" to ")[0]) for name in measures.composition(measures.counted(length), {}).index]
     assert lows == sorted(lows) and len(lows) == 10
     assert measures.what_is_shown(length) == measures.what_is_shown(level.astype(str)) == ""
     assert measures.what_is_shown(length.astype(str)).startswith(", its 12 most frequent values of 2")

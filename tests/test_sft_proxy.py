@@ -1,5 +1,6 @@
 """The proxy SFT, its selections and its verdicts by simulation; what the recommendation says of all proxies."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,13 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.evaluation.rollouts import UNSTEERED, Rollout
 from core.selection.pool import pool_of
-from core.usefulness.evidence import Cost, Effect, Evidence, Measure
+from core.usefulness.evidence import CONSTANT, Control, Cost, Effect, Evidence, Measure
 from core.usefulness.first_order import CONTRAST, GAIN
 from core.usefulness.recommend import recommend
 from core.usefulness.sft import SLACK, SftRequest, Trained, fill, judge, selections
 from core.usefulness.steering import Arm
 from core.usefulness.steering import judge as judge_steering
+from core.usefulness.table import all_proxies
 from core.workspace import Workspace
 
 RANDOM, SEEDS, DIRECTIONS, PROBLEMS = 8, 2, 10, 60
@@ -120,7 +122,8 @@ def test_directions_that_were_never_tried_are_not_called_random():
         "a": steering,
         "b": evidence_of("utility", (AREA,), *(effect(f"{j}±", AREA, 0.5, False) for j in (2, 4))),
     }
-    (said,) = recommend("run", 4, both).sentences
+    said, silent = recommend("run", 4, both).sentences
+    assert silent == "By utility no direction beats the controls."
     assert said.endswith("the others (2, 3, 4) cannot be told from a random direction.")
 
 
@@ -144,10 +147,10 @@ def test_directions_that_halving_dropped_are_said_to_be():
 def test_the_contrast_is_not_called_a_lower_loss():
     """The loss on right solutions rises along 1+, that on wrong ones by more."""
     effects = (effect("1±", GAIN, -0.02), effect("1±", CONTRAST, 0.02))
-    (said,) = recommend("run", 1, {"a": evidence_of("first-order", (GAIN, CONTRAST), *effects)}).sentences
+    said, _ = recommend("run", 1, {"a": evidence_of("first-order", (GAIN, CONTRAST), *effects)}).sentences
     assert said.startswith("1+ favours right solutions over wrong ones (+0.02 nats per token")
     assert "lower the loss" not in said
-    (said,) = recommend("run", 1, {"a": evidence_of("first-order", (GAIN,), effects[0])}).sentences
+    said, _ = recommend("run", 1, {"a": evidence_of("first-order", (GAIN,), effects[0])}).sentences
     assert said.startswith("1- would lower the loss on right solutions")
 
 
@@ -164,3 +167,59 @@ def test_proxies_that_contradict_each_other_recommend_nothing():
     assert found.sentences[1] == "On direction 1 steering and utility disagree: 1+ is not recommended."
     alone = evidence_of("sft", (POINTS,), effect("1+", POINTS, 0.1), effect("1-", POINTS, 0.1))
     assert recommend("run", 2, {"a": alone}).helpful == ("1+", "1-"), "either end may be good to train on"
+
+
+def test_what_only_the_number_of_proxies_undoes_is_said_so():
+    """Its proxy's table has a star."""
+    almost = replace(effect("2±", AREA, 0.7), adjusted=0.03)
+    utility = evidence_of("utility", (AREA,), almost, *(effect(f"{j}±", AREA, 0.5, False) for j in (1, 3)))
+    steering = evidence_of("steering", (POINTS,), effect("1+", POINTS, 0.1), effect("3+", POINTS, 0.0, False))
+    assert all_proxies(3, [utility])["utility"].str.rpartition("*")[2].tolist()[2:4] == [" helps", " harms"]
+    lapsed = "By utility 2+ beats the controls, but no longer when corrected for 2 proxies."
+    found = recommend("run", 3, {"a": utility, "b": steering})
+    assert found.helpful == ("1+",) and lapsed in found.sentences
+    assert "the other (3) cannot be told" in found.sentences[0]
+    assert "By utility no direction beats" not in " ".join(found.sentences)
+    nothing = replace(steering, effects=(effect("1+", POINTS, 0.0, False),))
+    said = recommend("run", 3, {"a": utility, "b": nothing}).sentences
+    assert said == (
+        "No direction can be recommended: none of 3 beats the controls of utility and steering when corrected for "
+        "2 proxies.",
+        lapsed,
+        "By steering no direction beats the controls.",
+    )
+    assert recommend("run", 3, {"a": utility}).helpful == ("2+",)
+
+
+def test_where_nothing_is_found_it_is_said_that_nothing_was_tried_on_the_model():
+    utility = evidence_of("utility", (AREA,), effect("1±", AREA, 0.5, False))
+    said = recommend("run", 1, {"a": utility}).sentences
+    assert (
+        said[0].startswith("No direction can be recommended") and "Nothing has been tried on the model" in said[1]
+    )
+    acted = evidence_of("sft", (POINTS,), effect("1+", POINTS, 0.0, False))
+    assert len(recommend("run", 1, {"a": utility, "b": acted}).sentences) == 1
+
+
+def test_a_direction_that_tells_nothing_apart_was_not_left_untried():
+    nothing = Effect(2, "±", AREA.name, Interval(math.nan, math.nan, math.nan, 50), note=CONSTANT)
+    utility = evidence_of("utility", (AREA,), effect("1±", AREA, 0.7), nothing)
+    said = recommend("run", 2, {"a": utility}).sentences[0]
+    assert said.endswith("; direction 2 was the same on all examples.") and "not tried" not in said
+    steering = evidence_of("steering", (POINTS,), effect("2+", POINTS, 0.0, False))
+    assert "the other (2) cannot be told" in recommend("run", 2, {"a": utility, "b": steering}).sentences[0]
+
+
+def test_all_proxies_say_what_their_controls_reach_and_what_they_cost():
+    levels = {"random directions": 0.6, "bag of words": 0.66}
+    controls = tuple(
+        Control(name, AREA.name, Interval(value, math.nan, math.nan, 9), "") for name, value in levels.items()
+    )
+    utility = replace(evidence_of("utility", (AREA,), effect("1±", AREA, 0.7)), controls=controls)
+    utility = replace(utility, cost=Cost(2.5, 4_000))
+    harm = (Control("length alone -", POINTS.name, Interval(-0.3, -0.4, -0.2, 9), ""),)
+    sft = replace(evidence_of("sft", (POINTS,), effect("1+", POINTS, 0.1)), controls=harm)
+    shown = all_proxies(1, [utility, sft]).set_index("direction")
+    assert shown.loc["controls reach"].tolist() == ["0.66 by bag of words", "-30.0 by length alone -"]
+    assert shown.loc["cost"].tolist() == ["2.5 s, 4,000 tokens", "1.0 s, 1 tokens"]
+    assert list(shown.index) == ["1+", "1-", "controls reach", "cost"]

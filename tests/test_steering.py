@@ -1,18 +1,30 @@
 import copy
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from scipy.stats import chisquare
 from test_model import FAMILIES
-from tiny import HIDDEN, save_tiny
+from tiny import HIDDEN, VOCABULARY, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.basis import Basis
 from core.errors import BasiscopeError
 from core.model import block_output, find_blocks, load_model
 from core.reading import score_tokens
-from core.steering.generation import Generation, Row, Sampling, choose_tokens, encode_prompt, is_repetition
+from core.steering.generation import (
+    REPEATS,
+    Generation,
+    Row,
+    Sampling,
+    choose_tokens,
+    encode_prompt,
+    is_repetition,
+)
 from core.steering.intervention import Directions, Steering, steered
 
 COVERED = (0, 2)
@@ -94,7 +106,7 @@ class Added(torch.nn.Module):
     def forward(self, *args, **kwargs):
         output = self.block(*args, **kwargs)
         changed = block_output(output) + self.mask[:, None] * self.vector
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return type(output)([changed, *output[1:]]) if isinstance(output, tuple | list) else changed
 
 
 def reference_logits(model, directions, strengths, ids, positions):
@@ -453,8 +465,69 @@ def test_a_strength_that_breaks_the_numbers_is_said_and_leaves_the_others_alone(
 
 def test_repetition():
     assert is_repetition([1, 2, 3] * 10) and is_repetition([9, 8, *[4] * 24])
-    assert not is_repetition([4] * 23) and not is_repetition([*range(24)])
-    assert not is_repetition([*[4] * 24, 5])
+    assert is_repetition([4] * 20) and is_repetition([4, 5, 6] * 4) and not is_repetition([4] * 11)
+    assert is_repetition([1, *[*range(7)] * 4, 0, 1]) and is_repetition([*range(99), *[*range(30)] * 3])
+    assert not is_repetition([*range(24)]) and not is_repetition([]) and not is_repetition([*range(13)] * 2)
+    assert not is_repetition([*[4] * 24, 5]) and not is_repetition([9, *[4] * 20])
+
+
+def test_loops_of_the_real_model_are_said_and_ordinary_texts_are_not(gsm8k, stories):
+    """People's texts and the model's samples are none, even where a sentence comes twice."""
+    model = load_model(stories, dtype="float32", device="cpu")
+    written = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()[:50]]
+    texts = [row[name] for row in written for name in ("question", "answer")]
+    assert not any(is_repetition(model.tokenizer(text)["input_ids"]) for text in texts)
+
+    def generated(prompts, sampling):
+        rows = [Row(tuple(model.tokenizer(text)["input_ids"]), Steering(), i) for i, text in enumerate(prompts)]
+        return Generation(model, None, rows, sampling).run()
+
+    ordinary = ("Once upon a time", "The dog said", "Lily had 3 red balls.", "The sun")
+    for sampling in (Sampling(60, 1.0), Sampling(60)):
+        found = generated(ordinary, sampling)
+        assert [found.note(i) for i in range(4)] == [None] * 4
+    loop = generated([" ".join(["I am happy."] * 5)], Sampling(160))
+    assert re.search(r"( [^.]{8,}\.)\1\1[^.]*$", loop.text(0)) and loop.note(0) == REPEATS
+
+
+OLDER = {
+    "mamba": lambda: tf.MambaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=3,
+        state_size=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "openai-gpt": lambda: tf.OpenAIGPTConfig(
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=3, n_head=4, n_positions=64
+    ),
+}
+"""One whose cache is of another kind, and one that has none and whose blocks return lists."""
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_models_without_the_usual_cache_are_steered_and_generate_as_the_library_does(
+    name, directions, prompts, tmp_path
+):
+    model = load_model(save_tiny(OLDER[name](), tmp_path), dtype="float32", device="cpu")
+    rows = [row for row in mixed_rows(prompts) if row.steering.operation == "add"]
+    together = Generation(model, directions, rows, Sampling(6)).run()
+    ids = torch.tensor([prompts[0]])
+    for i in (0, 1, len(rows) - 1):
+        alone = Generation(model, directions, [rows[i]], Sampling(6)).run()
+        assert alone.tokens[0] == together.tokens[i] and len(alone.tokens[0]) == 6
+    assert together.tokens[0] != together.tokens[1]
+    for row, found in zip(rows[:2], together.tokens, strict=False):
+        with steered(model, directions, row.steering), torch.no_grad():
+            whole = model.module.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+            )
+        assert whole[0, ids.shape[1] :].tolist() == found
+    expected = reference_logits(model, directions, ((1, 3.0),), prompts[0], range(len(prompts[0])))
+    with steered(model, directions, Steering(((1, 3.0),))):
+        assert_close(logits_of(model, [prompts[0]])[0], expected)
 
 
 # --- the real small model -------------------------------------------------------------------------------

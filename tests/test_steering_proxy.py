@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from synthetic import synthetic_run
 
@@ -15,6 +16,7 @@ from core.evaluation.rollouts import UNSTEERED, Rollout
 from core.examples import DataSource
 from core.steering.generation import Sampling
 from core.usefulness import steering
+from core.usefulness.controls import ModelDirections
 from core.usefulness.steering import LEAST_PROBLEMS, PILOT_ROLLOUTS, SteeringRequest, steer_proxy
 from core.workspace import Workspace
 
@@ -66,13 +68,13 @@ def trial(tmp_path, monkeypatch):
     """trial(drawn, workspace=, ...) -> the evidence; the request's parts by name."""
     model = SimpleNamespace(fingerprint="f", dtype="float32", name="drawn")
 
-    def run(drawn, name="w", seconds=1e6, problems=24, directions=(1, 2, 3, 4), seed=0):
+    def run(drawn, name="w", seconds=1e6, problems=24, directions=(1, 2, 3, 4), seed=0, models=()):
         workspace = Workspace(tmp_path / name)
         made = workspace.runs() or [synthetic_run(workspace, k=5)]
         asked = tuple(Problem(i, f"problem {i}", "1") for i in range(problems))
         source = ProblemSet(DataSource("p.jsonl"), "problem", "answer", None, asked, "fingerprint")
         sampling = Sampling(4, temperature=1.0, seed=seed)
-        request = SteeringRequest(source, "numeric", directions, (1.0,), seconds, 4, 8, sampling)
+        request = SteeringRequest(source, "numeric", directions, (1.0,), seconds, 4, 8, sampling, models=models)
         monkeypatch.setattr(steering, "roll_out", drawn.roll_out)
         monkeypatch.setattr(steering, "time", drawn)
         monkeypatch.setattr(steering, "encode_problems", lambda m, ps, *_: {p.problem_id: (1,) for p in ps})
@@ -104,7 +106,7 @@ def test_one_that_was_stopped_ends_as_if_it_had_not_been(trial, share_made):
     with pytest.raises(KeyboardInterrupt):
         trial(stopped, "stopped")
     found = trial(stopped, "stopped")
-    assert set(stopped.made) == set(whole.made) and stopped.made.total() - whole.made.total() <= PILOT_ROLLOUTS
+    assert set(stopped.made) == set(whole.made) and stopped.made.total() - whole.made.total() <= 4 + PILOT_ROLLOUTS
     assert found_by(found) == found_by(expected)
 
 
@@ -125,10 +127,66 @@ def test_a_refused_cost_is_refused_again(trial):
     """The pilot is not made again, and none of nothing says how fast it goes."""
     drawn = Drawn(seconds=10.0)
     for _ in range(3):
-        with pytest.raises(BasiscopeError, match=r"at 3\.2 rollouts a second .* too few to compare 8 arms"):
+        with pytest.raises(
+            BasiscopeError, match=r"40 s left .* at 0\.4 rollouts a second.* too few to compare 8 arms"
+        ):
             trial(drawn, seconds=60.0)
-        assert drawn.made.total() == PILOT_ROLLOUTS
-    assert trial.kept().manifest["seconds"] == pytest.approx(10.0, abs=0.01)
+        assert drawn.made.total() == 4 + 4
+    assert trial.kept().manifest["seconds"] == pytest.approx(20.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("batch", "made"), [(1.0, 4 + PILOT_ROLLOUTS), (4.0, 4 + 4 * 6), (30.0, 4), (500.0, 4)])
+def test_the_pilot_is_as_large_as_the_cost_allows(trial, monkeypatch, batch, made):
+    """One problem, then as many as a quarter of the 100 s likely buys."""
+    drawn = Drawn(seconds=batch)
+
+    def stop(*_args):
+        raise BasiscopeError("after the pilot")
+
+    monkeypatch.setattr(steering, "make_plan", stop)
+    with pytest.raises(BasiscopeError, match="after the pilot"):
+        trial(drawn, seconds=100.0)
+    assert drawn.made.total() == made
+
+
+@pytest.mark.parametrize(("n", "least"), [(5, 5), (6, 5), (7, 5), (9, 7)])
+def test_five_problems_are_enough(trial, n, least):
+    found = trial(Drawn(), problems=n)
+    assert least <= sum(found.facts["plan"]["problems"]) <= n
+    assert {effect.effect.n for effect in found.effects if not effect.was_dropped} == {
+        sum(found.facts["plan"]["problems"])
+    }
+
+
+def test_fewer_than_five_problems_are_too_few_whatever_the_cost(trial):
+    drawn = Drawn()
+    with pytest.raises(
+        BasiscopeError, match=r"4 problems can be asked and verified, too few .* whatever the cost"
+    ):
+        trial(drawn, problems=4)
+    assert not drawn.made, "nothing is generated for it"
+
+
+def test_directions_of_random_models_are_made_within_their_share_of_the_cost(trial, monkeypatch):
+    """Of which there is kept how many texts they are of, so that one that is continued has the same."""
+    drawn, texts = Drawn(stop_at=0), []
+    units = np.eye(4, 128, dtype=np.float32)
+
+    def read(run, model, kind, m, seed, most, goes_on):
+        read = 0
+        while read < most and (read == 0 or goes_on()):
+            drawn.now, read = drawn.now + 1.0, read + 32
+        texts.append(read)
+        return ModelDirections(units, read, read)
+
+    monkeypatch.setattr(steering, "random_model_directions", read)
+    monkeypatch.setattr(steering, "MODEL_ARMS", 4)
+    with pytest.raises(KeyboardInterrupt):
+        trial(drawn, seconds=100.0, models=("random-model", "random-blocks"))
+    assert texts == [13 * 32, 13 * 32], "each an eighth of the cost, 12.5 s"
+    found = trial(drawn, seconds=100.0, models=("random-model", "random-blocks"))
+    assert texts[2:] == texts[:2] and found.cost.seconds <= 100
+    assert "random blocks: its directions are those of 416 of the run's examples" in found.notes
 
 
 def test_a_stopped_pilot_is_made_again(trial):
@@ -182,6 +240,9 @@ def test_what_helps_stays_to_the_end_and_is_told(trial):
     on = problems_of(drawn.made)
     assert on["2+"] == on["4-"] == on["random 1"] == on[UNSTEERED] and len(on["1+"]) < len(on["2+"])
     assert {e.effect.n for e in found.by("pass@1") if e.name in ("2+", "4-")} == {len(on["2+"])}
+    behind = found.parts["problems"]
+    assert all(len(behind[e.name]) == e.effect.n for e in found.by("pass@1")), "dropped ones, too"
+    assert set(behind["2+"]) == on["2+"] > set(behind["1+"])
 
 
 def test_where_nothing_helps_little_is_told(trial):

@@ -13,7 +13,7 @@ from core.activations import Recipe
 from core.checkpoint.agreement import observe
 from core.errors import BasiscopeError
 from core.evaluation import mean_interval, share_interval, verify
-from core.examples import Columns, DataSource
+from core.examples import Columns, DataSource, ReadReport
 from core.model import load_model
 from core.reading import score_tokens
 from core.recovery import Request, load_run_model, recover
@@ -22,7 +22,15 @@ from core.steering.comparison import Comparison, compare, make_variants
 from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import Prompt, how_encoded, read_prompts, run_prompts, usable_prompts
-from core.steering.sweep import SuggestedRange, SweepRequest, parse_strengths, summarise, sweep, undamaged_range
+from core.steering.sweep import (
+    SuggestedRange,
+    Sweep,
+    SweepRequest,
+    parse_strengths,
+    summarise,
+    sweep,
+    undamaged_range,
+)
 from core.tables import table_of_sweep
 from core.workspace import Workspace
 
@@ -188,6 +196,9 @@ def test_markdown_shows_hostile_texts_as_they_are(model, gsm8k_run, directions):
     markdown = replace(found, responses=(found.responses[0], hostile)).as_markdown()
     assert "    ![](http://evil.test)\n    # heading" in markdown
     assert all(not line.startswith(("!", "# h")) for line in markdown.splitlines())
+    assert markdown.startswith("# Steering: direction 1\n")
+    both = replace(hostile, steering=Steering(((1, 2.0), (3, -1.0))))
+    assert "# Steering: directions 1, 3\n" in replace(found, responses=(found.responses[0], both)).as_markdown()
     in_sd = 2 / directions.deviations[0]
     assert f"add direction 1 +2 ({in_sd:+.3g} sd) on all" in found.describe(found.responses[1])
     older = {key: value for key, value in found.as_dict().items() if key != "deviations"}
@@ -229,6 +240,11 @@ def test_the_guard_and_the_range():
     assert points[0.0].correct is None
     assert points[-1.0].surprise.value == pytest.approx(np.log(3.9 / 2))
     assert undamaged_range(list(points.values())) == (-1.0, 1.0)
+
+
+def test_a_clamp_to_0_that_does_damage_leaves_no_range():
+    points = summarise([fact(0, None)] + [fact(0, s, perplexity=p) for s, p in ((0.0, 9.0), (1.0, 2.0))], 1.0)
+    assert [point.is_damaged for point in points] == [True, False] and undamaged_range(points) == (0.0, 0.0)
 
 
 def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):
@@ -321,7 +337,7 @@ def test_prompts_come_from_files_of_several_kinds(gsm8k_run, gsm8k, tmp_path):
     assert len(found) == 3 and all("####" in prompt.answer for prompt in found)
     assert found[0].text == json.loads(Path(gsm8k).read_text().splitlines()[0])["question"]
     (tmp_path / "p.txt").write_text("one\n\n two \n")
-    assert read_prompts(str(tmp_path / "p.txt"), gsm8k_run) == [Prompt("one"), Prompt("two")]
+    assert read_prompts(str(tmp_path / "p.txt"), gsm8k_run) == [Prompt("one", number=0), Prompt("two", number=2)]
     for name, content, answer, sentence in (
         ("e.txt", "\n", None, "no prompt in it"),
         ("e2.txt", "a", "x", "has no column"),
@@ -333,6 +349,84 @@ def test_prompts_come_from_files_of_several_kinds(gsm8k_run, gsm8k, tmp_path):
             read_prompts(str(tmp_path / name), gsm8k_run, answer)
     with pytest.raises(BasiscopeError, match="cannot be read"):
         read_prompts(str(tmp_path / "none.txt"), gsm8k_run)
+
+
+def test_rows_without_a_prompt_or_an_answer_are_said_and_the_others_keep_their_numbers(
+    model, gsm8k_copy, tmp_path
+):
+    rows = ['{"question": "One and 3?", "answer": 3.0}', "{broken", '{"question": " ", "answer": "1"}']
+    rows += ['{"question": "Two?", "answer": " "}', '{"question": "Three?", "answer": null}', '{"question": null}']
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    run, report = gsm8k_copy.run(), ReadReport()
+    found = read_prompts(str(tmp_path / "p.jsonl"), run, "answer", report=report)
+    assert found == [Prompt("One and 3?", "3", 0), Prompt("Two?", None, 3), Prompt("Three?", None, 4)]
+    assert report.sentences() == [
+        "2 rows: left out, empty prompt (rows 2, 5)",
+        "2 rows: no answer, not verified (rows 3, 4)",
+        "1 row: left out, not valid JSON (row 1)",
+    ]
+    request = SweepRequest(1, (1.0,), "sd", sampling=Sampling(4))
+    swept = sweep(run, model, request, found, lambda *_: False, notes=report.sentences())
+    assert all(point.correct.n == 1 for point in swept.points)
+    assert Sweep.from_dict(json.loads(json.dumps(swept.as_dict()))).notes == tuple(report.sentences())
+    (tmp_path / "bad.jsonl").write_text("{broken\n")
+    with pytest.raises(BasiscopeError, match=r"no prompt in it \(1 row: left out, not valid JSON"):
+        read_prompts(str(tmp_path / "bad.jsonl"), run)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_what_was_said_before_the_response_is_kept_everywhere(chat_stories, write_rows, tmp_path, template):
+    """The ids of a prompt are those that the run itself read, up to the response."""
+    spoken = [
+        [
+            {"role": "system", "content": f"You are {name}."},
+            {"role": "user", "content": "Who are you?"},
+            {"role": "assistant", "content": name},
+            {"role": "user", "content": "And where?"},
+            {"role": "assistant", "content": "Home."},
+        ]
+        for name in ("Ann", "Tom", "Lily", "Ben", "Sam")
+    ]
+    path = write_rows([{"m": messages} for messages in spoken])
+    recipe = Recipe(dtype="float32", template=template)
+    columns = Columns(messages="m")
+    request = Request(chat_stories, DataSource(path), columns, recipe, k=2, device="cpu", with_map=False)
+    run = recover(request, Workspace(tmp_path / template))
+    model, windows = load_run_model(run, "cpu"), run.windows()
+    for i, prompt in enumerate(read_prompts(path, run)):
+        assert [role for role, _ in prompt.before] == ["system", "user", "assistant"]
+        ids = encode_prompt(model, prompt, *how_encoded(run), 10)
+        read = list(windows.ids[windows.offsets[i] : windows.offsets[i + 1]])
+        assert list(ids)[:-1] == read[: len(ids) - 1] and "And where?" in model.tokenizer.decode(ids)
+    assert {(p.text, p.before) for p in run_prompts(run, 5)} == {
+        (p.text, p.before) for p in read_prompts(path, run)
+    }
+    used = usable_prompts(run, model, 2, 4)
+    assert all(len(prompt.before) == 3 for prompt in used)
+    swept = sweep(run, model, SweepRequest(1, (1.0,), sampling=Sampling(4)), used)
+    variants = make_variants(Directions.of(run), 1, (1.0,), "unit")
+    compared = compare(run, model, used, variants, Sampling(4), 1)
+    for i, one in enumerate(compared):
+        ids = encode_prompt(model, used[i], *how_encoded(run), 4)
+        alone = Generation(model, Directions.of(run), [Row(ids, Steering())], Sampling(4)).run()
+        assert one.responses[0].text == alone.text(0) == swept.rows[2 * i]["text"] and one.before
+    folder = tmp_path / f"seen-{template}"
+    folder.mkdir()
+    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)), folder)
+    texts = [model.tokenizer.decode(ids[:start]) for ids, start in zip(seen.texts, seen.starts, strict=True)]
+    assert len(texts) == 4 and all("You are" in text and "Who are you?" in text for text in texts)
+
+
+def test_progress_over_several_prompts_counts_prompts(model, gsm8k_run, directions):
+    variants = make_variants(directions, 1, tuple(range(1, 16)), "unit")  # two prompts a batch
+    told = []
+    compare(gsm8k_run, model, PROMPTS, variants, Sampling(3), 1, progress=lambda *at: told.append(at))
+    assert {(step, total) for step, _, total in told} == {("prompts", 3)}
+    counts = [done for _, done, _ in told]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == 3
+    told.clear()
+    compare(gsm8k_run, model, PROMPTS[:1], variants, Sampling(3), 1, progress=lambda *at: told.append(at))
+    assert told[0] == ("generate", 0, 3) and told[-1] == ("generate", 3, 3)
 
 
 CHAT_CHOICES = {
@@ -364,7 +458,7 @@ def test_a_template_is_applied_once_to_the_prompts_of_a_chat_run(chat_stories, w
     )
     run = recover(request, Workspace(tmp_path / "w"))
     assert run.manifest["recipe"]["template"] == resolved
-    assert set(run_prompts(run, 5)) == set(asked)
+    assert {prompt.text for prompt in run_prompts(run, 5)} == set(asked)
     if choice != "nested messages":
         assert [prompt.text for prompt in read_prompts(path, run)] == asked
     model = load_run_model(run, "cpu")
@@ -389,7 +483,7 @@ def test_prompts_that_do_not_fit_are_passed_over_or_named(model, gsm8k_run, writ
         with_map=False,
     )
     run = recover(request, Workspace(tmp_path / "w"))
-    assert run_prompts(run, 3)[:2] == ["The sun"] * 2 and len(run_prompts(run, 3)) == 3
+    assert run_prompts(run, 3)[:2] == [Prompt("The sun")] * 2 and len(run_prompts(run, 3)) == 3
     assert usable_prompts(run, model, 12, 10) == [Prompt("The sun")] * 2
     with pytest.raises(BasiscopeError, match="no prompt of its examples leaves room"):
         usable_prompts(run, model, 12, 600)
@@ -398,7 +492,7 @@ def test_prompts_that_do_not_fit_are_passed_over_or_named(model, gsm8k_run, writ
         compare(run, model, ["a", "word " * 900], variants, Sampling(4), 1)
     with pytest.raises(BasiscopeError, match="no prompt to sweep over"):
         sweep(run, model, SweepRequest(1, (1.0,)), [])
-    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)))
+    seen = observe(model, run, Directions.of(run), Steering(((1, 1.0),)), tmp_path)
     assert max(seen.starts) == 256 and len(seen.texts) == 4
 
 
@@ -414,5 +508,6 @@ def test_another_model_than_the_run_s_is_refused(model, gsm8k_run):
 
 def test_a_run_gives_prompts_of_its_own(gsm8k_run):
     questions = set(gsm8k_run.examples(["prompt"])["prompt"])
-    found = run_prompts(gsm8k_run, 5)
-    assert len(set(found)) == 5 and set(found) <= questions and found == run_prompts(gsm8k_run, 5)
+    found = [prompt.text for prompt in run_prompts(gsm8k_run, 5)]
+    assert len(set(found)) == 5 and set(found) <= questions
+    assert found == [prompt.text for prompt in run_prompts(gsm8k_run, 5)]

@@ -9,9 +9,11 @@ from core.jobs import JobProgress
 from core.reading import Label
 from core.steering.comparison import Variant
 from core.steering.intervention import Directions, Steering
-from core.steering.sweep import SuggestedRange
+from core.steering.live import LiveStatus, Stream
+from core.steering.sweep import Point, SuggestedRange, Sweep, undamaged_range
 from core.tables import (
     Extreme,
+    RangeScale,
     basis_summary,
     chosen_examples,
     colour_columns,
@@ -24,13 +26,17 @@ from core.tables import (
     filter_values,
     grouping_sentence,
     interval_text,
+    labels_first,
     length_correlation,
     matching,
     one_line,
     progress_sentence,
     size,
     slider_bounds,
+    stream_sentence,
     suggested_range_sentence,
+    sweep_name,
+    sweep_range_sentence,
     table_of_directions,
     value_range,
     within,
@@ -73,6 +79,21 @@ def test_a_column_of_many_numbers_has_a_range():
     assert value_range(pd.Series([1, 2] * 40)) is None
     assert value_range(pd.Series([True, False] * 40)) is None
     assert value_range(pd.Series([str(i) for i in range(40)])) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"),
+    [
+        (0.00012, 0.00087, (0.00012, 0.00087, 1e-6, "%.6f")),
+        (0.0, 1.0, (0.0, 1.0, 0.01, "%.2f")),
+        (3, 497, (3.0, 497.0, 1.0, "%.0f")),
+        (-12_345, 700_001, (-13_000.0, 701_000.0, 1_000.0, "%.0f")),
+    ],
+)
+def test_a_slider_over_a_range_has_round_steps_fine_enough(low, high, scale):
+    found = RangeScale.of(low, high)
+    assert (found.low, found.high, found.step, found.form) == (*map(pytest.approx, scale[:3]), scale[3])
+    assert found.low <= low < high <= found.high and 100 <= (high - low) / found.step <= 1_000
 
 
 def test_filter_values_come_most_frequent_first_without_missing_ones(examples):
@@ -136,6 +157,14 @@ def test_columns_of_the_names_shown_do_not_clash(run):
 
 def test_columns_to_colour_by_leave_out_texts_and_ids(run):
     assert colour_columns(run) == ["n_tokens", "kind", "grade", "is_hard"]
+
+
+def test_columns_that_sort_examples_come_first():
+    facts = pd.DataFrame(
+        {"n": range(60), "answer": [f"a{i}" for i in range(60)], "one": "x", "kind": ["a", "b"] * 30}
+    )
+    facts["parts"] = [["x"], ["y"]] * 30
+    assert labels_first(facts, list(facts)) == ["kind", "parts", "answer", "one", "n"]
 
 
 def test_the_summary_and_the_table_of_directions(run):
@@ -205,8 +234,10 @@ def test_the_estimate_names_its_problems():
         "disk_bytes": 1e3,
         "free_bytes": 1e9,
         "problems": ["1 row: empty"],
+        "cut": 3,
     }
-    first, second, third, problem = estimate_sentences(facts)
+    first, second, third, cut, problem = estimate_sentences(facts)
+    assert cut == "about 3 of them longer than the limit of tokens, to be cut"
     assert first == "9 examples of 10 rows, about 1,000 tokens" and "1 min 1 s on cpu" in second
     assert "1.0 MB of memory" in third and problem == "1 row: empty"
 
@@ -268,6 +299,57 @@ def test_only_what_every_format_can_mean_is_exportable():
 )
 def test_intervals_are_written_out(interval, said):
     assert interval_text(interval, "{:.0%}") == said
+
+
+def sweep_over(strengths, damaged=(), operation="add", unit="sd"):
+    interval = Interval(0.5, 0.25, 0.75, 9)
+    points = tuple(Point(s, *[interval] * 6, None, s in damaged) for s in strengths)
+    request = {"direction": 1, "operation": operation, "unit": unit, "scope": "all", "prompts": ["a", "b"]}
+    return Sweep("r", request, 2.0, points, (), *undamaged_range(points))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        (
+            sweep_over((-1.0, 0.0, 1.0)),
+            "No damage seen from -2 (-1 sd) to +2 (+1 sd), over 2 prompts, too few to rule it out.",
+        ),
+        (
+            sweep_over((0.0, 0.5, 1.0), (1.0,), "remove", "unit"),
+            "Shares taken out: no damage seen from +0 to +0.5, over",
+        ),
+        (sweep_over((0.0,)), "Only strength 0 was tried, which tells no range."),
+        (sweep_over((0.0, 1.0), (1.0,)), "Even the smallest strengths tried do damage."),
+        (sweep_over((0.0, 1.0), (0.0,), "clamp"), "Even clamp to 0 does damage."),
+    ],
+)
+def test_the_range_of_a_sweep_is_said_in_what_the_operation_takes(sweep, said):
+    assert sweep_range_sentence(sweep).startswith(said)
+
+
+def test_the_name_of_a_sweep_over_shares_has_no_unit():
+    assert sweep_name(sweep_over((0.0, 1.0), (), "remove", "unit")) == (
+        "direction 1, remove, +0 to +1 share, 2 prompts, all"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "stopped", "said"),
+    [
+        ("loading", False, "Loading the model: 3 s so far."),
+        ("loading", True, "Stopping, once the model is loaded: 3 s so far."),
+        ("running", True, "Stopping."),
+        ("done", False, "Done: no column wrote a token."),
+        ("stopped", True, "Stopped before the first token."),
+    ],
+)
+def test_a_stream_without_a_token_says_where_it_stands(state, stopped, said):
+    stream = Stream(None)
+    stream.state = state
+    if stopped:
+        stream.stop()
+    assert stream_sentence(stream, 0, LiveStatus(None, "r", 3.0, 0, True)) == said
 
 
 def test_a_suggested_range_says_what_was_not_tried():

@@ -1,6 +1,7 @@
 """Utility and proxies against plain references: brute force, SciPy, finite differences, simulation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from synthetic import synthetic_run
 
 from core.errors import BasiscopeError
 from core.evaluation import Interval
+from core.usefulness import PROXIES, SIGNIFICANCE
 from core.usefulness import association as assoc
 from core.usefulness.controls import bag_of_words, random_scores
+from core.usefulness.development import NO_BETTER
 from core.usefulness.evidence import (
     Cost,
     Effect,
@@ -22,7 +25,7 @@ from core.usefulness.evidence import (
 )
 from core.usefulness.recommend import recommend
 from core.usefulness.traces import column_values, read_traces
-from core.usefulness.utility import UtilityRequest, utility
+from core.usefulness.utility import MOST_PERMUTATIONS, UtilityRequest, permutations_for, utility
 from core.workspace import Workspace
 
 # --- association ----------------------------------------------------------------------------------------
@@ -133,6 +136,41 @@ def test_intervals_cover_and_do_not_cover_too_much(kind):
     assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
 
 
+@pytest.mark.parametrize(
+    ("within", "problems", "shift"), [(False, 12, 3.0), (False, 40, 4.0), (True, 12, 3.0), (True, 40, 3.0)]
+)
+def test_areas_of_nearly_separate_verdicts_are_covered(within, problems, shift):
+    """Where many samples are separated entirely, those among them: 92 to 99%. Without an interval at the edge none
+    of those would be covered, a tenth to two thirds of all."""
+    area = assoc.areas_within if within else assoc.areas
+
+    def measure(seed, problems, each=4 if within else 1):
+        rng = np.random.default_rng(seed)
+        problem = np.repeat(np.arange(problems), each)
+        right = rng.random(len(problem)) < 0.5
+        scores = 0.7 * rng.standard_normal(problems)[problem] + shift * right + rng.standard_normal(len(problem))
+        return area(scores[:, None], right, problem)[0].interval
+
+    truth = measure(10**6, 60_000).value
+    found = [one for seed in range(500) if not np.isnan((one := measure(seed, problems)).value)]
+    assert np.mean([one.value == 1 for one in found]) > 0.1, "entirely separated"
+    assert 0.92 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.99
+
+
+def test_an_area_of_one_has_newcombes_interval_and_an_exact_p():
+    right = np.arange(20) % 2 == 0
+    up, down = assoc.areas(np.column_stack([right * 1.0, ~right * 1.0]), right, np.arange(20))
+    low, shape = up.interval.low, 1 + 9 * (1 - up.interval.low) / (2 - up.interval.low)
+    shape += 9 * low / (1 + low)
+    assert (1 - low) == pytest.approx(1.96 * np.sqrt(low * (1 - low) * shape / 100), rel=1e-6)
+    assert (down.interval.value, down.interval.low, down.interval.high) == pytest.approx((0, 0, 1 - low))
+    x, y = np.arange(10) + 100.0, np.arange(10) * 1.0
+    assert up.p == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue)
+    problem = np.repeat(np.arange(10), 2)
+    (within,) = assoc.areas_within(right[:, None] * 1.0, right, problem)
+    assert 0.6 < within.interval.low < 0.75 and within.p == pytest.approx(2**-9)
+
+
 def test_shuffles_stay_within_problems():
     _, right, problem = traces(problems=9)
     order = np.random.default_rng(0).permutation(len(right))
@@ -157,16 +195,16 @@ def test_many_directions_are_corrected_for():
 # --- utility --------------------------------------------------------------------------------------------
 
 
-def verdict_run(workspace, problems=60, each=4, effect=0.0, seed=0, **more):
+def verdict_run(workspace, problems=60, each=4, effect=0.0, seed=0, k=4, **more):
     """A synthetic run with verdicts that go with direction 2 as far as `effect` says."""
     rng = np.random.default_rng(seed)
     n = problems * each
     problem = [f"problem {i // each}" for i in range(n)]
     columns = {"problem": problem, "verdict": [True, False] * (n // 2), **more}
-    run = synthetic_run(workspace, n=n, columns=columns, seed=seed)
+    run = synthetic_run(workspace, n=n, k=k, columns=columns, seed=seed)
     score = run.scores()["d2"].to_numpy()
     right = effect * score / score.std() + rng.logistic(size=n) > 0
-    return synthetic_run(workspace, n=n, columns={**columns, "verdict": right.tolist()}, seed=seed)
+    return synthetic_run(workspace, n=n, k=k, columns={**columns, "verdict": right.tolist()}, seed=seed)
 
 
 def with_activations(run, seed=0):
@@ -197,6 +235,20 @@ def test_utility_finds_the_direction_that_goes_with_the_verdicts(tmp_path):
         "length alone",
     }
     assert not any(effect.is_evidence for effect in primary if effect.direction != 2)
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_verdicts_that_a_direction_separates_entirely_are_found(tmp_path, each):
+    workspace = Workspace(tmp_path)
+    run = synthetic_run(workspace, n=80, columns={"problem": [0] * 80})
+    problem, score = np.arange(80) // each, run.scores()["d2"].to_numpy()
+    middle = np.array([np.median(score[problem == p]) if each > 1 else np.median(score) for p in problem])
+    columns = {"problem": problem.tolist(), "verdict": (score > middle).tolist()}
+    run = with_activations(synthetic_run(workspace, n=80, columns=columns))
+    found = utility(run, UtilityRequest("verdict", problem="problem", control=()))
+    told = {effect.direction: effect for effect in found.by(found.primary)}
+    assert told[2].effect.value == 1 and told[2].effect.low > 0.8
+    assert told[2].is_evidence and recommend(run.id, run.k, {"a": found}).helpful == ("2+",)
 
 
 def test_random_directions_are_projections_of_the_stored_activations(tmp_path):
@@ -276,6 +328,35 @@ def test_a_constant_score_gives_no_number_and_the_others_theirs(tmp_path):
         utility(run, UtilityRequest("verdict", problem="problem"))
 
 
+def test_there_are_as_many_shuffles_as_directions_and_proxies_need():
+    for k in (1, 10, 40, 60):
+        assert k / (1 + permutations_for(k)) * len(PROXIES) < SIGNIFICANCE
+    assert permutations_for(10) == 2_000 and permutations_for(10_000) == MOST_PERMUTATIONS
+
+
+def test_directions_too_many_to_tell_a_single_one_are_said_to_be(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path), problems=30, k=60))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    assert found.facts["permutations"] == permutations_for(60) > 2_000
+    (said,) = (note for note in found.notes if "are many for" in note)
+    least = 1 - (1 - 1 / 4_001) ** 60
+    assert said.startswith("60 directions are many for 4,000 random directions") and f"below {least:.2g}" in said
+    assert min(effect.adjusted for effect in found.by(found.primary)) >= least - 1e-12
+    few = utility(
+        with_activations(verdict_run(Workspace(tmp_path / "few"))), UtilityRequest("verdict", problem="problem")
+    )
+    assert not any("are many for" in note or "were not shuffled" in note for note in few.notes)
+
+
+def test_controls_that_cannot_be_made_are_named(tmp_path):
+    run = with_activations(verdict_run(Workspace(tmp_path), problems=4, each=15))
+    found = utility(run, UtilityRequest("verdict", problem="problem"))
+    assert not {one.name for one in found.controls} & {"shuffled verdicts", "bag of words"}
+    said = " ".join(found.notes)
+    assert "verdicts were not shuffled" in said and "by the t-distribution" in said
+    assert "bag of words: too few problems" in said and found.facts["permutations"] == 0
+
+
 def test_words_are_judged_on_problems_not_seen():
     rng = np.random.default_rng(0)
     problem = np.repeat(np.arange(50), 4)
@@ -319,11 +400,27 @@ def test_the_recommendation_names_what_beats_its_controls():
     two = recommend("run", 4, {"a": evidence_of("utility", both, 4), "b": evidence_of("steering", [], 4)})
     assert not two.findings, "0.03 does not hold for two proxies"
     assert two.sentences[0].startswith(
-        "No direction can be recommended: none of the 1 tried beats the controls of utility and steering; "
-        "directions 1, 2, 4 were not tried."
+        "No direction can be recommended: none of the 1 tried beats the controls of utility and steering "
+        "when corrected for 2 proxies; directions 1, 2, 4 were not tried."
     )
     with pytest.raises(BasiscopeError, match="no evidence yet"):
         recommend("run", 4, {})
+
+
+def test_the_recommendation_says_what_it_does_not_rest_on():
+    seen = evidence_of("first-order", [Effect(1, "+", "m", Interval(0.8, 0.7, 0.9, 40), 1e-4, 1e-3, 0.2)], 2)
+    looked = recommend("run", 2, {"a": seen, "b": evidence_of("utility", [], 2)})
+    assert looked.sentences[1:] == (
+        "By utility no direction beats the controls.",
+        "Nothing has been tried on the model yet: basiscope proxies --kind steering, or sft, does that.",
+    )
+    doubtful = replace(seen, notes=(f"{NO_BETTER} (5.7 nats per token)",))
+    assert recommend("run", 2, {"a": doubtful}).sentences[1] == (
+        "Do not build on first-order: the model finds these texts less likely than a guess among all its tokens "
+        "(5.7 nats per token)."
+    )
+    tried = recommend("run", 2, {"a": seen, "b": evidence_of("steering", [], 2)})
+    assert tried.sentences[1:] == ("By steering no direction beats the controls.",)
 
 
 def test_random_directions_are_hardly_ever_recommended(tmp_path):

@@ -7,23 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
-from test_pages import show, texts
+from test_pages import ROOT, show, texts
 
 from core import figures
 from core.cli.usefulness import proxies
 from core.evaluation import Interval
 from core.evaluation.changes import changes
 from core.evaluation.rollouts import UNSTEERED, Rollout
-from core.jobs import find_job
+from core.jobs import Job, JobReporter, find_job
 from core.steering.sweep import SuggestedRange
 from core.usefulness.cost import cost_sentence
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure
-from core.usefulness.first_order import CONTRAST
+from core.usefulness.first_order import CONTRAST, GAIN
 from core.usefulness.steering import Arm, strength_of, variant_of
-from core.usefulness.table import agreement, agreement_sentence, conclusion, towards
+from core.usefulness.table import agreement, agreement_sentence, block_parts, conclusion, evidence_table, towards
 from core.usefulness.utility import MODEL_DRAWS, UtilityRequest, utility
-from core.workspace import Workspace
+from core.workspace import Workspace, write_json
 
 PAGE = "usefulness"
 
@@ -92,7 +93,7 @@ def test_evidence_is_shown_with_the_recommendation_and_leads_to_a_selection(run,
     at = show(PAGE)
     assert "2+ goes with right answers" in texts(at)
     assert at.button(key="select_useful").label == "Select along 2+"
-    shown = at.dataframe[0].value
+    shown = at.dataframe[1].value
     assert shown.loc[shown["beats controls"] == "yes", "direction"].tolist() == ["2"]
     at.button(key="select_useful").click().run()
     assert at.session_state[f"ends_{run.id}"] == ["2+"] and at.session_state["rule"] == "along"
@@ -153,13 +154,79 @@ def test_a_measurement_is_started_as_a_job_and_then_shown(run, workspace):
     job.cancel()
 
 
+def finished_job(workspace, **result):
+    job = Job(workspace.root / "jobs" / "20260101-000000-abcdef")
+    write_json(job.folder / "job.json", {"arguments": ["utility"], "pid": 0, "pid_created": 0.0})
+    JobReporter(job.folder).finish("done", result)
+    return job.id
+
+
+def test_what_a_job_has_left_meanwhile_is_shown(run, workspace, evidence):
+    """It ended while another page was open, and the choice of evidence is drawn before the job is looked at."""
+    first = workspace.save_evidence(steering(run, [0.1, -0.1, 0.4, -0.4]))
+    (other,) = set(workspace.evidence(run.id)) - {first}
+    assert next(iter(workspace.evidence(run.id))) == first, "what is shown unless another is asked for"
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at._page_hash = calc_hash(PAGE)
+    at.session_state["usefulness_job"] = finished_job(workspace, evidence=other)
+    at.run()
+    assert not at.exception, at.exception[0].message
+    assert at.selectbox(key="evidence").value == other and "usefulness_job" not in at.session_state
+    at.selectbox(key="evidence").set_value(first).run()
+    assert at.selectbox(key="evidence").value == first, "it can be changed"
+
+
+def test_all_proxies_stand_in_one_table(run, workspace, evidence):
+    workspace.save_evidence(steering(run, [0.1, -0.1, 0.4, -0.4]))
+    at = show(PAGE)
+    assert "All proxies in one table" in [expander.label for expander in at.expander]
+    shown = at.dataframe[0].value
+    assert list(shown.columns) == ["direction", "utility", "steering"]
+    assert shown["direction"].tolist()[-2:] == ["controls reach", "cost"]
+    assert shown["steering"].tolist()[-2:] == ["+20.0 by random directions", "1.0 s, 1 tokens"]
+
+
+def changed(right, wrong):
+    """Shows so many texts that became right, and so many that became wrong."""
+    from core.evaluation.changes import Change
+    from core.evaluation.rollouts import UNSTEERED, Rollout
+    from pages.usefulness.results import show_change
+
+    def made(i, is_right):
+        before = Rollout(UNSTEERED, i, 0, "before", not is_right, False, 1)
+        return Change(before, Rollout("2+", i, 0, "after", is_right, False, 1))
+
+    show_change([made(i, i < right) for i in range(right + wrong)], {}, ("Not steered", "Steered"))
+
+
+def test_problems_that_became_wrong_are_shown_however_many_became_right():
+    at = AppTest.from_function(changed, kwargs={"right": 150, "wrong": 3}, default_timeout=60).run()
+    assert "150 texts became right, 3 wrong." in texts(at) and "The first 100 of 150 are listed." in texts(at)
+    assert len(at.selectbox(key="changed_problem").options) == 100
+    at.segmented_control(key="became").set_value("wrong").run()
+    assert [name.split(":")[0] for name in at.selectbox(key="changed_problem").options] == ["became wrong"] * 3
+    at = AppTest.from_function(changed, kwargs={"right": 0, "wrong": 2}, default_timeout=60).run()
+    assert len(at.selectbox(key="changed_problem").options) == 2 and not at.exception
+
+
 def test_problems_are_needed_for_a_proxy(run):
     at = show(PAGE)
     at.segmented_control(key="proxy_kind").set_value("steering").run()
-    assert at.button(key="measure").disabled and "At most 600 seconds" in texts(at)
+    assert at.button(key="measure").disabled and "About 600 seconds at most" in texts(at)
     at.text_input(key="problems").input("dev.jsonl").run()
     assert not at.button(key="measure").disabled
     assert f"basiscope proxies {run.id} --kind steering --problems dev.jsonl --cost 600" in texts(at)
+
+
+def test_what_is_missing_is_named(run):
+    path = run.folder / "examples.parquet"
+    pd.read_parquet(path).drop(columns="correct").to_parquet(path)
+    at = show(PAGE)
+    at.segmented_control(key="proxy_kind").set_value("first-order").run()
+    assert "Name a file of problems with answers first." in texts(at)
+    at.toggle(key="own_traces").set_value(True).run()
+    assert at.button(key="measure").disabled and "Choose a column of verdicts first" in texts(at)
+    assert "Name a file of problems" not in texts(at)
 
 
 def test_a_training_is_asked_what_it_heeds(run):
@@ -193,6 +260,30 @@ def test_first_order_is_asked_for_solutions_and_no_verifier(run):
     at.text_input(key="solution_column").input("worked").run()
     assert "--kind first-order --problems dev.jsonl --solution worked" in texts(at)
     assert "verifier" not in {widget.key for widget in at.text_input}
+    response = run.manifest["data"]["columns"]["response"]
+    assert at.text_input(key="solution_column").placeholder == f"{response}, where right"
+
+
+def test_the_verifier_of_the_demo_is_its_worlds(run, monkeypatch):
+    for is_demo, usual in ((True, "world"), (False, "math, or the problem set's own")):
+        monkeypatch.setattr("pages.usefulness.start.is_demo", lambda _run, found=is_demo: found)
+        at = show(PAGE)
+        at.segmented_control(key="proxy_kind").set_value("steering").run()
+        assert at.text_input(key="verifier").placeholder == usual
+
+
+def test_what_each_block_adds_is_told(run, workspace):
+    parts = ((0.1, 0.3, -0.1), (-0.1, -0.4, 0.2))
+    effects = tuple(Effect(j, "±", "gain", interval(sum(one)), blocks=one) for j, one in enumerate(parts, 1))
+    asked, facts = {"path": "p.jsonl"}, {"blocks": [1, 2, 3]}
+    found = Evidence("first-order", run.id, "gain", (GAIN,), effects, (), asked, Cost(1, 1), facts=facts)
+    assert evidence_table(found)["leading block"].tolist() == ["2 (0.3)", "2 (-0.4)"]
+    heat = figures.block_effect_map(block_parts(found, "gain"), [1, 2, 3], GAIN.unit).to_dict()["data"][0]
+    assert [list(row) for row in heat["z"]] == [list(row) for row in parts] and list(heat["x"]) == ["1", "2", "3"]
+    assert "leading block" not in evidence_table(replace(found, facts={})), "older evidence does not say which"
+    workspace.save_evidence(found)
+    at = show(PAGE)
+    assert "By block" in [expander.label for expander in at.expander] and not at.exception
 
 
 def test_two_proxies_are_held_against_each_other(run, workspace, evidence):
@@ -220,7 +311,8 @@ def test_the_forest_fills_what_beats_the_controls(run):
     assert beyond["y"] == ["2-", "2+"] and beyond["x"] == [-0.4, 0.4]
     assert others["y"] == ["1-", "1+"]
     np.testing.assert_allclose(beyond["error_x"]["array"], 0.1)
-    assert control["name"] == "random directions" and control["x"] == [0.2, 0.2]
+    assert control["name"] == "random directions" and control["x"] == [0.2, 0.2, None, -0.2, -0.2]
+    assert control["y"][:2] == control["y"][3:] == ["2-", "2+"]
 
 
 def shown_groups(evidence, measure="pass@1"):
@@ -237,6 +329,16 @@ def test_the_forest_says_why_an_effect_was_not_judged(run):
     assert groups["beyond every control"] == ["2-", "2+"] and "not judged by this measure" not in groups
     plain = replace(found, effects=tuple(replace(effect, adjusted=math.nan) for effect in found.effects))
     assert len(shown_groups(plain)["not judged by this measure"]) == 4
+
+
+def test_the_ends_that_only_turn_their_sign_are_drawn_once():
+    def both(values):
+        found = {f"{j}+": Interval(v, v - 0.1, v + 0.2, 9) for j, v in enumerate(values, 1)}
+        return found | {f"{j}-": Interval(-v, -v - 0.2, -v + 0.1, 9) for j, v in enumerate(values, 1)}
+
+    mirrored, apart = both([0.1, -0.3]), {"1+": Interval(1, 0, 2, 9), "1-": Interval(1, 0, 2, 9)}
+    assert figures.proxy_scatter("a", mirrored, "b", both([1, 2])).data[0]["text"] == ("1+", "2+")
+    assert figures.proxy_scatter("a", mirrored, "b", apart).data[0]["text"] == ("1+", "1-")
 
 
 def test_one_proxy_says_what_it_measured(run, evidence):
@@ -276,6 +378,7 @@ def test_changes_are_those_whose_verdict_turned_the_right_ones_first(kept):
     found = changes(kept, "2+")
     assert [(change.before.problem_id, change.became_right) for change in found] == [(2, True), (1, False)]
     assert changes(kept, "3-") == []
+    assert [change.before.problem_id for change in changes(kept, "2+", [1, 3])] == [1], "those in the figure"
 
 
 def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
@@ -283,6 +386,17 @@ def test_cost_is_said_by_the_rate_of_the_run(gsm8k_run):
     rate = gsm8k_run.manifest["steps"]["activations"]["tokens_per_second"]
     said = cost_sentence(gsm8k_run, ["proxies", gsm8k_run.id, "--kind", "first-order", "--limit", "100"])
     assert said.startswith(f"About {3 * 100 * per_example / rate:,.0f} seconds for 100 texts")
-    assert "At most 90 seconds" in cost_sentence(gsm8k_run, ["proxies", "x", "--kind", "steering", "--cost", "90"])
+    steer = ["proxies", "x", "--kind", "steering", "--cost", "90"]
+    assert "About 90 seconds at most" in cost_sentence(gsm8k_run, steer)
+    assert "random models" not in cost_sentence(gsm8k_run, steer)
+    assert "up to 25%" in cost_sentence(gsm8k_run, [*steer, "--controls", "random-model"])
+    sft = ["proxies", "x", "--kind", "sft", "--directions", "1", "--seeds", "1", "--limit", "50"]
+    trainings = 2 * 3 + 8 + 4
+    said = cost_sentence(gsm8k_run, sft)
+    assert f"loss on 50 problems after each adds about {19 * 50 * per_example / rate:,.2g} seconds" in said
+    assert f"{trainings} trainings" in said and "Pass@1" not in said and said.count("loading the model") == 1
+    passed = cost_sentence(gsm8k_run, [*sft, "--passes", "--rollouts", "2", "--max-new-tokens", "100"])
+    least = 19 * 50 * 2 * 100 / rate
+    assert f"Pass@1 adds 1,900 texts of at most 100 tokens, {least:,.0f} seconds if all" in passed
     models = cost_sentence(gsm8k_run, ["utility", "x", "--controls", "random-model,random-blocks"])
     assert f"{2 * MODEL_DRAWS * gsm8k_run.manifest['n']} texts" in models

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import threading
@@ -9,7 +10,16 @@ from core import workspace as workspace_module
 from core.activations import PooledBatch
 from core.errors import BasiscopeError
 from core.reading import Label
-from core.workspace import NamedSet, PartialRun, Workspace, content_hash, is_disk_full, read_json, write_atomic
+from core.workspace import (
+    NamedSet,
+    PartialRun,
+    Workspace,
+    content_hash,
+    disk_sentences,
+    is_disk_full,
+    read_json,
+    write_atomic,
+)
 
 OTHER_VERSION = b'{"format_version": 99, "versions": {"basiscope": "9.1"}}'
 
@@ -34,7 +44,27 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(OSError, match="No space") as error:
         write_atomic(path, half)
     assert is_disk_full(error.value) and not is_disk_full(ValueError("no"))
+    assert error.value.filename == str(path)
     assert path.read_text() == "old" and names(tmp_path) == ["deep/x.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "The disk is full .*x.json.* Free some space"),
+        (errno.EDQUOT, "The disk is full .*x.json.* Free some space"),
+        (errno.EROFS, r"may not be written or read here .*x\.json.* choose another --workspace"),
+        (errno.EACCES, r"may not be written or read here .*x\.json.* choose another --workspace"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_a_sentence_with_the_file(tmp_path, number, sentence):
+    def refuse(_temporary):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(BasiscopeError, match=sentence), disk_sentences():
+        write_atomic(tmp_path / "x.json", refuse)
+    with pytest.raises(FileNotFoundError), disk_sentences():
+        (tmp_path / "none").read_bytes()
 
 
 def test_json_that_is_damaged_or_missing_is_named(tmp_path):

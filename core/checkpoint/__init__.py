@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from core.activations import Progress, silent
 from core.checkpoint.agreement import Agreement, compare_logits, observe
 from core.checkpoint.card import write_card
 from core.checkpoint.formats import FORMATS, RELOAD, biased, writer_for
@@ -29,11 +31,18 @@ from core.workspace import Run, is_disk_full
 
 
 def export(
-    run: Run, load: Callable[[], LanguageModel], direction: int, strength: float, kind: str, out: Path
+    run: Run,
+    load: Callable[[], LanguageModel],
+    direction: int,
+    strength: float,
+    kind: str,
+    out: Path,
+    progress: Progress = silent,
 ) -> Agreement:
     """Write direction (from 1) at `strength`, a multiple of the unit direction, to the new folder `out`.
 
-    `load` gives the run's model anew each time; no two are held at once. Raises BasiscopeError where the format
+    `load` gives the run's model anew each time; no two are held at once, and the logits to compare lie on the
+    disk of `out` meanwhile. Raises BasiscopeError where the format
     cannot carry it for this model, where `out` is there and not empty, and where the export, loaded again,
     does not steer as the live hook does; then nothing is left behind.
     """
@@ -46,22 +55,27 @@ def export(
         raise BasiscopeError(f"Folder {out} is there and not empty; give a new one.")
     directions = Directions.of(run)
     vectors = {block: directions.vector(direction, strength, block) for block in directions.blocks}
+    progress("model", 0, 1)
     model = load()
     write = writer_for(model, vectors, kind)
     dtype = model.dtype
     is_spread = getattr(model.module, "hf_device_map", None) is not None
     rounds = kind == "checkpoint" and dtype != "float32" and not is_spread
     surgery = partial(biased, model, vectors) if rounds else None
-    expected = observe(model, run, directions, Steering(((direction, strength),)), surgery)
     device = "auto" if is_spread else str(model.device)
     in_sd = directions.in_sd(direction, strength)
     card = write_card(run, model, direction, strength, in_sd, kind)
-    del model, surgery
-    free_memory()
-    with _new_folder(out) as folder:
+    with _new_folder(out) as folder, TemporaryDirectory(dir=folder.parent, prefix=".logits.") as kept:
+        expected = observe(
+            model, run, directions, Steering(((direction, strength),)), Path(kept), surgery, progress
+        )
+        del model, surgery
+        free_memory()
+        progress("write", 0, 1)
         write(folder)
+        progress("reload", 0, 1)
         steered_module = RELOAD[kind](folder, load, dtype, device)
-        agreement = compare_logits(expected, steered_module, dtype)
+        agreement = compare_logits(expected, steered_module, dtype, progress)
         del steered_module
         if not agreement.holds:
             raise BasiscopeError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.model import LanguageModel
 from core.steering.generation import Generation, Row, Sampling, prompt_ids
@@ -23,6 +25,8 @@ SAME = 0.05
 """By how much the reloaded logits may differ from those with the same biases set in memory, likewise: both round
 alike, so that what is written is recognised where rounding is larger than what steering does."""
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 256, 32
+PIECE = 32
+"""So many tokens' logits are compared at a time."""
 TOLERANCE = {"float32": (0.01, 0.01), "bfloat16": (0.4, 0.1), "float16": (0.2, 0.05)}
 """By how much the reloaded logits may differ from the live hook's, as a share of the change that steering makes
 (root mean squares over all tokens and the whole vocabulary), and how much of that change may be lost. Rounding
@@ -71,14 +75,25 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Expected:
-    """Per prompt: token ids of prompt and live greedy text, length of the prompt, steered logits on all of it,
-    and the change that steering makes to them; `surgery` the logits with the same biases set in memory."""
+    """Per prompt: token ids of prompt and live greedy text, and the length of the prompt. The logits on all of it,
+    (tokens, vocabulary) float32, lie in `folder`: steered, not steered, and where `has_surgery` with the same
+    biases set in memory."""
 
     texts: list[tuple[int, ...]]
     starts: list[int]
-    logits: list[torch.Tensor]
-    changes: list[torch.Tensor]
-    surgery: list[torch.Tensor] | None = None
+    folder: Path
+    has_surgery: bool
+
+    def keep(self, name: str, number: int, logits: torch.Tensor) -> None:
+        np.save(self.folder / f"{name}{number}.npy", logits.numpy())
+
+    def pieces(self, name: str, number: int) -> Iterator[torch.Tensor]:
+        """What was kept, PIECE tokens at a time."""
+        import torch
+
+        whole = np.load(self.folder / f"{name}{number}.npy", mmap_mode="r")
+        for start in range(0, len(whole), PIECE):
+            yield torch.from_numpy(np.array(whole[start : start + PIECE]))
 
 
 def observe(
@@ -86,29 +101,31 @@ def observe(
     run: Run,
     directions: Directions,
     steering: Steering,
+    folder: Path,
     surgery: Callable[[], AbstractContextManager[None]] | None = None,
+    progress: Progress = silent,
 ) -> Expected:
+    """The live hook on prompts of the run; the logits go into `folder`."""
     room = min(NEW_TOKENS, (model.context or 10**9) // 2)
     most = min(PROMPT_TOKENS, (model.context or 10**9) - room)
-    prompts = [prompt_ids(model, text, *how_encoded(run))[:most] for text in run_prompts(run, PROMPTS)]
+    prompts = [prompt_ids(model, prompt, *how_encoded(run))[:most] for prompt in run_prompts(run, PROMPTS)]
     if not prompts:
         raise BasiscopeError(f"Run {run.id}: it has no prompt to compare the export on.")
-    texts, logits, changes = [], [], []
-    for prompt in prompts:
+    found = Expected([], [len(prompt) for prompt in prompts], folder, surgery is not None)
+    for number, prompt in enumerate(prompts):
+        progress("observe", number, len(prompts))
         generation = Generation(model, directions, [Row(prompt, steering)], Sampling(room)).run()
         if generation.ended[0] == "not a number":
             raise BasiscopeError(f"Strength {steering.strengths[0][1]:g}: {generation.note(0)}.")
         ids = (*prompt, *generation.tokens[0])
+        found.texts.append(ids)
         with steered(model, directions, steering):
-            moved = _logits(model.module, ids)
-        changes.append(moved - _logits(model.module, ids))
-        texts.append(ids)
-        logits.append(moved)
-    biased = None
-    if surgery:
-        with surgery():
-            biased = [_logits(model.module, ids) for ids in texts]
-    return Expected(texts, [len(prompt) for prompt in prompts], logits, changes, biased)
+            found.keep("steered", number, _logits(model.module, ids))
+        found.keep("plain", number, _logits(model.module, ids))
+        if surgery:
+            with surgery():
+                found.keep("surgery", number, _logits(model.module, ids))
+    return found
 
 
 def _logits(module: Any, ids: Sequence[int]) -> torch.Tensor:
@@ -120,26 +137,32 @@ def _logits(module: Any, ids: Sequence[int]) -> torch.Tensor:
         return module(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()
 
 
-def compare_logits(expected: Expected, module: Any, dtype: str) -> Agreement:
+def compare_logits(expected: Expected, module: Any, dtype: str, progress: Progress = silent) -> Agreement:
     """Teacher-forced on the live text: where every token of it is the reloaded model's first choice, its own
     greedy text is the same."""
     import torch
 
-    difference, squares, along, same, unlike = 0.0, 0.0, 0.0, 0, 0.0
-    seen = zip(expected.texts, expected.starts, expected.logits, expected.changes, strict=True)
-    for number, (ids, start, logits, change) in enumerate(seen):
-        found = _logits(module, ids)
-        apart = (found - logits).nan_to_num(nan=np.inf)
-        difference = max(difference, float(apart.abs().max()))
-        squares += float(apart.square().sum(dtype=torch.float64))
-        along += float((apart * change).sum(dtype=torch.float64))
-        if expected.surgery:
-            unlike += float((found - expected.surgery[number]).square().sum(dtype=torch.float64))
-        predicting = slice(start - 1, len(ids))
-        same += bool((found[predicting].argmax(dim=1) == logits[predicting].argmax(dim=1)).all())
-    largest = max(float(logits.abs().max()) for logits in expected.logits)
-    effect = max(float(change.abs().max()) for change in expected.changes)
-    whole = sum(float(change.square().sum(dtype=torch.float64)) for change in expected.changes)
-    share, kept = (float(np.sqrt(squares / whole)), 1 + along / whole) if whole else (np.inf, 0.0)
-    surgery = (float(np.sqrt(unlike / whole)) if whole else np.inf) if expected.surgery else None
-    return Agreement(difference, effect, share, kept, largest, same, len(expected.texts), dtype, surgery)
+    def total(values: torch.Tensor) -> float:
+        return float(values.sum(dtype=torch.float64))
+
+    difference = effect = largest = squares = along = whole = unlike = 0.0
+    same = 0
+    for number, (ids, start) in enumerate(zip(expected.texts, expected.starts, strict=True)):
+        progress("compare", number, len(expected.texts))
+        logits, is_same = _logits(module, ids), True
+        names = ("steered", "plain", *(["surgery"] if expected.has_surgery else []))
+        kept = zip(*(expected.pieces(name, number) for name in names), strict=True)
+        for place, (found, (moved, plain, *biased)) in enumerate(zip(logits.split(PIECE), kept, strict=True)):
+            apart, change = (found - moved).nan_to_num(nan=np.inf), moved - plain
+            difference = max(difference, float(apart.abs().max()))
+            effect = max(effect, float(change.abs().max()))
+            largest = max(largest, float(moved.abs().max()))
+            squares, along = squares + total(apart.square()), along + total(apart * change)
+            whole += total(change.square())
+            unlike += sum(total((found - one).square()) for one in biased)
+            predicting = slice(max(0, start - 1 - place * PIECE), None)
+            is_same &= bool((found[predicting].argmax(dim=1) == moved[predicting].argmax(dim=1)).all())
+        same += is_same
+    share, kept_effect = (float(np.sqrt(squares / whole)), 1 + along / whole) if whole else (np.inf, 0.0)
+    surgery = (float(np.sqrt(unlike / whole)) if whole else np.inf) if expected.has_surgery else None
+    return Agreement(difference, effect, share, kept_effect, largest, same, len(expected.texts), dtype, surgery)

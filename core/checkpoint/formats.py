@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.model import LanguageModel, block_output, load_model, locate_model
+from core.model import LanguageModel, block_output, load_model, locate_model, with_block_output
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ NOT_COPIED |= {"id2label", "label2id", "problem_type"}
 SNIPPET = """\
 from safetensors.torch import load_file
 for name, vector in load_file("vector.safetensors").items():
-    blocks[int(name)].register_forward_hook(lambda _m, _a, out, v=vector: (out[0] + v.to(out[0]), *out[1:]) \
-if isinstance(out, tuple) else out + v.to(out))
+    blocks[int(name)].register_forward_hook(lambda _m, _a, out, v=vector: out + v.to(out) if hasattr(out, "to") \
+else type(out)([out[0] + v.to(out[0]), *out[1:]]))
 """
 """`blocks` are the model's decoder layers, such as `model.model.layers`."""
 
@@ -373,8 +373,7 @@ def _reload_gguf(folder: Path, load: Callable[[], LanguageModel], dtype: str, de
 
 def _adding(vector: torch.Tensor) -> Any:
     def hook(_block: Any, _args: Any, output: Any) -> Any:
-        changed = block_output(output) + vector.to(block_output(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return with_block_output(output, block_output(output) + vector.to(block_output(output)))
 
     return hook
 

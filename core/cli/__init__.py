@@ -15,7 +15,7 @@ import click
 from core.cli import app, evaluating, reading, recover, selecting, steering, usefulness
 from core.cli.group import cli
 from core.errors import BasiscopeError
-from core.workspace import is_disk_full
+from core.workspace import disk_sentence
 
 __all__ = ["app", "cli", "evaluating", "main", "reading", "recover", "selecting", "steering", "usefulness"]
 
@@ -90,8 +90,8 @@ def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
     except BrokenPipeError:
         return 1, "failed", {}
     except Exception as error:
-        if is_disk_full(error):
-            return 1, "failed", {"message": f"The disk is full ({error}). Free some space and start again."}
+        if said := disk_sentence(error):
+            return 1, "failed", {"message": said}
         from core.model import is_out_of_memory
 
         if is_out_of_memory(error):

@@ -58,7 +58,7 @@ def _check_port(port: int) -> None:
 
 
 @cli.command()
-@click.option("--port", type=int, default=8501, show_default=True, help="Port on localhost.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=8501, show_default=True, help="Port on localhost.")
 @click.option("--headless", is_flag=True, help="Do not open a browser.")
 @workspace_option
 @click.option("--json", "as_json", is_flag=True, help="Print the address and the workspace as JSON first.")

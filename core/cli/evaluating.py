@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.workspace import Run, Workspace
 
@@ -64,13 +74,23 @@ if TYPE_CHECKING:
     help="Of --steer: multiples of the unit direction, or standard deviations of its scores.",
 )
 @click.option("--endpoint", help="Ask an OpenAI-compatible server instead, such as http://localhost:8000/v1.")
-@click.option("--model-name", help="The model to ask there, where the server has several.")
+@click.option(
+    "--model-name", help="The model to ask there; MODEL by default, or the only one that the server has."
+)
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a request may take.")
+@click.option(
+    "--traces",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the unsteered rollouts to this JSONL file: prompt, response, correct and problem, for `recover` "
+    "and `utility`.",
+)
 @device_option
 @workspace_option
 @json_option
-def evaluate(target: str | None, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
+def evaluate(
+    target: str | None, workspace: Path, as_json: bool, device: str, traces: Path | None, **options: Any
+) -> dict[str, Any]:
     """Verified answers of a model, and Pass@k with intervals; kept in the workspace as they come.
 
     Given again after it was stopped, it continues. The key of a server is BASISCOPE_ENDPOINT_KEY in the
@@ -86,21 +106,80 @@ def evaluate(target: str | None, workspace: Path, as_json: bool, device: str, **
         raise click.UsageError("Give a RUN, a MODEL, or --endpoint.")
     if not options["path"] and not options["preset"]:
         raise click.UsageError("Give --problems, or a --preset.")
+    _check_used(options)
     space = Workspace(workspace)
-    run = None if target is None else _run_of(space, target)
+    server = _server(options) if options["endpoint"] and options["model_name"] else None
+    if options["endpoint"] and target is not None:
+        run, server = _served(space, target, options)
+    else:
+        run = None if target is None else _run_of(space, target)
     problems = read_problems(
         _source(options), options["problem"], options["answer"], options["preset"], options["limit"]
     )
     request = _request(problems, run, options)
     with Reporter(as_json) as progress:
         if options["endpoint"]:
-            kept = evaluate_server(request, space, _server(options), run, progress)
+            kept = evaluate_server(request, space, server or _server(options), run, progress)
         else:
             assert target is not None
             progress("model", 0, 1)
             model = load_run_model(run, device) if run else load_model(target, device=device)
             kept = roll_out(request, space, model, run, progress)
-    return {"evaluation": kept.id, **kept.manifest, "lines": _lines(kept)}
+    lines = _lines(kept)
+    if traces:
+        lines += ["", _write_traces(kept, traces)]
+    return {"evaluation": kept.id, **kept.manifest, "lines": lines}
+
+
+def _write_traces(kept: KeptEvaluation, path: Path) -> str:
+    from core.evaluation.step import traces
+    from core.workspace import write_lines
+
+    rows = traces(kept)
+    try:
+        write_lines(path, rows)
+    except OSError as error:
+        raise BasiscopeError(f"--traces {path}: it cannot be written ({error.strerror}).") from error
+    return f"{len(rows):,} traces in {path}, of them {sum(row['correct'] is True for row in rows):,} right."
+
+
+OF_A_SERVER = ("model_name", "concurrency", "timeout")
+
+
+def _check_used(options: dict[str, Any]) -> None:
+    """Raises UsageError where an option is given that would not be heeded."""
+    for name, option in given_options().items():
+        if name in OF_A_SERVER and not options["endpoint"]:
+            raise click.UsageError(f"{option} is for --endpoint, and there is none.")
+        if name == "device" and options["endpoint"]:
+            raise click.UsageError("--device is for a model here; with --endpoint the server has its own.")
+        if name == "unit" and not options["steers"]:
+            raise click.UsageError("--unit is of --steer, and there is none.")
+
+
+def _served(space: Workspace, target: str, options: dict[str, Any]) -> tuple[Run | None, Any]:
+    """The run that a target of --endpoint means, or the server with it as the model's name there."""
+    from core.model import is_folder
+
+    run = None
+    if not is_folder(target):
+        with suppress(BasiscopeError):
+            run = space.run(target)
+    if run is not None:
+        return run, _server(options)
+    if options["model_name"] and options["model_name"] != target:
+        raise click.UsageError(
+            f"{target} is no run, so it names a model, and so does --model-name; give one of them."
+        )
+    server = _server(options | {"model_name": target})
+    if not options["model_name"] and target not in (listed := server.listed_models()):
+        known = f"serves {', '.join(listed[:8])}" if listed else "lists no model"
+        if is_folder(target) or listed:
+            raise click.UsageError(
+                f"{target} is neither a run nor a model of {server.url}, which {known}; "
+                "name one of the server's, or leave it away where there is one only."
+            )
+    return None, server
 
 
 def _run_of(space: Workspace, target: str) -> Run | None:

@@ -11,6 +11,7 @@ from threading import Event, Thread
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from core import __version__
 from core.errors import BasiscopeError
@@ -50,6 +51,16 @@ def table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
+
+
+def given_options() -> dict[str, str]:
+    """Name -> as written, of the options given to the command under way, be it as their defaults."""
+    context = click.get_current_context()
+    return {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
 
 
 class Reporter:

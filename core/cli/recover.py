@@ -80,7 +80,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="float16 halves the disk space of the activations.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the basis and the map."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Of the basis and the map.",
+        ),
         click.option("--token-budget", type=int, help="Tokens per batch. Default: by device."),
         click.option("--no-map", is_flag=True, help="Leave out the UMAP map."),
     ]

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from core.cli.group import Reporter, cli, json_option, table, workspace_option
+from core.cli.group import Reporter, cli, given_options, json_option, table, workspace_option
 from core.errors import BasiscopeError
 from core.selection import FORMATS, TUNINGS
 from core.workspace import KeptSelection, Workspace, read_json
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
     from core.selection.pool import Rule
     from core.selection.step import Request
 
+QUOTA_HELP = (
+    'Shares of the examples, also of a budget in tokens: "column=value:share,..."; a value with a comma '
+    'in quotes, kind="a, b":0.5.'
+)
 BASELINE_HELP = "random, longest, shortest, text, label:COLUMN or order."
 
 
@@ -45,7 +48,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--trim", type=float, default=0.0, help="Leave out this share of the farthest outliers."),
         click.option("--budget", type=int, help="Examples."),
         click.option("--budget-tokens", type=int, help="Tokens."),
-        click.option("--quota", help='Shares of the budget, "column=value:share,...".'),
+        click.option("--quota", help=QUOTA_HELP),
         click.option("--at-most", **many, help="column:share that no value may exceed, such as source_file:0.3."),
         click.option("--require", **many, help="Only examples that have a value here, such as a licence."),
         click.option("--min-tokens", type=int, help="Leave out examples shorter than this."),
@@ -120,13 +123,18 @@ def select(
     space = Workspace(workspace)
     if (run is None) == (from_manifest is None):
         raise click.UsageError("Give one of RUN and --from-manifest.")
-    if from_manifest and (given := given_options(options)):
+    typed = given_options()
+    if from_manifest and (given := [typed[name] for name in typed if name in options]):
         raise click.UsageError(f"--from-manifest says everything; leave out {', '.join(given)}.")
     if form is None and out:
         form = "rows"
+    if form in (None, "rows", "parquet") and (idle := typed.get("tuning") or typed.get("train_model")):
+        raise click.UsageError(
+            f"{idle} is of an export's training config; add --format of a trainer, such as trl."
+        )
     with Reporter(as_json) as progress:
         manifest = read_json(from_manifest) if from_manifest else None
-        if manifest is None:
+        if from_manifest is None:
             request = build_selection(space, str(run), options)
         elif isinstance(manifest, dict):
             request = Request.from_dict(manifest.get("request", {}))
@@ -135,7 +143,7 @@ def select(
         called = name or request.name
         if form:
             check_export(space.run(request.run), form, tuning, out, replace_old)
-        if manifest:
+        if isinstance(manifest, dict):
             kept = reproduce(manifest, space, called, replace_old, progress)
         else:
             kept = select_examples(request, space, called, replace_old, progress)
@@ -147,13 +155,6 @@ def select(
         **_facts(kept),
         "lines": [*_sentences(kept), *([f"exported as {form}: {out}"] if form else []), kept.name],
     }
-
-
-def given_options(options: dict[str, Any]) -> list[str]:
-    """Those of the options that were typed."""
-    context = click.get_current_context()
-    ours = [p for p in context.command.params if p.name in options]
-    return [p.opts[0] for p in ours if context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE]
 
 
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:
@@ -193,8 +194,13 @@ def build_selection(space: Workspace, run: str, options: dict[str, Any]) -> Requ
             only=_sets(space, opened.id, options["sets"]),
             required=options["require"],
         )
+        if constraints.drop_contaminated and not constraints.against:
+            raise BasiscopeError("--drop-contaminated removes what overlaps held-out files; name them, --against.")
         names = {name: options[name] for name in ("source", "licence", "author", "date", "use")}
-        return Request(opened.id, rule, constraints, Origins(**names, total=options["pay"]), weights_by)
+        origins = Origins(**names, total=options["pay"])
+        if origins.total and not origins.source:
+            raise BasiscopeError("--pay is shared out among sources; name their column, --source.")
+        return Request(opened.id, rule, constraints, origins, weights_by)
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
 
@@ -220,6 +226,8 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
         name, _, column = options["baseline"].partition(":")
         if name not in BASELINES:
             raise BasiscopeError(f"Baseline {name!r} is not one of {BASELINE_HELP}")
+        if column and name != "label":
+            raise BasiscopeError(f"--baseline {name} takes no column; label:{column} does.")
     if name != "along" and (options["floor"] is not None or options["weights"]):
         raise BasiscopeError("--floor and --weights go with --along alone.")
     if name != "both" and options["useful_end"] is not None:
@@ -232,6 +240,10 @@ def build_rule(options: dict[str, Any]) -> tuple[Rule, str | None]:
     weights_by = None
     if options["weights"] and options["weights"].startswith("utility:"):
         weights_by = options["weights"].removeprefix("utility:")
+        if not weights_by:
+            raise BasiscopeError(
+                "--weights utility:COLUMN names a column of verdicts; `utility` alone takes none."
+            )
     elif options["weights"] and options["weights"] != "utility":
         weights = tuple(_number(part, "--weights") for part in options["weights"].split(","))
     rule = Rule(

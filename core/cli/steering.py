@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.workspace import Run, Workspace
 
@@ -81,12 +90,14 @@ def steering_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
     """Generate with and without a direction: the baseline first, all variants in one batch.
 
-    Strengths count multiples of the unit direction unless --unit sd is given; what is printed shows both units.
-    With --json: one object a line for each prompt and variant.
+    A prompt of chat messages keeps what was said before its last question. Strengths count multiples of the unit
+    direction unless --unit sd is given; what is printed shows both units.
+    With --json: one object a line for each prompt and variant; prompt_number is the row in the file, from 0.
     """
+    from core.examples import ReadReport
     from core.recovery import load_run_model
     from core.steering.comparison import compare, make_variants
-    from core.steering.generation import Sampling
+    from core.steering.generation import Prompt, Sampling
     from core.steering.intervention import Directions
     from core.steering.prompts import read_prompts
     from core.steering.sweep import parse_strengths
@@ -112,20 +123,20 @@ def steer(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         scope=options["scope"],
         blocks=_blocks(opened, directions, options["blocks"]),
     )
-    prompts = [options["prompt"]]
+    prompts = [Prompt(options["prompt"] or "")]
     if options["prompts"]:
-        prompts = [prompt.text for prompt in read_prompts(options["prompts"], opened, limit=options["limit"])]
+        report = ReadReport()
+        prompts = read_prompts(options["prompts"], opened, limit=options["limit"], report=report)
+        for sentence in report.sentences():
+            click.echo(sentence, err=True)
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)
-
-        def watch(step: int | None, _snapshot: Any) -> bool:
-            progress("generate", sampling.max_new_tokens if step is None else step, sampling.max_new_tokens)
-            return True
-
-        found = compare(opened, model, prompts, variants, sampling, options["direction"], options["unit"], watch)
+        asked = (sampling, options["direction"], options["unit"])
+        found = compare(opened, model, prompts, variants, *asked, progress=progress)
+    numbered = [(prompt.number or 0, one) for prompt, one in zip(prompts, found, strict=True)]
     return {
-        "objects": [_object(i, one, response) for i, one in enumerate(found) for response in one.responses],
+        "objects": [_object(number, one, response) for number, one in numbered for response in one.responses],
         "lines": [line for one in found for line in _comparison_lines(one)],
     }
 
@@ -155,6 +166,7 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
     return {
         "prompt": comparison.prompt,
         "prompt_number": number,
+        "before": [{"role": role, "content": content} for role, content in comparison.before],
         "variant": response.variant,
         "direction": comparison.direction,
         "strength": response.strength,
@@ -175,7 +187,8 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
-    lines = [f"prompt: {comparison.prompt}", ""]
+    lines = [f"{role}: {content}" for role, content in comparison.before]
+    lines += [f"prompt: {comparison.prompt}", ""]
     for response in comparison.responses:
         lines += [f"[{response.variant}] {comparison.describe(response)}", response.text, ""]
     return lines
@@ -200,11 +213,12 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
 def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any) -> dict[str, Any]:
     """What a direction does over strengths, and where it becomes damage; kept in the workspace.
 
-    Without --strengths: the short calibrating sweep in standard deviations, whose range without damage is kept
-    with the run as the suggested one.
+    Without --strengths: the short calibrating sweep in standard deviations, of 40 new tokens unless
+    --max-new-tokens is given, whose range without damage is kept with the run as the suggested one.
     """
     from core.demo.default import is_demo
     from core.evaluation import verify
+    from core.examples import ReadReport
     from core.recovery import load_run_model
     from core.steering import sweep as sweeps
     from core.steering.generation import Sampling
@@ -215,6 +229,9 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         raise click.UsageError("--answer needs --prompts, whose column it is.")
     calibrating = options["strengths"] is None
     _check_unit(options)
+    given = given_options()
+    if calibrating and "unit" in given and options["unit"] != "sd":
+        raise click.UsageError("The calibrating sweep is in standard deviations (--unit sd); give --strengths.")
     defaults = {"operation": "add", "blocks": None, "scope": "all", "temperature": 0.0}
     if calibrating and any(options[name] != value for name, value in defaults.items()):
         raise click.UsageError(
@@ -227,7 +244,8 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     strengths = sweeps.CALIBRATION if calibrating else sweeps.parse_strengths(options["strengths"])
     if calibrating:
         options["unit"] = "sd"
-        options["max_new_tokens"] = min(options["max_new_tokens"], sweeps.CALIBRATION_TOKENS)
+        if "max_new_tokens" not in given:
+            options["max_new_tokens"] = sweeps.CALIBRATION_TOKENS
     request = sweeps.SweepRequest(
         options["direction"],
         strengths,
@@ -237,9 +255,9 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         _blocks(opened, Directions.of(opened), options["blocks"]),
         _sampling(options, Sampling),
     )
-    limit = options["limit"] or sweeps.CALIBRATION_PROMPTS
+    limit, report = options["limit"] or sweeps.CALIBRATION_PROMPTS, ReadReport()
     if options["prompts"]:
-        prompts = read_prompts(options["prompts"], opened, options["answer"], options["limit"])
+        prompts = read_prompts(options["prompts"], opened, options["answer"], options["limit"], report)
     else:
         prompts = []
     with Reporter(as_json) as progress:
@@ -247,7 +265,7 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         model = load_run_model(opened, device)
         prompts = prompts or usable_prompts(opened, model, limit, request.sampling.max_new_tokens)
         verifier = _demo_verify if is_demo(opened) else verify
-        found = sweeps.sweep(opened, model, request, prompts, verifier, progress)
+        found = sweeps.sweep(opened, model, request, prompts, verifier, progress, report.sentences())
     sweep_id = space.save_sweep(found)
     if calibrating:
         opened.save_suggested_range(request.direction, sweeps.SuggestedRange.of(found))
@@ -265,7 +283,7 @@ def _sweep_lines(found: Sweep) -> list[str]:
 
     shown = table_of_sweep(found)
     rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.to_numpy()]
-    return [*table(rows, tuple(shown.columns)), "", sweep_range_sentence(found)]
+    return [*table(rows, tuple(shown.columns)), "", sweep_range_sentence(found), *found.notes]
 
 
 @cli.command()
@@ -315,9 +333,7 @@ def export(
     times = directions.in_unit(direction, strength, unit)
     in_sd = directions.in_sd(direction, times)
     with Reporter(as_json) as progress:
-        progress("export", 0, 1)
-        agreement = write(opened, lambda: load_run_model(opened, device), direction, times, kind, out)
-        progress("export", 1, 1)
+        agreement = write(opened, lambda: load_run_model(opened, device), direction, times, kind, out, progress)
     facts = {"run": opened.id, "direction": direction, "strength": times, "strength_in_sd": in_sd}
     both = f"Direction {direction} at {both_units(times, directions.deviations[direction - 1])}: "
     facts |= {"format": kind, "out": str(out), "sentence": f"{both}{agreement}."}

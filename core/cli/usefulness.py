@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
+from core.cli.group import (
+    Reporter,
+    check_direction,
+    cli,
+    device_option,
+    given_options,
+    json_option,
+    table,
+    workspace_option,
+)
 from core.errors import BasiscopeError
 from core.usefulness import PROXY_KINDS
 from core.workspace import Run, Workspace
@@ -18,6 +27,11 @@ if TYPE_CHECKING:
     from core.usefulness.evidence import Evidence
 
 VERDICT_HELP = "Column with verdicts: true or false, 1 or 0, right or wrong; a.b leads into nested ones."
+
+VERIFIER_HELP = (
+    "As for `evaluate`. For first-order and sft it decides which worked solutions are right, where --solution "
+    "names no column."
+)
 
 
 @cli.command()
@@ -56,6 +70,9 @@ def utility(
     from core.usefulness.utility import UtilityRequest
     from core.usefulness.utility import utility as measure
 
+    for name, option in given_options().items():
+        if name in ("control_traces", "device") and not controls:
+            raise click.UsageError(f"{option} is for --controls, and there is none.")
     space = Workspace(workspace)
     opened = space.run(run)
     columns = tuple(name.strip() for name in control.split(",") if name.strip() not in ("", "none"))
@@ -85,6 +102,12 @@ def _rows(shown: Any) -> list[str]:
     return table(rows, tuple(shown.columns))
 
 
+def _above_zero(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise click.BadParameter(f"{value:g} is no number above 0.")
+    return value
+
+
 def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The development set, as `evaluate` takes its problems."""
     options = [
@@ -95,7 +118,7 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--config", help="Config of a hub data set."),
         click.option("--split", help="Split of a hub data set."),
         click.option("--limit", type=click.IntRange(1), help="Only the first N problems."),
-        click.option("--verifier", "verifier_name", help="As for `evaluate`."),
+        click.option("--verifier", "verifier_name", help=VERIFIER_HELP),
         click.option("--wording", help="How to ask, as for `evaluate`."),
         click.option(
             "--template",
@@ -114,13 +137,22 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run")
 @click.option("--kind", type=click.Choice(PROXY_KINDS), required=True, help="Which proxy.")
 @problem_options
-@click.option("--solution", help="Column with worked solutions; the answers by default. For first-order and sft.")
+@click.option(
+    "--solution",
+    help="Column with worked solutions, for first-order and sft. By default that of the run's responses, where "
+    "they give the answer, else `solution`, else the answers.",
+)
 @click.option("--correct", help=f"First-order on the run's own traces, right against wrong. {VERDICT_HELP}")
 @click.option(
     "--directions", default="all", show_default=True, help="all, or numbers such as 1,3. For steering and sft."
 )
 @click.option(
-    "--cost", type=float, default=600.0, show_default=True, help="Seconds for steering, fixed beforehand."
+    "--cost",
+    type=float,
+    callback=_above_zero,
+    default=600.0,
+    show_default=True,
+    help="Seconds for steering, fixed beforehand.",
 )
 @click.option(
     "--strengths",
@@ -160,9 +192,11 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="For sft: trainings of each selection, random ones too.",
 )
-@click.option("--epochs", type=float, default=1.0, show_default=True, help="For sft.")
+@click.option("--epochs", type=float, callback=_above_zero, default=1.0, show_default=True, help="For sft.")
 @click.option("--passes", is_flag=True, help="For sft, measure Pass@1, too, not the loss alone.")
-@click.option("--learning-rate", type=float, default=2e-4, show_default=True, help="For sft.")
+@click.option(
+    "--learning-rate", type=float, callback=_above_zero, default=2e-4, show_default=True, help="For sft."
+)
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy, with --rollouts 1.")
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="A longer text is cut.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is left to chance.")
@@ -184,13 +218,16 @@ def proxies(run: str, kind: str, workspace: Path, as_json: bool, device: str, **
     opened = space.run(run)
     if options["path"] and is_local(options["path"]):
         data_files(options["path"])  # before the model, which takes seconds
+    elif not options["path"] and not options["preset"] and not options["correct"]:
+        raise click.UsageError("Give --problems FILE or --preset NAME.")
+    _directions(opened, options["directions"])
     with Reporter(as_json) as progress:
         progress("model", 0, 1)
         model = load_run_model(opened, device)
         if kind == "steering":
             found = _steering(space, opened, model, options, progress)
         elif kind == "sft":
-            found = _sft(opened, model, options, progress)
+            found = _sft(space, opened, model, options, progress)
         else:
             found = _first_order(opened, model, options, progress)
     return _kept(space, found)
@@ -200,8 +237,8 @@ TRACES, PASSES = "--kind first-order with --correct", "--kind sft with --passes"
 TRAINED, WRITTEN = ("--kind sft", PASSES), ("--kind first-order", "--kind sft", PASSES)
 GENERATED, PROBLEMS = ("--kind steering", PASSES), ("--kind steering", *WRITTEN)
 USED_BY = {
-    **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template"), PROBLEMS),
-    **dict.fromkeys(("verifier_name", "r", "temperature", "max_new_tokens"), GENERATED),
+    **dict.fromkeys(("answer", "config", "split", "limit", "wording", "template", "verifier_name"), PROBLEMS),
+    **dict.fromkeys(("r", "temperature", "max_new_tokens"), GENERATED),
     **dict.fromkeys(("directions", "random_arms", "controls"), ("--kind steering", *TRAINED)),
     **dict.fromkeys(("cost", "strengths"), ("--kind steering",)),
     **dict.fromkeys(("examples", "seeds", "epochs", "passes", "learning_rate"), TRAINED),
@@ -213,7 +250,6 @@ USED_BY = {
 
 def _check_used(kind: str, options: dict[str, Any]) -> None:
     """Raises UsageError where an option is given that the chosen proxy would not heed."""
-    context = click.get_current_context()
     if options["correct"] and (options["path"] or options["preset"]):
         raise click.UsageError("Give --correct, for the run's own traces, or --problems, not both.")
     use = f"--kind {kind}"
@@ -221,12 +257,26 @@ def _check_used(kind: str, options: dict[str, Any]) -> None:
         use = TRACES
     if kind == "sft" and options["passes"]:
         use = PASSES
-    for option in context.command.params:
-        heeded = USED_BY.get(option.name or "", (use,))
-        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if is_given and use not in heeded:
+    for name, option in given_options().items():
+        heeded = USED_BY.get(name, (use,))
+        if use not in heeded:
             shortest = [one for one in heeded if one != PASSES or "--kind sft" not in heeded]
-            raise click.UsageError(f"{option.opts[0]} is for {' or '.join(shortest)}; {use} does not use it.")
+            raise click.UsageError(f"{option} is for {' or '.join(shortest)}; {use} does not use it.")
+    if options["verifier_name"]:
+        _check_verifier(use, options)
+
+
+def _check_verifier(use: str, options: dict[str, Any]) -> None:
+    from core.evaluation.verifiers import verifier
+
+    if use not in GENERATED and options["solution"]:
+        raise click.UsageError(
+            f"--verifier decides which solutions are right; {use} with --solution takes them all."
+        )
+    try:
+        verifier(options["verifier_name"])
+    except BasiscopeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _directions(run: Run, text: str) -> tuple[int, ...]:
@@ -282,23 +332,28 @@ def _first_order(run: Run, model: Any, options: dict[str, Any], progress: Any) -
         notes = ["the solutions are the run's own traces, from which the directions come, too"]
     else:
         development = _problems(options)
-        written = _solutions(options, development)
+        written, told = _solutions(run, options, development)
         wording = options["wording"] or "bare"
         solutions = written_solutions(model, development.problems, written, wording, options["template"])
-        notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+        notes = [told, *development.notes]
+        notes += overlap_notes(run, [problem.prompt for problem in development.problems])
         asked["fingerprint"] = development.fingerprint
     return first_order(run, model, solutions, asked, notes, options["seed"], progress)
 
 
-def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
+def _sft(space: Workspace, run: Run, model: Any, options: dict[str, Any], progress: Any) -> Evidence:
     from core.evaluation.overlap import overlap_notes
     from core.usefulness.development import written_solutions
     from core.usefulness.sft import SftRequest, train_proxy
     from core.usefulness.steering import named_problems
 
     development = _problems(options)
-    written = _solutions(options, development)
-    asked = {"problems": named_problems(development), "solution": options["solution"]}
+    written, told = _solutions(run, options, development)
+    wording, template = options["wording"] or "bare", options["template"]
+    asked = {"problems": named_problems(development), "solution": options["solution"], "wording": wording}
+    asked |= {"template": template, "passes": _passes(run, development, options) if options["passes"] else None}
+    if options["verifier_name"]:
+        asked |= {"verifier": options["verifier_name"]}
     chosen = _directions(run, options["directions"])
     numbers = {name: options[name] for name in ("examples", "seeds", "epochs", "seed")}
     try:
@@ -312,11 +367,17 @@ def _sft(run: Run, model: Any, options: dict[str, Any], progress: Any) -> Eviden
         )
     except BasiscopeError as error:
         raise click.UsageError(str(error)) from error
-    wording = options["wording"] or "bare"
-    solutions = written_solutions(model, development.problems, written, wording, options["template"])
-    notes = overlap_notes(run, [problem.prompt for problem in development.problems])
+    solutions = written_solutions(model, development.problems, written, wording, template)
+    notes = [told, *development.notes, *overlap_notes(run, [problem.prompt for problem in development.problems])]
     answers = _answers(run, model, development, options) if options["passes"] else None
-    return train_proxy(run, model, solutions, request, answers, notes, progress)
+    return train_proxy(run, model, solutions, request, answers, notes, progress, space)
+
+
+def _passes(run: Run, development: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What of --passes decides its figures, for the request."""
+    name, wording = _asking(run, development, options)
+    chosen = {part: options[part] for part in ("r", "temperature", "max_new_tokens")}
+    return {"verifier": name, "wording": wording, **chosen}
 
 
 def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) -> Any:
@@ -331,7 +392,12 @@ def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) ->
         raise BasiscopeError(f"The verifier {name!r} can verify none of the answers; choose another --verifier.")
     sampling = Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"])
     prompts = encode_problems(model, usable, wording, options["template"], sampling.max_new_tokens)
-    return Answers(usable, prompts, name, options["r"], sampling)
+    left_out = {
+        "the verifier cannot verify their answers": len(development.problems) - len(usable),
+        "no room for the new tokens in the model's context": len(usable) - len(prompts),
+    }
+    left_out = {why: count for why, count in left_out.items() if count}
+    return Answers(usable, prompts, name, options["r"], sampling, left_out)
 
 
 def _asking(run: Run, development: Any, options: dict[str, Any]) -> tuple[str, str]:
@@ -353,17 +419,36 @@ def _problems(options: dict[str, Any]) -> Any:
     return read_problems(source, options["problem"], options["answer"], options["preset"], options["limit"])
 
 
-def _solutions(options: dict[str, Any], development: Any) -> dict[int, str]:
-    """Problem id -> worked solution, or the answer as it is written in the source."""
+def _solutions(run: Run, options: dict[str, Any], development: Any) -> tuple[dict[int, str], str]:
+    """Problem id -> worked solution, and where they are from. Responses that are not asked for by name are taken
+    where they give the answer."""
+    from core.evaluation.verifiers import verifier
     from core.examples import ReadReport, field_value, read_rows
 
-    column = options["solution"] or development.answer
-    rows = read_rows(development.source, ReadReport())
-    values = {number: field_value(row, column) for number, row in rows}
+    rows = dict(read_rows(development.source, ReadReport()))
+    response = run.manifest["data"]["columns"].get("response")
+    named = {name for row in rows.values() for name in row}
+    worked = [name for name in (response, "solution") if name in named]
+    column = options["solution"] or next(iter(worked), development.answer)
+    values = {number: field_value(row, column) for number, row in rows.items()}
     found = {number: str(value) for number, value in values.items() if value is not None and str(value).strip()}
     if not found:
         raise BasiscopeError(f"Problems {development.source.path}: no row has the column {column!r}.")
-    return found
+    told = f"the solutions are the column {column!r}"
+    if column == development.answer or options["solution"]:
+        return found, told
+    verify = verifier(_asking(run, development, options)[0])
+    right = {
+        problem.problem_id: found[problem.problem_id]
+        for problem in development.problems
+        if problem.problem_id in found and verify(problem.answer, found[problem.problem_id])
+    }
+    if not right:
+        raise BasiscopeError(
+            f"Problems {development.source.path}: none of the texts in the column {column!r} gives its problem's "
+            "answer; name the column with worked solutions by --solution."
+        )
+    return right, f"{told}, where it gives the answer"
 
 
 @cli.command()

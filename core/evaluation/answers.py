@@ -17,6 +17,12 @@ THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+"
 `60,180`, cannot be told from it; in brackets it is one."""
 DIGITS = 1_000
 """A number of more characters is not read."""
+SYMBOL = r"(?:[kcm]?m|k?g|lbs?|oz|ft|yd|m?s|hrs?|h|[kM]?W|k?[NJV]|k?Hz|k?Pa|[mM]?L|ml|mph|mol|sq)(?![a-zA-Z])"
+UNIT = rf"(?:{SYMBOL}|(?!sqrt|sin|cos|tan|log|exp)[^\W\d_]{{3,30}})"
+RAISED = r"(?:\s?\^\s?\{?-?\d\}?|[²³])?"
+UNITS = rf"(?:{SYMBOL}|\s{{1,3}}{UNIT}{RAISED}|\s?/\s?{UNIT}{RAISED})(?:\s?[/·⋅*]\s?{UNIT}{RAISED}){{0,4}}"
+"""What a number may be of: `m/s^2`, `/hour`. What is no usual symbol, such as x, is a variable, and so is any that
+is raised right after its number, as in `5s^2`."""
 HASHES, WORDS = r"(?<!#)####(?!#)[ \t]*(.+)", r"(?i:answer)\s*(?:is|:)\s*(.+)"
 FUNCTIONS = r"\\[a-zA-Z]+|(?:sqrt|sin|cos|tan|log|exp)(?![a-zA-Z])"
 WORD = r"[a-zA-Z]{3}|[^\W\d_a-zA-Z]{2}"
@@ -59,7 +65,7 @@ def final_answer(text: str) -> str | None:
     text = text[-TAIL:]
     if marked := marked_answer(text):
         return marked
-    if numbers := re.findall(NUMBER, _rewritten(text, SCIENTIFIC)):
+    if numbers := re.findall(NUMBER, _rewritten(text, (*SCIENTIFIC, (rf"(?<=\d)(?:{UNITS})", " ")))):
         return str(numbers[-1])
     return _last_line(text)
 
@@ -152,8 +158,11 @@ def number_of(text: str) -> Number | None:
 
 
 def number_in_words(text: str) -> Number | None:
-    """The number that a text begins with before words, or the only one among them; none in a formula."""
+    """The number that a text begins with before words, or the only one among them, or that of a unit; none in a
+    formula."""
     plain = without_latex(text)
+    if match := re.fullmatch(rf"[$€£]?\s?({NUMBER})({UNITS})[.\s]{{0,3}}", plain.replace("$", "").strip()):
+        return number_of(match[1])
     number = rf"({NUMBER}\s*%?)"
     if match := re.match(rf"\s*[$€£]?{number}(?:[.,;:]?\s+(?=[^\W\d_]{{2,}})|[.;:]\s)", plain):
         return number_of(match[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.evaluation.rollouts import UNSTEERED, Rollout
@@ -20,10 +21,10 @@ class Change:
         return self.after.right is True
 
 
-def changes(kept: KeptEvaluation, variant: str) -> list[Change]:
-    """Those that became right, then those that became wrong, by problem. A rollout that could not be verified is
-    not right."""
-    rollouts = kept.rollouts()
+def changes(kept: KeptEvaluation, variant: str, problems: Collection[int] | None = None) -> list[Change]:
+    """Those that became right, then those that became wrong, by problem; of some problems, by id, where given. A
+    rollout that could not be verified is not right."""
+    rollouts = [one for one in kept.rollouts() if problems is None or one.problem_id in problems]
     before = {(one.problem_id, one.rollout): one for one in rollouts if one.variant == UNSTEERED}
     found = [
         Change(base, one)

@@ -14,7 +14,7 @@ import numpy as np
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation.problems import Problem
-from core.evaluation.rollouts import GARBAGE, UNSTEERED, Key, Rollout, noise_seed
+from core.evaluation.rollouts import UNSTEERED, Key, Rollout, noise_seed
 from core.evaluation.verifiers import Verify
 from core.steering.generation import Sampling
 
@@ -25,9 +25,14 @@ Client = TypeVar("Client")
 KEY_VARIABLE = "BASISCOPE_ENDPOINT_KEY"
 PART = 16
 """So many answers are written at once."""
-GARBAGE_TRIES = 2
+PAUSES = (0.5, 1.0)
+"""Seconds before an answer that could not be read is asked for again."""
 HOPELESS = 8
-"""So many unreadable answers before the first readable one, and the server is given up."""
+"""So many unreadable answers in a row, or refused ones before the first good one, and the server is given up."""
+OF_ONE_REQUEST = (400, 413, 422)
+"""The status of a refusal that may be of one request alone, such as of one that is too long."""
+BUSY = (408, 409, 429)
+"""The status of one that the client makes again by itself."""
 
 
 @dataclass(frozen=True)
@@ -85,66 +90,93 @@ class Server:
         sampling: Sampling,
         done: Collection[Key] = frozenset(),
         progress: Progress = silent,
+        refused: dict[int, str] | None = None,
+        unread: set[Key] | None = None,
     ) -> Iterator[list[Rollout]]:
         """r verified texts per problem in the order that they come, `concurrency` requests under way at a time;
-        those whose keys are in `done` are left out. An answer that cannot be read is asked for again, then
-        counted.
+        those whose keys are in `done` are left out. An answer that cannot be read is asked for again, after a
+        growing pause; where it never can, `unread` has its key. A problem that the server refuses while it answers
+        others, such as one that is too long, is asked no more; `refused` then has the reason by its id.
 
-        Raises BasiscopeError where the server stays down, slow or busy over all retries, refuses a request, or
-        answers nothing that can be read; what has come by then has been yielded.
+        Raises BasiscopeError where the server stays down, slow or busy over all retries, wants a key or knows no
+        such model, refuses the first HOPELESS problems or all, or answers nothing that can be read at first or
+        HOPELESS times in a row; what has come by then has been yielded.
         """
         from openai import AsyncOpenAI
 
-        jobs = [(p, i) for p in problems for i in range(r) if (UNSTEERED, p.problem_id, i) not in done]
-        finished, total = len(done), len(done) + len(jobs)
-        waiting, is_readable = iter(jobs), bool(done)
+        keys = [(p, i) for p in problems for i in range(r) if (UNSTEERED, p.problem_id, i) not in done]
+        finished, total = len(done), len(done) + len(keys)
+        waiting, is_readable, in_a_row = iter(keys), bool(done), 0
         made: list[Rollout] = []
-        asked: set[asyncio.Task[_Reply | BasiscopeError]] = set()
+        refused = {} if refused is None else refused
+        unread = set() if unread is None else unread
+        asked: set[asyncio.Task[_Reply | _Refused | BasiscopeError]] = set()
         with asyncio.Runner() as runner:
             client, loop = self._client(AsyncOpenAI), runner.get_loop()
             try:
                 while True:
                     progress("rollouts", finished + len(made), total)
-                    for problem, i in islice(waiting, self.concurrency - len(asked)):
+                    wanted = (key for key in waiting if key[0].problem_id not in refused)
+                    for problem, i in islice(wanted, self.concurrency - len(asked)):
                         asking = self._one(client, problem, i, prompts[problem.problem_id], sampling)
                         asked.add(loop.create_task(asking))
                     if not asked:
                         break
                     ready, asked = runner.run(_first_of(asked))
                     replies = [task.result() for task in ready]
-                    made += [_rollout(reply, verify) for reply in replies if isinstance(reply, _Reply)]
-                    is_readable = is_readable or any(one.note != GARBAGE for one in made)
                     for reply in replies:
-                        if isinstance(reply, BasiscopeError):
+                        if isinstance(reply, _Reply) and reply.answer:
+                            made.append(_rollout(reply, reply.answer, verify))
+                            is_readable, in_a_row = True, 0
+                        elif isinstance(reply, _Reply):
+                            unread.add((UNSTEERED, reply.problem.problem_id, reply.i))
+                            in_a_row += 1
+                    for reply in replies:
+                        if isinstance(reply, _Refused):
+                            refused[reply.problem_id] = str(reply.error)
+                            if not is_readable and len(refused) >= min(HOPELESS, len(problems)):
+                                raise reply.error
+                        elif isinstance(reply, BasiscopeError):
                             raise reply
-                    if not is_readable and len(made) >= min(HOPELESS, len(jobs)):
-                        made = []
-                        raise BasiscopeError(
-                            f"The server {self.url} gave no answer that can be read; "
-                            "its address usually ends in /v1."
-                        )
-                    if is_readable and len(made) >= PART:
+                    if in_a_row >= (HOPELESS if is_readable else min(HOPELESS, len(keys))):
+                        raise self._unreadable(is_readable)
+                    if len(made) >= PART:
                         yield made
                         finished, made = finished + len(made), []
             except (BasiscopeError, KeyboardInterrupt):
-                if is_readable and made:
+                if made:
                     yield made
                 raise
             finally:
                 for task in asked:
                     task.cancel()
                 runner.run(client.close())
+        if unread and not is_readable:
+            raise self._unreadable(is_readable)
         if made:
             yield made
 
+    def _unreadable(self, was_readable: bool) -> BasiscopeError:
+        if was_readable:
+            return BasiscopeError(
+                f"The server {self.url} gave {HOPELESS} answers in a row that cannot be read. What has come "
+                "before is kept; the same command continues."
+            )
+        return BasiscopeError(
+            f"The server {self.url} gave no answer that can be read; its address usually ends in /v1."
+        )
+
     async def _one(
         self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling
-    ) -> _Reply | BasiscopeError:
+    ) -> _Reply | _Refused | BasiscopeError:
         seed = noise_seed(sampling.seed, problem.problem_id, i) % 2**31
         try:
-            for _ in range(1 + GARBAGE_TRIES):
+            for pause in (0.0, *PAUSES):
+                await asyncio.sleep(pause)
                 if found := _read(await self._reply(client, prompt, sampling, seed)):
                     return _Reply(problem, i, found)
+        except _RefusedRequest as error:
+            return _Refused(problem.problem_id, error)
         except BasiscopeError as error:
             return error
         return _Reply(problem, i, None)
@@ -189,17 +221,24 @@ class Server:
         reason = reason.replace(key, "***") if key else reason
         if isinstance(error, APIStatusError) and error.status_code in (401, 403):
             return BasiscopeError(f"The server {self.url} wants a key: set {KEY_VARIABLE} ({reason}).")
-        if isinstance(error, APIStatusError) and error.status_code < 500:
-            return BasiscopeError(f"The server {self.url} refused what it was asked ({reason}).")
+        if isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code not in BUSY:
+            kind = _RefusedRequest if error.status_code in OF_ONE_REQUEST else BasiscopeError
+            return kind(f"The server {self.url} refused what it was asked ({reason}).")
         return BasiscopeError(
             f"The server {self.url} did not answer after {self.retries + 1} tries ({reason}). "
             "What has come is kept; the same command continues."
         )
 
 
+class _RefusedRequest(BasiscopeError):
+    """The server refused what it was asked, which says nothing of other requests."""
+
+
 async def _first_of(
-    asked: set[asyncio.Task[_Reply | BasiscopeError]],
-) -> tuple[set[asyncio.Task[_Reply | BasiscopeError]], set[asyncio.Task[_Reply | BasiscopeError]]]:
+    asked: set[asyncio.Task[_Reply | _Refused | BasiscopeError]],
+) -> tuple[
+    set[asyncio.Task[_Reply | _Refused | BasiscopeError]], set[asyncio.Task[_Reply | _Refused | BasiscopeError]]
+]:
     return await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
 
@@ -218,6 +257,12 @@ class _Reply:
     answer: _Answer | None
 
 
+@dataclass(frozen=True)
+class _Refused:
+    problem_id: int
+    error: BasiscopeError
+
+
 def _read(reply: Any) -> _Answer | None:
     """What a completion holds, or None where it is none."""
     try:
@@ -230,11 +275,9 @@ def _read(reply: Any) -> _Answer | None:
         return None
 
 
-def _rollout(reply: _Reply, verify: Verify) -> Rollout:
-    answer, key = reply.answer, (UNSTEERED, reply.problem.problem_id, reply.i)
-    if answer is None:
-        return Rollout(*key, text="", right=None, cut=False, n_tokens=0, note=GARBAGE)
+def _rollout(reply: _Reply, answer: _Answer, verify: Verify) -> Rollout:
     right = verify(reply.problem.answer, answer.text)
+    key = (UNSTEERED, reply.problem.problem_id, reply.i)
     return Rollout(*key, answer.text, right, answer.cut, answer.n_tokens, answer.logprob)
 
 

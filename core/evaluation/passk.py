@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.evaluation.intervals import Interval, bootstrap_intervals, difference_interval, mean_share_interval
-from core.evaluation.rollouts import GARBAGE, UNSTEERED, Rollout
+from core.evaluation.rollouts import UNSTEERED, Rollout
 
 FLIPS = 10_000
 EXACT_FLIPS = 12
@@ -76,7 +76,7 @@ class VariantResult:
 
     pass_at: k -> Pass@k
     logprob, logprob_right: mean log-probability per token of all texts, and of the right ones
-    cut, unverified, garbage: how many rollouts reached the token limit, could not be verified, could not be read
+    cut, unverified: how many rollouts reached the token limit, could not be verified
     """
 
     variant: str
@@ -89,7 +89,6 @@ class VariantResult:
     cut: int
     cut_right: int
     unverified: int
-    garbage: int
 
 
 def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> VariantResult:
@@ -107,8 +106,7 @@ def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> 
         right=sum(one.right is True for one in rollouts),
         cut=sum(one.cut for one in rollouts),
         cut_right=sum(one.cut and one.right is True for one in rollouts),
-        unverified=sum(one.right is None and one.note != GARBAGE for one in rollouts),
-        garbage=sum(one.note == GARBAGE for one in rollouts),
+        unverified=sum(one.right is None for one in rollouts),
     )
 
 

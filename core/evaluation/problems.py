@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,10 +13,9 @@ from core.examples import (
     PROMPT_NAMES,
     DataSource,
     ReadReport,
-    Row,
+    cell_text,
     column_paths,
     data_fingerprint,
-    field_value,
     is_local,
     preview_rows,
     read_rows,
@@ -171,7 +170,7 @@ def _problems(source: DataSource, problem: str, answer: str, report: ReadReport)
     rows = 0
     for number, row in read_rows(source, report):
         rows += 1
-        prompt, expected = _text(row, problem), _text(row, answer)
+        prompt, expected = cell_text(row, problem), cell_text(row, answer)
         missing -= {name for name, value in ((problem, prompt), (answer, expected)) if value is not None}
         if not prompt or not expected:
             report.count(f"left out, no {'answer' if prompt else 'problem'}", number)
@@ -183,18 +182,6 @@ def _problems(source: DataSource, problem: str, answer: str, report: ReadReport)
             f"Problems {source.path}: no row has the column {min(missing)!r}. Its columns: {', '.join(paths)}."
         )
     return found
-
-
-def _text(row: Row, column: str) -> str | None:
-    """A cell as text: 27.0 as 27, several answers after one another, nothing for what is neither."""
-    value = field_value(row, column)
-    if isinstance(value, list):
-        return ", ".join(str(part).strip() for part in value) or None
-    if value is None or value != value or isinstance(value, Mapping):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def asked(problem: Problem, wording: str) -> str:

@@ -19,8 +19,6 @@ from core.steering.intervention import Directions, Steering
 
 BATCH_ROWS = 32
 UNSTEERED = "unsteered"
-GARBAGE = "garbage"
-"""The note on an answer of a server that could not be read."""
 
 Key = tuple[str, int, int]
 
@@ -122,11 +120,11 @@ def roll_out(
     """
     variants = {UNSTEERED: Steering()} if variants is None else variants
     chosen = sorted((p for p in problems if p.problem_id in prompts), key=lambda p: len(prompts[p.problem_id]))
-    jobs = [(problem, i, name) for problem in chosen for i in range(r) for name in variants]
+    wanted = [(problem, i, name) for problem in chosen for i in range(r) for name in variants]
     finished = len(done)
-    progress("rollouts", finished, len(jobs))
-    for numbers in row_batches(model, [len(prompts[job[0].problem_id]) for job in jobs], batch_rows):
-        batch = [jobs[number] for number in numbers]
+    progress("rollouts", finished, len(wanted))
+    for numbers in row_batches(model, [len(prompts[problem.problem_id]) for problem, _, _ in wanted], batch_rows):
+        batch = [wanted[number] for number in numbers]
         keys = [(name, problem.problem_id, i) for problem, i, name in batch]
         if all(key in done for key in keys):
             continue
@@ -146,7 +144,7 @@ def roll_out(
         ]
         finished += len(made)
         yield made
-        progress("rollouts", finished, len(jobs))
+        progress("rollouts", finished, len(wanted))
 
 
 def _rollout(generation: Generation, row: int, key: Key, problem: Problem, verify: Verify) -> Rollout:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 from core import __version__
@@ -114,13 +115,35 @@ def evaluate_server(
             "A server cannot steer: write a steered checkpoint with `basiscope export`, serve and evaluate that."
         )
     verify, usable, left_out = _usable(request)
+    refused: dict[int, str] = {}
+    unread: set[Key] = set()
 
     def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
         prompts = {problem.problem_id: asked(problem, request.wording) for problem in usable}
-        return server.roll_out(usable, prompts, verify, request.r, request.sampling, done, progress)
+        return server.roll_out(
+            usable, prompts, verify, request.r, request.sampling, done, progress, refused, unread
+        )
 
     stored = request.as_dict() | {"server": server.facts(), "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run)
+    return _kept(request, workspace, stored, left_out, texts, run, refused, unread)
+
+
+def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any]]:
+    """The rollouts of one variant as rows that `recover` reads and `utility` takes the verdicts of: what was
+    asked, the text, the verdict (none where it could not be said), the problem's id and the rollout's
+    number. Without empty texts."""
+    problems, wording = kept.problems(), kept.manifest["request"]["wording"]
+    return [
+        {
+            "prompt": asked(problems[one.problem_id], wording),
+            "response": one.text,
+            "correct": one.right,
+            "problem": one.problem_id,
+            "rollout": one.rollout,
+        }
+        for one in kept.rollouts()
+        if one.variant == variant and one.text.strip()
+    ]
 
 
 def _usable(request: Request) -> tuple[Verify, list[Problem], dict[str, list[int]]]:
@@ -146,7 +169,11 @@ def _kept(
     left_out: Mapping[str, Sequence[int]],
     texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
     run: Run | None,
+    refused: Mapping[int, str] = MappingProxyType({}),
+    unread: Collection[Key] = frozenset(),
 ) -> KeptEvaluation:
+    """refused: problem id -> why, filled while the texts come; these problems are left out. unread: keys of texts
+    that could not be read, filled likewise; they stay undone, and with them the evaluation."""
     with workspace.start_evaluation(stored) as kept:
         manifest = _manifest(kept, request, stored, left_out, run)
         if manifest["status"] == "complete":
@@ -160,10 +187,20 @@ def _kept(
                 kept.append(batch)
         finally:
             manifest["seconds"] = round(manifest["seconds"] + time.monotonic() - start, 3)
+            manifest["left_out"].pop("refused", None)
+            manifest.pop("refusals", None)
+            if refused:
+                manifest["left_out"]["refused"] = sorted(refused)
+                manifest["refusals"] = {str(problem_id): why for problem_id, why in sorted(refused.items())}
             if kept.folder.exists():
                 kept.save_manifest(manifest)
-        found = Result.of(kept.rollouts(), request.sampling.seed).as_dict()
-        kept.save_manifest(manifest | {"status": "complete", "finished": now(), "result": found})
+        counted = [one for one in kept.rollouts() if one.problem_id not in refused]
+        found = Result.of(counted, request.sampling.seed).as_dict()
+        ended = {"finished": now(), "result": found}
+        if undone := sorted((problem_id, i) for _, problem_id, i in unread if problem_id not in refused):
+            kept.save_manifest(manifest | ended | {"unread": undone})
+        else:
+            kept.save_manifest(manifest | ended | {"status": "complete"})
     return kept
 
 
@@ -175,7 +212,11 @@ def _manifest(
     run: Run | None,
 ) -> dict[str, Any]:
     if (kept.folder / "manifest.json").exists():
-        return kept.manifest
+        if kept.is_complete:
+            return kept.manifest
+        return {
+            name: value for name, value in kept.manifest.items() if name not in ("finished", "result", "unread")
+        }
     prompts = [problem.prompt for problem in request.problems.problems]
     versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
     return {

@@ -8,7 +8,7 @@ from typing import Any
 from core.provenance import NO_SOURCE
 from core.workspace import KeptSelection, Run
 
-MOST_LISTED = 20
+MOST_LISTED, MOST_SOURCES = 20, 30
 PLOTS = {
     "covering.svg": "Covering radius and mean distance against the budget, with a random selection",
     "directions.svg": "The chosen on every direction, and their lengths, against the pool",
@@ -37,7 +37,7 @@ def card(kept: KeptSelection, run: Run, file: str, plots: Sequence[str]) -> str:
         *(f"![{PLOTS[name]}]({name})\n" for name in plots),
         f"| measure | value |\n|---|---|\n{facts}",
         "",
-        "Read radius, mean distance and norm percentile together: coverage picks the outer shell.",
+        "Read radius, mean distance and norm percentile together: farthest-point coverage picks the outer shell.",
         "",
         _dropped(manifest),
         _screened(manifest),
@@ -72,16 +72,26 @@ def _screened(manifest: Mapping[str, Any]) -> str:
     if manifest["duplicates"] is None:
         return "Duplicates and overlaps with held-out files were not looked for.\n"
     found, overlaps = manifest["duplicates"], manifest["contamination"]
+    repeated = (
+        f"{len(found):,} examples of the pool repeat an earlier one, {sum(one['chosen'] for one in found):,} of "
+        "them are chosen."
+    )
+    if not manifest["request"]["constraints"]["against"]:
+        return f"{repeated} Overlaps with held-out files were not looked for.\n"
     inside = [overlap for overlap in overlaps if overlap["chosen"]]
     listed = "".join(
         f"- example {o['example_id']}, {_code(o['file'])} row {o['row']}, {o['share']:.0%}: {_code(o['words'])}\n"
         for o in inside[:MOST_LISTED]
     )
     return (
-        f"{len(found):,} examples of the pool repeat an earlier one, {sum(one['chosen'] for one in found):,} of "
-        f"them are chosen. {len(overlaps):,} share 13 words in a row with a held-out file, {len(inside):,} of "
-        f"them are chosen{':' if inside else '.'}\n\n{listed}"
+        f"{repeated} {len(overlaps):,} share 13 words in a row with a held-out file, {len(inside):,} of "
+        f"them are chosen{':' if inside else '.'}\n\n{listed}{_cut(len(inside), MOST_LISTED)}"
     )
+
+
+def _cut(found: int, listed: int) -> str:
+    """What a list leaves out, said where it leaves out anything."""
+    return f"\nAnd {found - listed:,} more, in `manifest.json`.\n" if found > listed else ""
 
 
 def _sources(ledger: list[dict[str, Any]], column: str | None) -> str:
@@ -94,6 +104,7 @@ def _sources(ledger: list[dict[str, Any]], column: str | None) -> str:
     rows = "".join(
         f"| {_code(row['source'])} | {row['examples']:,} | {row['share']:.1%} | {row['shapley share']:.1%} "
         f"| {row['leave one out']:.4f} | {row['terms']} | {_code(row['problem']) if row['problem'] else ''} |\n"
-        for row in ledger[:30]
+        for row in ledger[:MOST_SOURCES]
     )
-    return f"{head}{rows}\nShapley shares are of coverage, not of training value.\n"
+    more = _cut(len(ledger), MOST_SOURCES)
+    return f"{head}{rows}{more}\nShapley shares are of coverage, not of training value.\n"

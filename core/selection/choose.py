@@ -215,12 +215,21 @@ def _order(
     return order_by(pool, rule, budget, allowed, vectors, must, turns, progress)
 
 
+def must_note(constraints: Constraints, budget: int) -> tuple[str, ...]:
+    """What to say where the budget holds fewer examples than must be in; nothing where it does not."""
+    must = len(dict(constraints.must))
+    return (f"Only the first {budget:,} of {must:,} must-have examples fit.",) if must > budget else ()
+
+
 def _notes(rule: Rule, constraints: Constraints, budget: int) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     if rule.name not in NESTED:
         notes.append("This rule is not nested: another budget gives another selection, not a prefix.")
-    if (must := len(dict(constraints.must))) > budget:
-        notes.append(f"Only the first {budget:,} of {must:,} must-have examples fit.")
+    notes += must_note(constraints, budget)
     if constraints.shapes:
         notes.append("Shares are planned for this budget: a smaller one is not always a prefix.")
+    if constraints.shapes and constraints.budget_tokens is not None:
+        notes.append("Shares are shares of the examples, not of their tokens.")
+    if constraints.shapes and rule.name == "medoids":
+        notes.append("Medoids are those of each part that the shares make of the pool, not of the whole.")
     return tuple(notes)

@@ -16,7 +16,7 @@ from core.examples import RESERVED, as_messages, field_value
 from core.selection import FORMATS, TUNINGS, plots
 from core.selection.card import PLOTS, card
 from core.selection.choose import choose
-from core.selection.measures import MOST_MEASURED, composition, curve
+from core.selection.measures import MOST_MEASURED, composition, counted, curve
 from core.selection.pool import Constraints, Pool, Rule, pool_of
 from core.selection.step import Request
 from core.workspace import KeptSelection, Run, read_json, write_json
@@ -61,7 +61,7 @@ def export(
 
     check_export(run, form, tuning, out, replace_old)
     out = out.resolve()
-    rows = rows_of(kept, run, form)
+    rows, skipped = rows_of(kept, run, form), 0
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -69,14 +69,20 @@ def export(
             pq.write_table(pa.Table.from_pylist(list(rows)), temporary / PARQUET)
         else:
             with (temporary / FILE).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    skipped += form == "messages" and not takes_turns(_turns(row["messages"]), ("user", "tool"))
         write_json(temporary / "manifest.json", kept.manifest)
         shutil.copyfile(kept.folder / "ledger.csv", temporary / "ledger.csv")
+        made = configs(kept, run, form, tuning, model)
         if form in ("alpaca", "sharegpt", "messages"):
             write_json(temporary / "dataset_info.json", {dataset_name(kept): dataset_info(form)})
-        for name, config in configs(kept, run, form, tuning, model).items():
+        if skipped:
+            (temporary / "dataset_info.json").unlink()
+            del made["llamafactory.yaml"]
+        for name, config in made.items():
             (temporary / name).write_text(config, encoding="utf-8")
-        _write_card(kept, run, temporary, form)
+        _write_card(kept, run, temporary, form, skipped)
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)
@@ -169,8 +175,12 @@ def formatted(
     if form in ("trl", "messages", "axolotl"):
         return {"messages": messages}
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    turns = messages[1:] if system else messages
-    _check_turns(int(record["example_id"]), turns, form)
+    turns = _turns(messages)
+    if not takes_turns(turns, ("user", "tool") if form == "sharegpt" else ("user",)):
+        raise BasiscopeError(
+            f"Format {form}: example {record['example_id']} does not take turns between user and assistant; use "
+            "messages."
+        )
     if form == "sharegpt":
         told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
         return {"conversations": told, "system": system}
@@ -189,14 +199,15 @@ def conversation(
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-def _check_turns(example_id: int, turns: list[dict[str, str]], form: str) -> None:
-    """LLaMA-Factory passes over a conversation that does not take turns, with no more than a warning."""
-    asking = ("user", "tool") if form == "sharegpt" else ("user",)
+def _turns(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    return messages[1:] if messages[0]["role"] == "system" else messages
+
+
+def takes_turns(turns: list[dict[str, str]], asking: tuple[str, ...]) -> bool:
+    """Whether one of the roles `asking` and the assistant alternate to the end: LLaMA-Factory passes over any
+    other conversation, with no more than a warning."""
     fine = all(m["role"] in (asking if i % 2 == 0 else ("assistant",)) for i, m in enumerate(turns))
-    if len(turns) < 2 or len(turns) % 2 or not fine:
-        raise BasiscopeError(
-            f"Format {form}: example {example_id} does not take turns between user and assistant; use messages."
-        )
+    return len(turns) >= 2 and len(turns) % 2 == 0 and fine
 
 
 def _alpaca(turns: list[dict[str, str]], system: str) -> dict[str, Any]:
@@ -323,7 +334,8 @@ def _yaml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
+def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str, skipped: int) -> None:
+    """skipped: conversations that LLaMA-Factory would pass over."""
     pool = pool_of(run)
     rows = pool.rows(tuple(kept.example_ids), "Selection")
     chance = choose(pool, Rule("random"), Constraints(budget=len(rows)), lambda: pool.whitened).rows
@@ -332,7 +344,7 @@ def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
     plots.write_plot(folder / "directions.svg", lambda axes: plots.draw_directions(axes, pool, rows), 2)
     column = telling_column(kept, pool)
     if column is not None:
-        shares = composition(pool.facts[column], {"selection": rows, "random": chance})
+        shares = composition(counted(pool.facts[column]), {"selection": rows, "random": chance})
         plots.write_plot(
             folder / "composition.svg", lambda axes: plots.draw_composition(axes, shares, str(column))
         )
@@ -341,7 +353,13 @@ def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str) -> None:
         plots.write_plot(folder / "map.svg", lambda axes: plots.draw_map(axes, points, rows))
     file = PARQUET if form == "parquet" else FILE
     drawn = [name for name in PLOTS if (folder / name).exists()]
-    (folder / "README.md").write_text(card(kept, run, file, drawn), encoding="utf-8")
+    text = card(kept, run, file, drawn)
+    if skipped:
+        text += (
+            f"\n{skipped:,} of the conversations do not take turns between user and assistant. LLaMA-Factory "
+            "would pass over these without an error, so its files are left out; TRL trains on all.\n"
+        )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def telling_column(kept: KeptSelection, pool: Pool) -> str | None:

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from core.errors import BasiscopeError
-from core.selection.choose import choose, fitting, possible
+from core.provenance import Origins, count_sources
+from core.selection.choose import choose, fitting, must_note, possible
 from core.selection.measures import Curve, curve, summary
 from core.selection.pool import NESTED, Constraints, Pool, Rule, Selection
+from core.selection.quotas import MOST_CELLS, parts_of
 from core.selection.screening import Screening
 from core.selection.vectors import Vectors
 
@@ -23,6 +25,12 @@ QUICK_DISTANCES = 60_000_000
 QUICK_TEXTS = 2_000
 MOST_ORDERS = 4
 """What a token budget with shares may need: each order is planned anew."""
+QUICK_PARTS = 500
+"""Parts of the pool that the integer program of the shares plans over in half a second."""
+QUICK_SECONDS, MOST_SECONDS = 1.0, 20.0
+"""How long a page makes a ledger without being asked, and at all."""
+LEDGER_SECONDS = 2e-7
+"""For an example of the pool and a source, on one core."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +55,26 @@ def is_quick(pool: Pool, rule: Rule, constraints: Constraints, has_vectors: bool
     """Whether a page may wait for the rule."""
     if rule.name == "medoids" or (rule.name == "text" and not has_vectors):
         return pool.n <= QUICK_TEXTS
+    if QUICK_PARTS < parts_of(pool, constraints) <= MOST_CELLS:
+        return False
     orders = MOST_ORDERS if constraints.budget_tokens is not None and constraints.shapes else 1
-    picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints)
+    picks = pool.n if rule.name == "facility" else orders * examples_within(pool, constraints, rule)
     return pool.n * picks <= QUICK_DISTANCES
 
 
-def examples_within(pool: Pool, constraints: Constraints) -> int:
+def ledger_seconds(pool: Pool, rows: np.ndarray, origins: Origins) -> float:
+    """About how long the ledger of these rows takes."""
+    return LEDGER_SECONDS * pool.n * count_sources(pool, rows, origins)
+
+
+def examples_within(pool: Pool, constraints: Constraints, rule: Rule) -> int:
     """About how many examples the budget is."""
     if constraints.budget is not None:
         return min(constraints.budget, pool.n)
-    return min(pool.n, 1 + round((constraints.budget_tokens or 0) / float(pool.lengths.mean())))
+    tokens = constraints.budget_tokens or 0
+    if rule.name == "shortest":
+        return int(np.searchsorted(pool.sorted_lengths.cumsum(), tokens, side="right"))
+    return min(pool.n, 1 + round(tokens / float(pool.lengths.mean())))
 
 
 def first_budgets(pool: Pool, unit: str) -> tuple[int, int, int]:
@@ -104,13 +122,21 @@ def prospect(
 
 def within(found: Prospect, pool: Pool, constraints: Constraints) -> Prospect:
     """The prospect at the budget of the constraints. Raises BasiscopeError where not even one example fits."""
-    rows = affordable(pool, found.selection.rows, constraints)
-    if not len(rows):
-        first = pool.lengths[found.selection.rows[0]]
+    chosen = found.selection
+    check_first(pool, chosen.rows, constraints)
+    budget = len(affordable(pool, chosen.rows, constraints))
+    widest_note = must_note(constraints, chosen.budget)
+    notes = must_note(constraints, budget) + tuple(note for note in chosen.notes if note not in widest_note)
+    return replace(found, selection=replace(chosen, notes=notes), budget=budget)
+
+
+def check_first(pool: Pool, rows: np.ndarray, constraints: Constraints) -> None:
+    """Raises BasiscopeError where the budget does not even allow the first of the rows."""
+    if not len(affordable(pool, rows, constraints)):
         raise BasiscopeError(
-            f"Token budget {constraints.budget_tokens:,}: the first example alone has {first:,} tokens."
+            f"Token budget {constraints.budget_tokens:,}: the first example alone has "
+            f"{pool.lengths[rows[0]]:,} tokens."
         )
-    return replace(found, budget=len(rows))
 
 
 @dataclass(frozen=True)
@@ -136,6 +162,13 @@ def baseline(pool: Pool, rule: Rule, budget: Constraints, vectors: Vectors) -> B
     return Baseline(names.get(rule.name, rule.name), orders, tuple(curve(pool, rows) for rows in orders))
 
 
+def within_budget(pool: Pool, one: Baseline, constraints: Constraints) -> Baseline:
+    """The baseline, where the budget allows an example of each of its orders. Raises BasiscopeError where not."""
+    for order in one.orders:
+        check_first(pool, order, constraints)
+    return one
+
+
 def all_rows(pool: Pool, one: Baseline, constraints: Constraints) -> np.ndarray:
     """The rows of all the baseline's orders at the budget, whose shares are then the means over the orders."""
     return np.concatenate([affordable(pool, order, constraints) for order in one.orders])
@@ -146,12 +179,18 @@ MEASURES = {
     "mean distance": "{:.2f}",
     "norm percentile": "{:.0%}",
     "bins covered": "{:.0%}",
-    "examples": "{:,}",
-    "tokens": "{:,}",
+    "examples": "{:,.0f}",
+    "tokens": "{:,.0f}",
     "median length": "{:,.0f}",
     "longer than pool": "{:.2f}",
+    "knee": "{:,.0f}",
 }
 """What a table of selections shows, and how."""
+
+
+def readable(measures: Mapping[str, float]) -> dict[str, str]:
+    """A selection's measures as a person reads them."""
+    return {name: form.format(measures[name]) for name, form in MEASURES.items() if name in measures}
 
 
 def measures_table(
@@ -167,7 +206,9 @@ def measures_table(
         ]
     return pd.DataFrame(
         {
-            name: {m: _spread([one[m] for one in several], form) for m, form in MEASURES.items()}
+            name: {
+                m: _spread([one[m] for one in several], form) for m, form in MEASURES.items() if m in several[0]
+            }
             for name, several in rows.items()
         }
     ).T

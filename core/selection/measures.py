@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from core.selection.farthest import covering_curve, knee
-from core.selection.pool import SCORE_BINS, Pool
+from core.selection.pool import MISSING, SCORE_BINS, Pool
 from core.selection.quotas import length_strata
 
 MOST_MEASURED = 2_000
-"""Picks along which the curves are computed at once; a longer selection is measured at its ends."""
+"""Picks along which a selection's knee is looked for, and a card's curves are drawn."""
 TOP_VALUES = 12
 
 
@@ -51,16 +51,22 @@ def norm_percentile(pool: Pool, rows: np.ndarray) -> float:
 def direction_coverage(pool: Pool, rows: np.ndarray) -> pd.DataFrame:
     """Per direction: share of SCORE_BINS equally full bins of the pool's scores with a chosen example, mean and
     standard deviation of the chosen in those of the pool."""
-    chosen = pool.whitened[rows] - pool.whitened.mean(axis=0)
-    edges = pool.score_edges
-    bins = [len(np.unique(np.searchsorted(edges[:, j], chosen[:, j]))) for j in range(pool.k)]
+    chosen = pool.centred[rows]
     return pd.DataFrame(
         {
             "direction": np.arange(1, pool.k + 1),
-            "bins covered": np.array(bins) / SCORE_BINS,
+            "bins covered": bins_covered(pool, rows),
             "mean shift (SD)": chosen.mean(axis=0),
             "spread (SD)": chosen.std(axis=0),
         }
+    )
+
+
+def bins_covered(pool: Pool, rows: np.ndarray) -> np.ndarray:
+    """(k,) share of SCORE_BINS equally full bins of each direction's scores that have a chosen example."""
+    chosen, edges = pool.centred[rows], pool.score_edges
+    return np.array(
+        [len(np.unique(np.searchsorted(edges[:, j], chosen[:, j]))) / SCORE_BINS for j in range(pool.k)]
     )
 
 
@@ -82,19 +88,30 @@ def length_shift(pool: Pool, rows: np.ndarray) -> LengthShift:
     return LengthShift(float(np.median(own)), float(np.median(ordered)), longer)
 
 
-def composition(column: pd.Series, selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Shares of a column's most frequent values, numbers by size, in the pool and in the selections' rows."""
+def counted(column: pd.Series) -> pd.Categorical:
+    """A column as it is counted: its TOP_VALUES most frequent values, text as it is and numbers of many values by
+    tenths, in the order shown (numbers by size); none for the other values."""
     values = _binned(column)
     names = values.value_counts().index[:TOP_VALUES]
     if pd.api.types.is_numeric_dtype(column):
         names = column.groupby(values).min()[names].sort_values().index
-    shares = {"pool": values.value_counts(normalize=True)}
-    shares |= {name: values.iloc[rows].value_counts(normalize=True) for name, rows in selections.items()}
-    return pd.DataFrame({name: found.reindex(names).fillna(0.0) for name, found in shares.items()})
+    return pd.Categorical(values, categories=names)
+
+
+def composition(values: pd.Categorical, selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Shares of a column's values, as `counted`, in the pool and in the selections' rows."""
+    names = values.categories
+
+    def shares(codes: np.ndarray) -> np.ndarray:
+        return np.bincount(codes[codes >= 0], minlength=len(names)) / len(codes)
+
+    codes = values.codes
+    found = {"pool": shares(codes)} | {name: shares(codes[rows]) for name, rows in selections.items()}
+    return pd.DataFrame(found, index=names)
 
 
 def what_is_shown(column: pd.Series) -> str:
-    """What `composition` leaves out of a column, after its name; nothing where it leaves out none."""
+    """What `counted` leaves out of a column, after its name; nothing where it leaves out none."""
     values = column.nunique(dropna=False)
     if pd.api.types.is_numeric_dtype(column) or values <= TOP_VALUES:
         return ""
@@ -109,11 +126,12 @@ def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:
 def _binned(column: pd.Series) -> pd.Series:
     """Text as it is, numbers of many values by tenths."""
     if pd.api.types.is_numeric_dtype(column) and column.nunique() > TOP_VALUES:
-        strata = length_strata(column.fillna(column.median()).to_numpy())
-        low = column.groupby(strata).transform("min")
-        high = column.groupby(strata).transform("max")
-        return low.map("{:g}".format) + " to " + high.map("{:g}".format)
-    return column.astype("string").fillna("(missing)").astype(str)
+        known = column.dropna()
+        strata = length_strata(known.to_numpy())
+        low = known.groupby(strata).transform("min")
+        high = known.groupby(strata).transform("max")
+        return (low.map("{:g}".format) + " to " + high.map("{:g}".format)).reindex(column.index).fillna(MISSING)
+    return column.astype("string").fillna(MISSING).astype(str)
 
 
 def overlap(selections: Mapping[str, Sequence[int]]) -> pd.DataFrame:
@@ -137,7 +155,7 @@ def summary(pool: Pool, rows: np.ndarray, covered: Curve | None = None) -> dict[
         "covering radius": radius,
         "mean distance": mean,
         "norm percentile": norm_percentile(pool, rows),
-        "bins covered": float(direction_coverage(pool, rows)["bins covered"].mean()),
+        "bins covered": float(bins_covered(pool, rows).mean()),
         "median length": lengths.median,
         "longer than pool": lengths.longer,
     }

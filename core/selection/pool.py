@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -60,9 +61,14 @@ class Pool:
         return (self.scores / np.where(spread > 0, spread, 1.0)).astype(np.float32)
 
     @cached_property
+    def centred(self) -> np.ndarray:
+        """(n, k) float32 whitened scores without their mean."""
+        return self.whitened - self.whitened.mean(axis=0)
+
+    @cached_property
     def norms(self) -> np.ndarray:
         """(n,) distance from the mean in whitened scores."""
-        return np.linalg.norm(self.whitened - self.whitened.mean(axis=0), axis=1)
+        return np.linalg.norm(self.centred, axis=1)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -80,8 +86,7 @@ class Pool:
     @cached_property
     def score_edges(self) -> np.ndarray:
         """(SCORE_BINS - 1, k) where SCORE_BINS equally full bins of the centred whitened scores meet."""
-        centred = self.whitened - self.whitened.mean(axis=0)
-        return np.quantile(centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
+        return np.quantile(self.centred, np.linspace(0, 1, SCORE_BINS + 1)[1:-1], axis=0)
 
     @cached_property
     def row_of(self) -> dict[int, int]:
@@ -210,19 +215,34 @@ class Quota:
             )
 
 
-def parse_quotas(text: str) -> tuple[Quota, ...]:
-    """Quotas of a text such as "subject=Algebra:0.5,subject=Geometry:0.2,level=5:0.3".
+QUOTA = re.compile(
+    r'\s*(?P<column>"(?:[^"]|"")*"|[^=,"][^=,]*?)\s*=\s*(?P<value>"(?:[^"]|"")*"|[^,"][^,]*?)'
+    r"\s*:\s*(?P<share>\d+\.?\d*|\.\d+)\s*(?P<percent>%?)\s*(?:,|$)"
+)
 
-    >>> parse_quotas("subject=Algebra:0.5")
-    (Quota(column='subject', shares=(('Algebra', 0.5),)),)
+
+def parse_quotas(text: str) -> tuple[Quota, ...]:
+    """Quotas of a text such as "subject=Algebra:0.5,subject=Geometry:0.2,level=5:0.3"; a name with a comma stands
+    in quotes, and a quote in it twice, as in CSV.
+
+    >>> parse_quotas('kind="a, b":0.5')
+    (Quota(column='kind', shares=(('a, b', 0.5),)),)
     """
     shares: dict[str, dict[str, float]] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*(.+?)\s*:\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", part)
+    at = 0
+    while at < len(text) or not shares:
+        match = QUOTA.match(text, at)
         if not match:
-            raise BasiscopeError(f"Quota {part!r}: write column=value:share, such as subject=Algebra:0.5.")
-        share = float(match[3]) / (100 if match[4] else 1)
-        shares.setdefault(match[1], {})[match[2]] = share
+            raise BasiscopeError(
+                f"Quota {text[at:]!r}: write column=value:share, such as subject=Algebra:0.5; a value with a "
+                'comma in quotes, kind="a, b":0.5.'
+            )
+        at = match.end()
+        column, value = _unquoted(match["column"]), _unquoted(match["value"])
+        if value in shares.get(column, {}):
+            raise BasiscopeError(f"Quota: {column}={value} has two shares; give it one.")
+        share = float(match["share"]) / (100 if match["percent"] else 1)
+        shares.setdefault(column, {})[value] = share
     return tuple(Quota(column, tuple(found.items())) for column, found in shares.items())
 
 
@@ -231,7 +251,20 @@ def show_quotas(quotas: tuple[Quota, ...]) -> str:
     >>> show_quotas(parse_quotas("subject=Algebra:0.5,level=5:20%"))
     'subject=Algebra:0.5,level=5:0.2'
     """
-    return ",".join(f"{quota.column}={value}:{share}" for quota in quotas for value, share in quota.shares)
+    return ",".join(
+        f"{_quoted(quota.column)}={_quoted(value)}:{np.format_float_positional(share, trim='0')}"
+        for quota in quotas
+        for value, share in quota.shares
+    )
+
+
+def _quoted(name: str) -> str:
+    plain = name and name == name.strip() and not re.search(r'[",=\n\r]', name)
+    return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def _unquoted(name: str) -> str:
+    return next(csv.reader([name], strict=True))[0] if name.startswith('"') else name
 
 
 @dataclass(frozen=True)
@@ -265,6 +298,9 @@ class Constraints:
         for name, value in (("Budget", self.budget), ("Token budget", self.budget_tokens)):
             if value is not None and value < 1:
                 raise BasiscopeError(f"{name} {value}: it must be at least 1.")
+        for name, value in (("Least tokens", self.min_tokens), ("Most tokens", self.max_tokens)):
+            if value is not None and value < 0:
+                raise BasiscopeError(f"{name} {value}: it must not be negative.")
         if self.dedup not in ("none", "exact", "near"):
             raise BasiscopeError(f"Duplicates {self.dedup!r} is not one of none, exact, near.")
         both = {example for example, _ in self.must} & {example for example, _ in self.never}

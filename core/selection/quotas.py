@@ -68,6 +68,14 @@ def plan_turns(
     return Turns(codes, _interleave(counts, there))
 
 
+def parts_of(pool: Pool, constraints: Constraints) -> int:
+    """Into how many parts the quotas, caps and strata divide the pool. Raises BasiscopeError as `plan_turns`."""
+    if not constraints.shapes:
+        return 1
+    labels, _ = _requirements(pool, constraints, np.zeros(0, dtype=np.int64), pool.n)
+    return len(labels.drop_duplicates())
+
+
 def _requirements(
     pool: Pool, constraints: Constraints, must: np.ndarray, budget: int
 ) -> tuple[pd.DataFrame, list[Limit]]:

@@ -4,6 +4,7 @@ to be kept, a smaller budget is a prefix of a larger one."""
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -39,8 +40,12 @@ def order_by(
     if rule.name in ("coverage", "both", "quality", "text"):
         return _farthest(pool, rule, budget, open_, vectors, seeds, turns, progress)
     open_[seeds] = False
-    rank = partial(_ranked, pool, rule, covered=seeds, progress=progress)
-    order = rank(budget - len(seeds), open_) if turns is None else _by_turns(rank, turns, len(seeds), open_)
+    if rule.name == "facility":
+        order = facility(pool.whitened, budget - len(seeds), np.flatnonzero(open_), seeds, turns, progress)
+    elif turns is None:
+        order = _ranked(pool, rule, budget - len(seeds), open_)
+    else:
+        order = _by_turns(partial(_ranked, pool, rule), turns, open_)
     return Order(
         np.concatenate([seeds, order.rows])[:budget],
         np.concatenate([np.full(len(seeds), np.nan), order.reach])[:budget],
@@ -125,8 +130,9 @@ def _farthest(
     )
 
 
-def _by_turns(rank: Callable[[int, np.ndarray], Order], turns: Turns, before: int, allowed: np.ndarray) -> Order:
-    """The rule's order within every cell, interleaved as the turns say."""
+def _by_turns(rank: Callable[[int, np.ndarray], Order], turns: Turns, allowed: np.ndarray) -> Order:
+    """The rule's order within every cell, interleaved as the turns say: for rules by which what one cell has
+    taken changes nothing in another."""
     rows, reach = np.full(len(turns.turns), -1), np.full(len(turns.turns), np.nan)
     for cell in np.unique(turns.turns):
         places = np.flatnonzero(turns.turns == cell)
@@ -137,14 +143,10 @@ def _by_turns(rank: Callable[[int, np.ndarray], Order], turns: Turns, before: in
     return Order(rows[there], reach[there])
 
 
-def _ranked(
-    pool: Pool, rule: Rule, budget: int, allowed: np.ndarray, covered: np.ndarray, progress: Progress
-) -> Order:
+def _ranked(pool: Pool, rule: Rule, budget: int, allowed: np.ndarray) -> Order:
     rows = np.flatnonzero(allowed)
     if rule.name == "along":
         return along(pool, rule, budget, allowed)
-    if rule.name == "facility":
-        return facility(pool.whitened, budget, rows, covered, progress)
     if rule.name == "medoids":
         return medoids(pool.whitened, budget, rows, rule.seed)
     values = {"longest": pool.lengths, "shortest": -pool.lengths}.get(rule.name)
@@ -205,11 +207,16 @@ def similarity_scale(points: np.ndarray) -> float:
 
 
 def facility(
-    points: np.ndarray, budget: int, rows: np.ndarray, covered: np.ndarray, progress: Progress = silent
+    points: np.ndarray,
+    budget: int,
+    rows: np.ndarray,
+    covered: np.ndarray,
+    turns: Turns | None = None,
+    progress: Progress = silent,
 ) -> Order:
-    """Greedy facility location: always the row that raises most the mean over all points of the similarity
-    1 / (1 + d^2 / 2k) to the best chosen, lazily evaluated (Minoux 1978), exact; ties to the lower row.
-    covered: rows that are chosen already; reach: the gain of each."""
+    """Greedy facility location: always the row, of the cell whose turn it is, that raises most the mean over all
+    points of the similarity 1 / (1 + d^2 / 2k) to the best chosen of any cell, lazily evaluated (Minoux 1978),
+    exact; ties to the lower row. covered: rows that are chosen already; reach: the gain of each."""
     from core.selection.farthest import nearest_by_group
     from core.selection.kernels import gains
 
@@ -222,20 +229,27 @@ def facility(
     for start in range(0, len(rows), 512):
         progress("facility", start, len(rows))
         raised[start : start + 512] = gains(columns, points[rows[start : start + 512]], best, scale)
-    heap = [(-gain, int(row), 0) for gain, row in zip(raised, rows, strict=True)]
-    heapq.heapify(heap)
+    cells = np.zeros(len(points), dtype=np.int64) if turns is None else turns.cells
+    heaps: dict[int, list[tuple[float, int, int]]] = defaultdict(list)
+    for gain, row in zip(raised.tolist(), rows.tolist(), strict=True):
+        heaps[int(cells[row])].append((-gain, row, 0))
+    for heap in heaps.values():
+        heapq.heapify(heap)
     chosen: list[int] = []
     reach: list[float] = []
-    while heap and len(chosen) < budget:
-        gain, row, known = heapq.heappop(heap)
-        if known == len(chosen):
-            chosen.append(row)
-            reach.append(-gain / len(points))
-            near = ((points - points[row]) ** 2).sum(axis=1)
-            best = np.maximum(best, 1 / (1 + near / scale)).astype(np.float32)
-        else:
-            fresh = gains(columns, points[row : row + 1], best, scale)[0]
+    for cell in [0] * budget if turns is None else turns.turns[:budget].tolist():
+        heap = heaps[cell]
+        while heap and heap[0][2] < len(chosen):
+            _, row, _ = heapq.heappop(heap)
+            fresh = float(gains(columns, points[row : row + 1], best, scale)[0])
             heapq.heappush(heap, (-fresh, row, len(chosen)))
+        if not heap:
+            continue
+        gain, row, _ = heapq.heappop(heap)
+        chosen.append(row)
+        reach.append(-gain / len(points))
+        near = ((points - points[row]) ** 2).sum(axis=1)
+        best = np.maximum(best, 1 / (1 + near / scale)).astype(np.float32)
     return Order(np.array(chosen, dtype=np.int64), np.array(reach))
 
 

@@ -32,7 +32,7 @@ from core.selection.pool import (
 )
 from core.selection.rules import positive, utilities, utility_weights
 from core.selection.screening import Screening, file_digest, screen
-from core.selection.vectors import text_vectors
+from core.selection.vectors import text_model_fingerprint, text_vectors
 from core.workspace import KeptSelection, Run, Workspace, content_hash
 
 SELECTION_VERSION = 3
@@ -154,9 +154,9 @@ def find_selection(
     request: Request, run: Run, pool: Pool, workspace: Workspace, progress: Progress = silent
 ) -> Selection:
     rule, constraints = rule_of(request, pool), request.constraints
-    if needs_screening(constraints) and screening_of(constraints, run, workspace) is None:
-        screen_run(run, workspace, constraints.against, progress)
     screening = screening_of(constraints, run, workspace)
+    if needs_screening(constraints) and screening is None:
+        screening = screen_run(run, workspace, constraints.against, progress)
     return choose(
         pool, rule, constraints, lambda: vectors_of(run, workspace, rule.text_model, progress), screening, progress
     )
@@ -178,9 +178,9 @@ def needs_screening(constraints: Constraints) -> bool:
 
 
 def screening_of(constraints: Constraints, run: Run, workspace: Workspace) -> Screening | None:
-    """What screening found, where the constraints need it and it has been done."""
-    if not needs_screening(constraints):
-        return None
+    """What a look at the run's texts, and at the held-out files where any are named, has found; None before it."""
+    if not constraints.against:
+        return workspace.duplicates(run.id)
     return workspace.screening(run.id, {path: file_digest(path) for path in constraints.against})
 
 
@@ -221,6 +221,7 @@ def describe(
             "data": run.manifest["data"].get("fingerprint"),
             "model": run.manifest["model"]["fingerprint"],
             "against": screening.against if screening else {},
+            "text_model": text_model_fingerprint(found.rule.text_model),
         },
         "measures": {name: round(float(value), 6) for name, value in _measures(pool, found).items()},
         "scores": _scores(pool, found.rows),
@@ -230,9 +231,13 @@ def describe(
         "ledger": owners.to_dict("records"),
         "licence_conflicts": list(licence_conflicts(pool, found.rows, request.origins)),
         "notes": [*utility_sentences(request, pool), *found.notes],
-        "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+        "versions": {"basiscope": __version__} | {name: version(name) for name in _packages(found.rule)},
     }
     return manifest, owners
+
+
+def _packages(rule: Rule) -> tuple[str, ...]:
+    return (*PACKAGES, "sentence-transformers") if rule.text_model else PACKAGES
 
 
 def _scores(pool: Pool, rows: np.ndarray) -> dict[str, list[float]]:
@@ -281,6 +286,11 @@ def reproduce(
         raise BasiscopeError("A held-out file is no longer what the manifest's selection was made against.")
     if run.manifest["data"].get("fingerprint") != data:
         raise BasiscopeError(f"Run {run.id} was made of other data than the manifest's selection.")
+    model = text_model_fingerprint(request.rule.text_model)
+    if manifest["fingerprints"].get("text_model") not in (None, model):
+        raise BasiscopeError(
+            f"Text model {request.rule.text_model} is no longer that of the manifest's selection."
+        )
     workspace.check_selection_name(name, replace_old)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
@@ -289,5 +299,10 @@ def reproduce(
             "Another selection came out than the manifest's. It was made with "
             f"{manifest.get('versions')}; install these versions."
         )
-    made, owners = describe(request, run, pool, found, screening_of(request.constraints, run, workspace))
+    screening = screening_of(request.constraints, run, workspace)
+    if manifest.get("duplicates") is None:
+        screening = None
+    elif screening is None:
+        screening = screen_run(run, workspace, (), progress)
+    made, owners = describe(request, run, pool, found, screening)
     return workspace.save_selection(name, made, chosen_table(found), found.dropped, owners, replace_old)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.model import is_folder
+from core.selection.screening import file_digest
 
 DIMENSIONS = 50
 ENCODED = 256
@@ -23,6 +26,26 @@ def text_vectors(texts: Sequence[str], model: str | None = None, progress: Progr
     vectors = sentence_vectors(texts, model, progress) if model else tfidf_vectors(texts)
     progress("vectors", len(texts), len(texts))
     return vectors
+
+
+def text_model_fingerprint(model: str | None) -> str | None:
+    """SHA-256 of a sentence model's files where it is a folder here; None for a hub id and for TF-IDF."""
+    folder = Path(model or "").expanduser()
+    if not model or not folder.is_dir():
+        return None
+    stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))]
+    return _fingerprint(folder, tuple(stamps))
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Read again where a file's time or size is another. A sentence model keeps parts of itself in folders, and
+    may keep its weights in other files than core.model reads."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(f"{path.relative_to(folder)} {file_digest(str(path))}\n".encode())
+    return digest.hexdigest()
 
 
 def tfidf_vectors(texts: Sequence[str]) -> np.ndarray:

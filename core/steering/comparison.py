@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.examples import Turns
 from core.model import LanguageModel
 from core.reading import token_texts
 from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
+from core.steering.generation import Generation, Prompt, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering, both_units
 from core.steering.prompts import how_encoded
 from core.workspace import Run, now
@@ -81,7 +83,8 @@ class Response:
 class Comparison:
     """One prompt and its responses. `direction` (from 1) is the one that tokens are scored on; `seconds` from
     the start of the batch to its end, `first_token` to its first token; `deviations` are those of the scores
-    on each direction used, the second unit of strength (none in what older versions have kept)."""
+    on each direction used, the second unit of strength (none in what older versions have kept); `before` the
+    messages before the prompt."""
 
     run: str
     model: str
@@ -96,10 +99,17 @@ class Comparison:
     created: str = field(default_factory=now)
     name: str = ""
     deviations: tuple[tuple[int, float], ...] = ()
+    before: Turns = ()
 
     @property
     def n_tokens(self) -> int:
         return sum(len(response.token_ids) for response in self.responses)
+
+    @property
+    def steered(self) -> str:
+        """The directions that any response was steered along."""
+        used = {j for response in self.responses for j, _ in response.steering.strengths} or {self.direction}
+        return f"direction{'s' * (len(used) > 1)} {', '.join(map(str, sorted(used)))}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +119,9 @@ class Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
             deviations = tuple((int(j), float(one)) for j, one in stored.get("deviations", ()))
-            made = {"sampling": Sampling(**stored["sampling"]), "responses": responses, "deviations": deviations}
+            before = tuple((str(role), str(content)) for role, content in stored.get("before", ()))
+            made: dict[str, Any] = {"responses": responses, "deviations": deviations, "before": before}
+            made["sampling"] = Sampling(**stored["sampling"])
             return cls(**{**stored, **made, "direction": int(stored["direction"])})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"A saved comparison is damaged: {error}.") from error
@@ -117,10 +129,14 @@ class Comparison:
     def as_markdown(self) -> str:
         """For other documents: prompt and responses as indented code and all else escaped, so that nothing in
         them is interpreted."""
-        title = f"# {_escaped(self.name) or 'Steering'}: direction {self.direction}"
-        facts = [f"run {self.run}", f"model {self.model}", f"{self.created}", f"label {self.label or 'none'}"]
+        title = f"# {_escaped(self.name) or 'Steering'}: {self.steered}"
+        facts = [f"run {self.run}", f"model {self.model}", f"{self.created}"]
+        facts += [f"label of direction {self.direction}: {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
-        parts = [title, _escaped("; ".join(facts)), "## Prompt", _indented(self.prompt)]
+        parts = [title, _escaped("; ".join(facts))]
+        for role, content in self.before:
+            parts += [f"## Before the prompt: {_escaped(role)}", _indented(content)]
+        parts += ["## Prompt", _indented(self.prompt)]
         for response in self.responses:
             parts += [
                 f"## {_escaped(response.variant)}",
@@ -170,14 +186,16 @@ they stand. What is stopped is not assessed."""
 def compare(
     run: Run,
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     variants: Sequence[Variant],
     sampling: Sampling,
     direction: int,
     unit: str = "unit",
     watch: Watch | None = None,
+    progress: Progress = silent,
 ) -> list[Comparison]:
-    """Every prompt under every variant, in batches of up to BATCH_ROWS rows.
+    """Every prompt under every variant, in batches of up to BATCH_ROWS rows. The progress of one prompt counts
+    tokens, that of several prompts.
 
     Raises BasiscopeError where a prompt cannot be used, before anything is generated.
     """
@@ -193,11 +211,25 @@ def compare(
     done: list[Comparison] = []
     for numbers in row_batches(model, [len(ids) for ids in encoded], size):
         rows = [Row(encoded[i], variant.steering, sampling.seed + i) for i in numbers for variant in variants]
-        batch = _Batch(model, directions, rows, [prompts[i] for i in numbers], variants, base)
-        done += batch.run(watch)
+        batch = _Batch(model, directions, rows, [Prompt.of(prompts[i]) for i in numbers], variants, base)
+        done += batch.run(_counting(watch, progress, numbers, len(prompts), sampling.max_new_tokens))
         if batch.was_stopped:
             break
     return done
+
+
+def _counting(watch: Watch | None, progress: Progress, numbers: range, prompts: int, most: int) -> Watch:
+    """The watch, which also tells the progress of the batch with the prompts of these numbers."""
+
+    def told(step: int | None, snapshot: Callable[[], tuple[Comparison, ...]]) -> bool:
+        tokens = most if step is None else step
+        if prompts == 1:
+            progress("generate", tokens, most)
+        else:
+            progress("prompts", numbers.start + len(numbers) * tokens // most, prompts)
+        return watch is None or watch(step, snapshot)
+
+    return told
 
 
 class _Batch:
@@ -208,7 +240,7 @@ class _Batch:
         model: LanguageModel,
         directions: Directions,
         rows: list[Row],
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         variants: Sequence[Variant],
         base: Comparison,
     ) -> None:
@@ -218,9 +250,9 @@ class _Batch:
         self.was_stopped = False
         self._start, self._first = time.perf_counter(), 0.0
 
-    def run(self, watch: Watch | None) -> tuple[Comparison, ...]:
+    def run(self, watch: Watch) -> tuple[Comparison, ...]:
         steps, done = self.generation.steps(), 0
-        while watch is None or watch(done, self._snapshot):
+        while watch(done, self._snapshot):
             if next(steps, None) is None:
                 break
             done += 1
@@ -230,7 +262,7 @@ class _Batch:
         steps.close()
         self.generation.ended = [end or "stopped" for end in self.generation.ended]
         seconds = time.perf_counter() - self._start
-        if watch is not None and not self.was_stopped:
+        if not self.was_stopped:
             watch(None, self._snapshot)
         if self.was_stopped:
             return self._snapshot(seconds)
@@ -246,9 +278,8 @@ class _Batch:
                 self._response(p * len(self.variants) + v, variant, assessed)
                 for v, variant in enumerate(self.variants)
             )
-            found.append(
-                replace(self.base, prompt=prompt, responses=responses, seconds=took, first_token=self._first)
-            )
+            said = replace(self.base, prompt=prompt.text, before=prompt.before, responses=responses)
+            found.append(replace(said, seconds=took, first_token=self._first))
         return tuple(found)
 
     def _response(self, i: int, variant: Variant, assessed: Sequence[Assessment] | None) -> Response:

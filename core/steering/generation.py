@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import prompt_text
+from core.examples import Turns, prompt_text
 from core.model import LanguageModel
 from core.steering.intervention import Directions, Steering, steered
 
 if TYPE_CHECKING:
     import torch
 
-REPEATED_TOKENS = 24
-"""A text that ends in so many tokens of a cycle is called repetition."""
-CYCLE = 6
+REPEATED_TOKENS, ROUNDS = 24, 3
+"""A text that ends in so many tokens of a cycle, and in so many rounds of it, is called repetition."""
+WHOLE_TOKENS, WHOLE_ROUNDS = 12, 4
+"""So is a shorter text that is nothing but a cycle, from so many tokens and rounds on."""
 LARGEST_SEED = 10**18 - 1
 NOT_A_NUMBER = "the steered model's logits are not numbers: the strength is too large"
-REPEATS = "it ends in the same few tokens over and over"
+REPEATS = "it ends in the same words over and over"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a model is to go on from: a text, or a user's message after those `before` it (a system's, earlier
+    turns). `answer` is what a response is to give, where that is known; `number` its row in its file, from 0."""
+
+    text: str
+    answer: str | None = None
+    number: int | None = None
+    before: Turns = ()
+
+    @classmethod
+    def of(cls, prompt: str | Prompt) -> Prompt:
+        return cls(prompt) if isinstance(prompt, str) else prompt
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of a batch: the prompt's token ids, what is done to it, and the seed of its noise."""
 
@@ -60,7 +76,7 @@ class Row:
 
 
 def encode_prompt(
-    model: LanguageModel, prompt: str, columns: Mapping[str, str], template: str, max_new_tokens: int
+    model: LanguageModel, prompt: str | Prompt, columns: Mapping[str, str], template: str, max_new_tokens: int
 ) -> tuple[int, ...]:
     """Token ids of a prompt as it stands before the response in the run's examples.
 
@@ -76,7 +92,11 @@ def encode_prompt(
 
 
 def encode_prompts(
-    model: LanguageModel, prompts: Sequence[str], columns: Mapping[str, str], template: str, max_new_tokens: int
+    model: LanguageModel,
+    prompts: Sequence[str | Prompt],
+    columns: Mapping[str, str],
+    template: str,
+    max_new_tokens: int,
 ) -> list[tuple[int, ...]]:
     """As `encode_prompt`; where one of several cannot be used, the error says which."""
     found = []
@@ -84,7 +104,9 @@ def encode_prompts(
         try:
             found.append(encode_prompt(model, prompt, columns, template, max_new_tokens))
         except BasiscopeError as error:
-            raise BasiscopeError(f"Prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
+            row = Prompt.of(prompt).number
+            name = f"Prompt {number}" if row is None else f"Prompt of row {row}"
+            raise BasiscopeError(f"{name}: {error}" if len(prompts) > 1 else str(error)) from error
     return found
 
 
@@ -101,11 +123,14 @@ def row_batches(model: LanguageModel, lengths: Sequence[int], size: int) -> Iter
             start = stop
 
 
-def prompt_ids(model: LanguageModel, prompt: str, columns: Mapping[str, str], template: str) -> tuple[int, ...]:
+def prompt_ids(
+    model: LanguageModel, prompt: str | Prompt, columns: Mapping[str, str], template: str
+) -> tuple[int, ...]:
     """Token ids of a prompt of any length. Raises BasiscopeError where it is empty, or nothing is left of it."""
-    if not prompt.strip():
+    asked = Prompt.of(prompt)
+    if not asked.text.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
-    text, special = prompt_text(prompt, columns, template, model.tokenizer)
+    text, special = prompt_text(asked.text, columns, template, model.tokenizer, asked.before)
     ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
@@ -218,15 +243,21 @@ def decode(model: LanguageModel, ids: Sequence[int]) -> str:
 
 
 def is_repetition(ids: Sequence[int]) -> bool:
-    """Whether the last REPEATED_TOKENS tokens go round in a cycle of at most CYCLE tokens.
+    """Whether a text ends in a cycle of tokens, or is nothing else.
 
-    >>> is_repetition([5, 7] * 12), is_repetition(range(24))
-    (True, False)
+    >>> is_repetition([5, 7] * 12), is_repetition([5] * 12), is_repetition(range(24))
+    (True, True, False)
     """
-    tail = list(ids[-REPEATED_TOKENS:])
-    if len(tail) < REPEATED_TOKENS:
-        return False
-    return any(tail[step:] == tail[:-step] for step in range(1, CYCLE + 1))
+    text = list(ids)
+    if len(text) < REPEATED_TOKENS:
+        return len(text) >= WHOLE_TOKENS and any(
+            _is_cycle(text, n) for n in range(1, len(text) // WHOLE_ROUNDS + 1)
+        )
+    return any(_is_cycle(text[-max(REPEATED_TOKENS, ROUNDS * n) :], n) for n in range(1, len(text) // ROUNDS + 1))
+
+
+def _is_cycle(tokens: Sequence[int], length: int) -> bool:
+    return tokens[-1] == tokens[-1 - length] and tokens[length:] == tokens[:-length]
 
 
 class _Trunk:
@@ -260,7 +291,8 @@ class _Trunk:
                 positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
                 inputs["position_ids"] = positions[:, -self.new.shape[1] :]
         output = self.model.module(**inputs)
-        self.cache = output.past_key_values if self.use_cache else None
+        self.cache = getattr(output, "past_key_values", None) if self.use_cache else None
+        self.use_cache = self.cache is not None  # else every step reads the whole text again
         return output.logits[:, -1].float()
 
     def append(self, tokens: torch.Tensor) -> None:

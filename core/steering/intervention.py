@@ -22,7 +22,7 @@ import numpy as np
 
 from core.basis import Basis
 from core.errors import BasiscopeError
-from core.model import LanguageModel, block_output
+from core.model import LanguageModel, block_output, with_block_output
 
 if TYPE_CHECKING:
     import torch
@@ -216,8 +216,7 @@ class _BlockHook:
         hidden = block_output(output)
         if len(self.shift) not in (1, len(hidden)):
             raise BasiscopeError(f"Steering for {len(self.shift)} rows met a batch of {len(hidden)}.")
-        edited = self._edited(hidden)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return with_block_output(output, self._edited(hidden))
 
     def _edited(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.columns and self.columns.is_empty:

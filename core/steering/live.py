@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import BasiscopeError
+from core.examples import Turns
 from core.model import LanguageModel, choose_device, choose_dtype, free_memory, is_out_of_memory
 from core.recovery import load_run_model
 from core.steering.comparison import Comparison, Variant, compare
-from core.steering.generation import Sampling
+from core.steering.generation import Prompt, Sampling
 from core.workspace import Run
 
 SNAPSHOT_SECONDS = 0.1
@@ -26,7 +27,8 @@ TOO_LITTLE_MEMORY = (
 
 @dataclass(frozen=True)
 class Question:
-    """What one person asks: a prompt under some variants, `direction` (from 1) the one to score tokens on."""
+    """What one person asks: a prompt, after the messages `before` it, under some variants; `direction` (from 1) is
+    the one to score tokens on."""
 
     run: Run
     prompt: str
@@ -34,13 +36,14 @@ class Question:
     sampling: Sampling
     direction: int
     unit: str = "unit"
+    before: Turns = ()
 
 
 @dataclass
 class Stream:
     """A question on its way. `state` is `waiting`, `loading`, `running`, `assessing` once the texts are written,
     or one of ENDED; `comparison` grows while it runs; `message` says why it failed. Only the worker writes it, but
-    for `stop`."""
+    for a stop while it waits."""
 
     question: Question
     state: str = "waiting"
@@ -48,6 +51,7 @@ class Stream:
     message: str = ""
     since: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
+    _begins: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_over(self) -> bool:
@@ -58,8 +62,18 @@ class Stream:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Ends it before the next token, or before it has begun."""
-        self._stop.set()
+        """Ends it at once while it waits, else before the next token."""
+        with self._begins:
+            self._stop.set()
+            if self.state == "waiting":
+                self.state = "stopped"
+
+    def begin(self) -> bool:
+        """From waiting to loading, unless it was stopped before; whether it was not."""
+        with self._begins:
+            if self.state == "waiting":
+                self.state, self.since = "loading", time.monotonic()
+            return not self.is_over
 
     def wait(self, seconds: float = 600) -> Stream:
         """Until it is over, for those without a page to draw."""
@@ -116,8 +130,8 @@ class LiveModel:
     def before(self, stream: Stream) -> int:
         """How many are answered before a stream that waits."""
         with self._changed:
-            queued = list(self._queue)
-            place = queued.index(stream) if stream in queued else 0
+            queued = [other for other in self._queue if not other.is_over or other is stream]
+            place = next((i for i, other in enumerate(queued) if other is stream), 0)
             return place + (self._current is not None)
 
     def unload(self) -> None:
@@ -132,7 +146,8 @@ class LiveModel:
         with self._changed:
             loading, since = self._loading or (None, time.monotonic())
             busy = self._current is not None
-            return LiveStatus(self._run_id, loading, time.monotonic() - since, len(self._queue), busy)
+            waiting = sum(not stream.is_over for stream in self._queue)
+            return LiveStatus(self._run_id, loading, time.monotonic() - since, waiting, busy)
 
     def _forget(self) -> None:
         was_loaded = self._model is not None
@@ -167,11 +182,9 @@ class LiveModel:
                         self._forget()
 
     def _answer(self, stream: Stream) -> None:
-        if stream.was_stopped:
-            stream.state = "stopped"
+        if not stream.begin():
             return
         question = stream.question
-        stream.state, stream.since = "loading", time.monotonic()
         model = self._model_of(question.run)
         stream.state, last = "running", 0.0
 
@@ -184,7 +197,8 @@ class LiveModel:
             return not stream.was_stopped
 
         asked = (question.sampling, question.direction, question.unit, watch)
-        (stream.comparison,) = compare(question.run, model, [question.prompt], question.variants, *asked)
+        prompt = Prompt(question.prompt, before=question.before)
+        (stream.comparison,) = compare(question.run, model, [prompt], question.variants, *asked)
         was_cut = any(response.ended == "stopped" for response in stream.comparison.responses)
         stream.state = "stopped" if was_cut else "done"
 

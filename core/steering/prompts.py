@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from core.examples import (
     ReadReport,
     Row,
     as_messages,
+    cell_text,
     column_paths,
     field_value,
     guess_columns,
@@ -24,8 +25,10 @@ from core.examples import (
     read_rows,
 )
 from core.model import LanguageModel
-from core.steering.generation import encode_prompt
+from core.steering.generation import Prompt, encode_prompt
 from core.workspace import Run
+
+__all__ = ["Prompt", "how_encoded", "read_prompts", "run_prompts", "usable_prompts"]
 
 OPENING_WORDS = 16
 """A run without prompts is asked to go on from so many words of its texts."""
@@ -33,20 +36,16 @@ TRIES = 10
 """So many of a run's prompts are looked at for each that is wanted."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt, with the answer that a response is to give where there is one."""
-
-    text: str
-    answer: str | None = None
-
-
-def read_prompts(path: str, run: Run, answer: str | None = None, limit: int | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str, run: Run, answer: str | None = None, limit: int | None = None, report: ReadReport | None = None
+) -> list[Prompt]:
     """Prompts from a text file, one a line, or from a data file's prompt column: the run's own where the file
-    has it, else one of the usual names. `answer`: the column with the answers.
+    has it, else one of the usual names. `answer`: the column with the answers. Rows without a prompt or an answer
+    are counted in `report`.
 
     Raises BasiscopeError for a file that cannot be read, a column that is not there, or no prompt at all.
     """
+    report = ReadReport() if report is None else report
     if Path(path).suffix == ".txt":
         if answer:
             raise BasiscopeError(
@@ -56,17 +55,23 @@ def read_prompts(path: str, run: Run, answer: str | None = None, limit: int | No
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise BasiscopeError(f"Prompts {path}: it cannot be read ({error}).") from error
-        prompts = [Prompt(line.strip()) for line in lines if line.strip()][:limit]
+        found = [(number, Prompt(line.strip()), None) for number, line in enumerate(lines[:limit])]
+        prompts = _usable(found, report, is_answered=False)
     else:
-        rows = [row for _, row in read_rows(DataSource(path, limit=limit), ReadReport())]
-        prompts = _from_rows(path, rows, run.manifest["data"]["columns"], answer)
+        rows = list(read_rows(DataSource(path, limit=limit), report))
+        prompts = _from_rows(path, rows, run.manifest["data"]["columns"], answer, report)
     if not prompts:
-        raise BasiscopeError(f"Prompts {path}: there is no prompt in it.")
+        met = "; ".join(report.sentences())
+        raise BasiscopeError(f"Prompts {path}: there is no prompt in it" + (f" ({met})." if met else "."))
     return prompts
 
 
-def _from_rows(path: str, rows: list[Row], columns: Mapping[str, str], answer: str | None) -> list[Prompt]:
-    names = column_paths(rows)
+def _from_rows(
+    path: str, rows: list[tuple[int, Row]], columns: Mapping[str, str], answer: str | None, report: ReadReport
+) -> list[Prompt]:
+    if not rows:
+        return []
+    names = column_paths(row for _, row in rows)
     own = columns.get("prompt") or columns.get("text") or columns.get("messages")
     guessed = guess_columns(names) if names else None
     column = own if own in names else guessed and (guessed.prompt or guessed.messages)
@@ -75,26 +80,49 @@ def _from_rows(path: str, rows: list[Row], columns: Mapping[str, str], answer: s
         raise BasiscopeError(f"Prompts {path}: no column of prompts among {', '.join(names) or 'none'}.")
     if answer and answer not in names:
         raise BasiscopeError(f"Prompts {path}: no column {answer!r} among {', '.join(names)}.")
-    found = ((_question(field_value(row, column)), field_value(row, answer) if answer else None) for row in rows)
-    return [Prompt(text, None if a is None else str(a)) for text, a in found if text and text.strip()]
+    found = [
+        (number, _asked(field_value(row, column)), cell_text(row, answer) if answer else None)
+        for number, row in rows
+    ]
+    return _usable(found, report, is_answered=bool(answer))
 
 
-def run_prompts(run: Run, n: int, seed: int = 0, most_characters: int = 2_000) -> list[str]:
+def _usable(
+    found: Iterable[tuple[int, Prompt | None, str | None]], report: ReadReport, is_answered: bool
+) -> list[Prompt]:
+    """Those that have a text, with their row's number and their answer; what is missing is counted."""
+    prompts = []
+    for number, prompt, answer in found:
+        if prompt is None or not prompt.text.strip():
+            report.count("left out, empty prompt", number)
+            continue
+        if is_answered and not answer:
+            report.count("no answer, not verified", number)
+        prompts.append(replace(prompt, number=number, answer=answer or None))
+    return prompts
+
+
+def run_prompts(run: Run, n: int, seed: int = 0, most_characters: int = 2_000) -> list[Prompt]:
     """Prompts of up to `n` random examples of the run, not too long ones first of all; texts without a prompt
-    of their own give their first words. They are as a person would write them, before any template."""
-    texts = _asked(run)
-    order = np.random.default_rng(seed).permutation(len(texts))
-    chosen = [texts[i] for i in order if texts[i].strip()]
-    return sorted(chosen, key=lambda text: len(text) > most_characters)[:n]
+    of their own give their first words. They are as a person would write them, before any template; chat
+    messages keep what was said before."""
+    prompts = _prompts_of(run)
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    chosen = [prompt for i in order if (prompt := prompts[i]) and prompt.text.strip()]
+    return sorted(chosen, key=lambda prompt: _characters(prompt) > most_characters)[:n]
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt.text) + sum(len(content) for _, content in prompt.before)
 
 
 def usable_prompts(run: Run, model: LanguageModel, n: int, max_new_tokens: int) -> list[Prompt]:
     """Those of `run_prompts` that the model can go on from. Raises BasiscopeError where there is none."""
     found = []
-    for text in run_prompts(run, TRIES * n):
+    for prompt in run_prompts(run, TRIES * n):
         with suppress(BasiscopeError):
-            encode_prompt(model, text, *how_encoded(run), max_new_tokens)
-            found.append(Prompt(text))
+            encode_prompt(model, prompt, *how_encoded(run), max_new_tokens)
+            found.append(prompt)
     if not found:
         raise BasiscopeError(
             f"Run {run.id}: no prompt of its examples leaves room for {max_new_tokens} new tokens; give --prompts."
@@ -107,24 +135,28 @@ def how_encoded(run: Run) -> tuple[Mapping[str, str], str]:
     return run.manifest["data"]["columns"], run.manifest["recipe"]["template"]
 
 
-def _asked(run: Run) -> list[str]:
+def _prompts_of(run: Run) -> list[Prompt | None]:
     """What is asked in each of the run's examples."""
     columns, template = how_encoded(run)
     if "prompt" in columns:
-        return [str(text) for text in run.examples(["prompt"])["prompt"].fillna("")]
+        return [Prompt(str(text)) for text in run.examples(["prompt"])["prompt"].fillna("")]
     if "text" in columns and template == "plain":
-        return [" ".join(text.split()[:OPENING_WORDS]) for text in run.examples(["text"])["text"]]
+        return [Prompt(" ".join(text.split()[:OPENING_WORDS])) for text in run.examples(["text"])["text"]]
     path = columns.get("messages") or columns["text"]
     top = path if set(kept_columns({path: None})) <= set(run.columns()) else path.split(".")[0]
     (kept,) = kept_columns({top: None})
     values = run.examples([kept])[kept]
     if kept in run.manifest["data"].get("json_columns", ()):
         values = values.map(lambda value: None if value is None else json.loads(value))
-    return [_question(field_value({top: value}, path)) or "" for value in values]
+    return [_asked(field_value({top: value}, path)) for value in values]
 
 
-def _question(value: Any) -> str | None:
-    """A prompt column's value as text: of chat messages the first that a user wrote."""
+def _asked(value: Any) -> Prompt | None:
+    """A prompt column's value; of chat messages the last that a user wrote, after those before it."""
     if messages := as_messages(value):
-        return next((message["content"] for message in messages if message["role"] == "user"), None)
-    return None if value is None or value != value else str(value)
+        turns = tuple((message["role"], message["content"]) for message in messages)
+        last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
+        return None if last is None else Prompt(turns[last][1], before=turns[:last])
+    if value is None or isinstance(value, list | Mapping) or value != value:
+        return None
+    return Prompt(str(value))

@@ -12,12 +12,13 @@ import numpy as np
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, Verify, mean_interval, share_interval, verify
+from core.evaluation.intervals import mean_share_interval
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.assessment import assess
-from core.steering.generation import Generation, Row, Sampling, encode_prompts, row_batches
+from core.steering.generation import Generation, Prompt, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
-from core.steering.prompts import Prompt, how_encoded
+from core.steering.prompts import how_encoded
 from core.workspace import Run
 
 BATCH_ROWS = 32
@@ -105,6 +106,7 @@ class Sweep:
     """Points by rising strength in `request.unit`, the texts behind them, and the range without damage.
 
     baseline: the unsteered texts, where no strength means them: a clamp to 0 is not nothing
+    notes: what was wrong with the prompts that were read
     """
 
     run: str
@@ -115,6 +117,7 @@ class Sweep:
     low: float
     high: float
     baseline: Point | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return _without_nan(asdict(self))
@@ -128,6 +131,7 @@ class Sweep:
             if not points or not set(stored["request"]) >= NAMED:
                 raise ValueError("it does not say what was swept")
             made = {"points": points, "baseline": baseline, "rows": tuple(stored["rows"])}
+            made |= {"notes": tuple(map(str, stored.get("notes", ())))}
             return cls(**{**stored, **made})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasiscopeError(f"A kept sweep is damaged: {error}.") from error
@@ -158,6 +162,7 @@ def sweep(
     prompts: Sequence[Prompt],
     verifier: Verify = verify,
     progress: Progress = silent,
+    notes: Sequence[str] = (),
 ) -> Sweep:
     """Generate from every prompt at every strength, assess the texts, and find the range without damage.
 
@@ -179,7 +184,7 @@ def sweep(
         raise BasiscopeError("There is no prompt to sweep over; give --prompts.")
     check_model(run, model)
     texts = [prompt.text for prompt in prompts]
-    encoded = encode_prompts(model, texts, *how_encoded(run), request.sampling.max_new_tokens)
+    encoded = encode_prompts(model, prompts, *how_encoded(run), request.sampling.max_new_tokens)
     jobs = [(i, strength) for i in range(len(prompts)) for strength in steerings]
     facts: list[dict[str, Any]] = []
     progress("sweep", 0, len(jobs))
@@ -212,7 +217,9 @@ def sweep(
         (baseline,) = summarise([fact | {"strength": 0.0} for fact in unsteered], deviation)
     low, high = undamaged_range(points)
     named = request.as_dict() | {"prompts": texts, "answers": [prompt.answer for prompt in prompts]}
-    return Sweep(run.id, named, deviation, points, tuple(facts), low, high, baseline)
+    if any(prompt.before for prompt in prompts):
+        named["before"] = [prompt.before for prompt in prompts]
+    return Sweep(run.id, named, deviation, points, tuple(facts), low, high, baseline, tuple(notes))
 
 
 def _mean(values: np.ndarray) -> float:
@@ -236,7 +243,7 @@ def summarise(facts: Sequence[Mapping[str, Any]], deviation: float) -> tuple[Poi
             strength=strength,
             effect=mean_interval([(fact["score"] - base["score"]) / deviation for fact, base in pairs]),
             surprise=mean_interval([np.log(fact["perplexity"] / base["perplexity"]) for fact, base in pairs]),
-            repetition=mean_interval([fact["repetition"] for fact, _ in pairs]),
+            repetition=mean_share_interval(np.array([fact["repetition"] for fact, _ in pairs])),
             divergence=mean_interval([fact["divergence"] for fact, _ in pairs]),
             tokens=mean_interval([fact["tokens"] for fact, _ in pairs]),
             broken=broken,
@@ -259,9 +266,17 @@ def _is_damaged(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], br
     return bool(max(too_much) > 1)
 
 
+def zero_damages(points: Sequence[Point]) -> bool:
+    """Whether steering at strength 0 does damage, as a clamp to it can."""
+    return any(point.is_damaged for point in points if point.strength == 0)
+
+
 def undamaged_range(points: Sequence[Point]) -> tuple[float, float]:
-    """The strengths from 0 outward up to the last one before damage, on either side."""
+    """The strengths from 0 outward up to the last one before damage, on either side; 0 to 0 where 0 itself does
+    damage."""
     low = high = 0.0
+    if zero_damages(points):
+        return low, high
     for point in (p for p in points if p.strength > 0):
         if point.is_damaged:
             break

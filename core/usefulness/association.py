@@ -3,6 +3,8 @@
 Traces of one problem are not independent. Every interval here is over problems: of a correlation by the
 jackknife that leaves one problem out at a time, on Fisher's scale; of an area by the variance of its placements
 summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale.
+Where right and wrong do not overlap at all, that variance is 0 and says nothing: there an area has Newcombe's
+score interval, and within problems Wilson's for the problems.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.evaluation import Interval
+from core.evaluation.intervals import mean_share_interval
 
 RANK = 1e-9
 LEAST_PROBLEMS = 3
@@ -25,6 +28,14 @@ class Estimate:
     """A value with its interval, and the p-value of none."""
 
     interval: Interval
+    p: float
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What is known of an area of 1: its 95% interval's lower end, and the p-value of none. Of 0, mirrored."""
+
+    low: float
     p: float
 
 
@@ -161,8 +172,9 @@ def areas(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Es
     share = (ranks - apart) / np.where(right, misses, hits)[:, None]
     placements = np.where(right[:, None], (share - value) / hits, (1 - share - value) / misses)
     influence = np.stack([np.bincount(problem, column) for column in placements.T], axis=1)
-    seen = np.bincount(problem) > 0
-    return _area_estimates(value, influence[seen], len(right))
+    all_of, hit = np.bincount(problem), np.bincount(problem, right)
+    with_right, with_wrong = max(1, int((hit > 0).sum())), max(1, int((hit < all_of).sum()))
+    return _area_estimates(value, influence[all_of > 0], len(right), apart_across(with_right, with_wrong))
 
 
 def areas_within(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Estimate]:
@@ -172,7 +184,7 @@ def areas_within(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> 
     mixed = pairs > 0
     value = sums.sum(axis=0) / pairs.sum()
     influence = (sums - value * pairs[:, None])[mixed] / pairs.sum()
-    return _area_estimates(value, influence, len(right))
+    return _area_estimates(value, influence, len(right), apart_within(int(mixed.sum())))
 
 
 def area_within_values(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> np.ndarray:
@@ -188,8 +200,31 @@ def _won_pairs(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> tup
     return np.stack(columns, axis=1) - (hits * (hits + 1) / 2)[:, None], hits * (all_of - hits)
 
 
-def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int) -> list[Estimate]:
-    """Estimates from the problems' parts (problems, k) in each area's error."""
+def apart_across(with_right: int, with_wrong: int) -> Apart:
+    """The bound below an area of 1, by Newcombe (2006, his method 5): the smallest area from which 1 is no further
+    than 1.96 of the standard errors that Hanley and McNeil (1982) give it. p: of chance separating all.
+    Counted are problems, not traces: how alike the traces of one are cannot be seen where all are separated."""
+    from scipy.optimize import brentq
+    from scipy.special import binom
+
+    middle = (with_right + with_wrong) / 2 - 1
+
+    def beyond(area: float) -> float:
+        """How far 1 is from the area, less 1.96 standard errors of it."""
+        shape = 1 + middle * (1 - area) / (2 - area) + middle * area / (1 + area)
+        return (1 - area) - 1.96 * math.sqrt(area * (1 - area) * shape / (with_right * with_wrong))
+
+    low = float(brentq(beyond, 0.0, 1 - 1e-12))
+    return Apart(low, min(1.0, 2 / float(binom(with_right + with_wrong, with_right))))
+
+
+def apart_within(problems: int) -> Apart:
+    """The same where every pair of each of so many problems is in order: Wilson's bound, and p by signs."""
+    return Apart(mean_share_interval(np.ones(problems)).low, min(1.0, 2 * 0.5**problems))
+
+
+def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int, apart: Apart) -> list[Estimate]:
+    """Estimates from the problems' parts (problems, k) in each area's error; `apart` for areas of 1 and 0."""
     from scipy.stats import t
 
     problems = len(influence)
@@ -199,7 +234,11 @@ def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int) -> list[Es
     quantile = float(t.ppf(0.975, problems - 1))
     found = []
     for area, error in zip(value.tolist(), errors.tolist(), strict=True):
-        if not (0 < area < 1 and error > 0):
+        if area in (0, 1):
+            low, high = (apart.low, 1.0) if area >= 1 else (0.0, 1 - apart.low)
+            found.append(Estimate(Interval(area, low, high, n), apart.p))
+            continue
+        if not error > 0:
             found.append(Estimate(Interval(area, math.nan, math.nan, n), math.nan))
             continue
         logit, half = math.log(area / (1 - area)), quantile * error / (area * (1 - area))

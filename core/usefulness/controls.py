@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from core.workspace import Run
 MODELS = ("random-model", "random-blocks")
 MODEL_TRACES = 1_000
 DRAWS_PER_DIRECTION, LEAST_DRAWS, MOST_DRAWS = 100, 1_000, 4_000
+PART = 32
 RANDOM_BYTES = 64 * 2**20
 FOLDS = 5
 MOST_WORDS = 20_000
@@ -68,33 +70,67 @@ def random_model_scores(run: Run, model: LanguageModel, rows: np.ndarray, kind: 
     return project(activations, recovered).scores.scores
 
 
+@dataclass(frozen=True)
+class ModelDirections:
+    """units: (m, d) unit rows; texts: how many examples they were recovered from; tokens: run for it."""
+
+    units: np.ndarray
+    texts: int
+    tokens: int
+
+
 def random_model_directions(
-    run: Run, model: LanguageModel, kind: str, m: int, seed: int
-) -> tuple[np.ndarray, int]:
-    """(m, d) the leading directions of such a model over at most MODEL_TRACES of a run's examples, unit rows, and
-    the tokens run."""
+    run: Run,
+    model: LanguageModel,
+    kind: str,
+    m: int,
+    seed: int,
+    most: int = MODEL_TRACES,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> ModelDirections:
+    """The leading directions of such a model over at most `most` of a run's examples, drawn at random; over fewer
+    where `goes_on`, asked after every PART of them, says no."""
     n = int(run.manifest["n"])
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:MODEL_TRACES])
-    _, recovered = _random_model_basis(run, model, rows, kind, m, seed)
-    return recovered.basis.directions, int(run.windows().lengths[rows].sum())
+    rows, windows, fresh = (
+        np.random.default_rng(seed).permutation(n)[:most],
+        run.windows(),
+        _fresh(model, kind, seed),
+    )
+    parts: list[Activations] = []
+    for start in range(0, len(rows), PART):
+        if start > m and not goes_on():
+            break
+        part = np.sort(rows[start : start + PART])
+        parts.append(extract_all(fresh, windows, part, tuple(run.manifest["blocks"])))
+    ids = np.concatenate([part.example_id for part in parts])
+    read = Activations(ids, [shard for part in parts for shard in part.shards], parts[0].blocks)
+    units = _basis_of(run, read, m, seed).basis.directions
+    return ModelDirections(units, read.n, int(windows.lengths[rows[: read.n]].sum()))
 
 
 def _random_model_basis(
     run: Run, model: LanguageModel, rows: np.ndarray, kind: str, k: int, seed: int
 ) -> tuple[Activations, RecoveredBasis]:
-    fresh = randomised(model, seed, keep_embeddings=kind == "random-blocks")
-    activations = extract_all(fresh, run.windows(), rows, tuple(run.manifest["blocks"]))
+    activations = extract_all(_fresh(model, kind, seed), run.windows(), rows, tuple(run.manifest["blocks"]))
+    return activations, _basis_of(run, activations, k, seed)
+
+
+def _fresh(model: LanguageModel, kind: str, seed: int) -> LanguageModel:
+    return randomised(model, seed, keep_embeddings=kind == "random-blocks")
+
+
+def _basis_of(run: Run, activations: Activations, k: int, seed: int) -> RecoveredBasis:
     most = min(k, activations.n - 1, activations.d)
-    return activations, recover_basis(activations, most, run.manifest["recipe"]["block_scale"], seed)
+    return recover_basis(activations, most, run.manifest["recipe"]["block_scale"], seed)
 
 
 def words_order(texts: Sequence[str]) -> np.ndarray:
     """(n,) rows from one end to the other of the axis along which the bags of words of the texts vary most: the
     leading component of their TF-IDF. Raises BasiscopeError where the texts have too few words."""
-    vectors = tfidf_vectors(texts)
-    centred = vectors - vectors.mean(axis=0)
-    leading = np.linalg.svd(centred, full_matrices=False)[2][0]
-    return np.argsort(-centred @ leading, kind="stable")
+    from sklearn.decomposition import PCA
+
+    leading = PCA(n_components=1, svd_solver="full").fit_transform(tfidf_vectors(texts))[:, 0]
+    return np.argsort(-leading, kind="stable")
 
 
 def bag_of_words(texts: Sequence[str], right: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,7 +69,8 @@ def written_solutions(
             example = Example(problem.problem_id, text, prompt, "", len(prompt), special, {})
             texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
             codes.append(code)
-    return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool))
+    missing = {"the problem has no worked solution": len(problems) - len(codes)}
+    return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool), missing)
 
 
 def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solutions:
@@ -88,12 +90,33 @@ def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solution
     return _usable(texts, traces.problem, traces.right)
 
 
+NO_BETTER = "the model finds these texts less likely than a guess among all its tokens"
+
+
+def guess_notes(model: LanguageModel, loss: float) -> list[str]:
+    """A sentence where the loss, in nats per token, is above that of a guess among all tokens."""
+    guess = math.log(model.module.config.get_text_config().vocab_size)
+    if not loss > guess:
+        return []
+    return [
+        f"{NO_BETTER} ({guess:.1f} nats per token): "
+        "it was hardly asked as it has learnt; see --solution, --wording and --template"
+    ]
+
+
 def context_of(model: LanguageModel) -> int:
     return model.context or 8_000
 
 
-def _usable(texts: Sequence[TokenizedText], problem: np.ndarray, right: np.ndarray) -> Solutions:
+def _usable(
+    texts: Sequence[TokenizedText],
+    problem: np.ndarray,
+    right: np.ndarray,
+    missing: Mapping[str, int] | None = None,
+) -> Solutions:
+    """missing: why there are no texts at all, and how often."""
     kept, reasons = [], {"its response begins at no token": 0, "it does not fit into the model's context": 0}
+    reasons |= missing or {}
     for i, text in enumerate(texts):
         if text.was_cut:
             reasons["it does not fit into the model's context"] += 1

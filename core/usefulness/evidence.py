@@ -15,6 +15,8 @@ from core.usefulness import PROXIES, SIGNIFICANCE
 from core.workspace import now
 
 BOTH = "±"
+CONSTANT = "its score is the same on all traces"
+"""The note on a direction that tells no two examples apart."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Effect:
 
     polarity: `+` or `-`, or BOTH where one number speaks of both ends: above the null the + end helps, below it
     the - end
-    p: of no effect; adjusted: corrected for all directions, and against the best of as many random directions
+    p: of no effect; adjusted: corrected for all directions, and against the best of as many random directions; not
+    a number where there is no p, and then nothing is evidence
     gap: how much further than every control the effect is from the null, beyond the doubt in controls that are
     one estimate; below 0 where it is not
     blocks: its parts by block, where they add up to it; note: why there is no number, where there is none
@@ -60,6 +63,11 @@ class Effect:
     def was_dropped(self) -> bool:
         """Whether its proxy gave it up before the end."""
         return "dropped after round" in self.note
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether its direction tells no two examples apart."""
+        return self.note == CONSTANT
 
     @property
     def name(self) -> str:

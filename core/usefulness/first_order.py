@@ -25,7 +25,7 @@ from core.model import LanguageModel, block_output
 from core.steering.intervention import Directions
 from core.usefulness import SIGNIFICANCE
 from core.usefulness.controls import draws_for, random_units
-from core.usefulness.development import Solutions, batches_of, row_losses
+from core.usefulness.development import Solutions, batches_of, guess_notes, row_losses
 from core.usefulness.evidence import (
     BOTH,
     Control,
@@ -85,7 +85,10 @@ def loss_gradients(
         done += len(rows)
         progress("first-order", done, solutions.n)
     if not (np.isfinite(found).all() and np.isfinite(sums).all()):
-        raise BasiscopeError("The loss on the development set is not a number everywhere; try --dtype float32.")
+        raise BasiscopeError(
+            "The loss on the development set is not a number everywhere; recover the run again with "
+            "--dtype float32."
+        )
     return Gradients(found, sums)
 
 
@@ -214,6 +217,7 @@ def first_order(
             f"{solutions.n:,} solutions of {solutions.problems:,} problems, {int(solutions.right.sum()):,} right",
             f"loss on the {'right' if right else 'wrong'} ones {mean_loss.value:.3f} nats per token "
             f"({mean_loss.low:.3f} to {mean_loss.high:.3f})",
+            *guess_notes(model, mean_loss.value),
             *dropped,
             NOT_APPLIED[primary],
             *notes,
@@ -222,6 +226,7 @@ def first_order(
             "solutions": solutions.n,
             "problems": solutions.problems,
             "right": int(solutions.right.sum()),
+            "blocks": list(directions.blocks),
             "draws": draws_for(run.k),
             "seed": seed,
             "model": run.manifest["model"]["fingerprint"],
@@ -271,7 +276,7 @@ def _judged(measure: Measure, values: np.ndarray, drawn: np.ndarray, controls: S
     chance = np.abs(drawn.mean(axis=0))
     level = max(control.level.value for control in controls)
     away = np.abs(sums.mean(axis=0))
-    adjusted = np.fmax(false_discovery(p), p_against_best(away, chance, k))
+    adjusted = np.maximum(false_discovery(p), p_against_best(away, chance, k))
     return [
         Effect(
             j + 1,

@@ -15,11 +15,13 @@ from typing import Any
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.usefulness import PROXIES, SIGNIFICANCE
-from core.usefulness.evidence import BOTH, Effect, Evidence
+from core.usefulness.development import NO_BETTER
+from core.usefulness.evidence import BOTH, Effect, Evidence, without_nan
 from core.workspace import now
 
 TOLD = ("sft", "steering", "first-order", "utility")
 """Proxies by how close they are to what is asked: those that act on the model before those that only look."""
+ACTING = {"sft", "steering"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Recommendation:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "helpful": list(self.helpful)}
+        stored: dict[str, Any] = without_nan(asdict(self))
+        return {**stored, "helpful": list(self.helpful)}
 
 
 def recommend(run_id: str, k: int, kept: Mapping[str, Evidence]) -> Recommendation:
@@ -134,34 +137,77 @@ SAYS_HARM = {"steering": "is a failure mode", "sft": "harms as training data"}
 
 
 def _sentences(k: int, findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
-    told = {one.direction for one in findings}
-    tried, dropped, untried = _fates([j for j in range(1, k + 1) if j not in told], evidence.values())
-    gaps = []
-    if dropped:
-        gaps.append(f"{_directions(dropped)} dropped early, before there was enough evidence")
-    if untried:
-        gaps.append(f"{_directions(untried)} not tried")
+    lapsed = _lapsed(findings, evidence)
+    told = {one.direction for one in (*findings, *lapsed)}
+    fates = _fates([j for j in range(1, k + 1) if j not in told], evidence.values())
+    tried = fates.pop(TRIED)
+    gaps = [f"{_directions(some)} {fate}" for fate, some in fates.items() if some]
+    more = [*_lapsed_sentences(lapsed, len(evidence)), *_silent([*findings, *lapsed], evidence)]
     if not findings:
-        many = f"none of {k}" if len(tried) == k else f"none of the {len(tried)} tried"
+        many = f"none of {k}" if len(tried) + len(told) == k else f"none of the {len(tried) + len(told)} tried"
         said = f"No direction can be recommended: {many} beats the controls of {' and '.join(evidence)}"
-        return ["; ".join([said, *gaps]) + ". What they show can be had from random directions, words or chance."]
+        if lapsed:
+            return ["; ".join([f"{said} when corrected for {len(evidence)} proxies", *gaps]) + ".", *more]
+        chance = "What they show can be had from random directions, words or chance."
+        return ["; ".join([said, *gaps]) + f". {chance}", *_untried(evidence)]
     parts = [_clause(one, evidence[one.proxy]) for one in findings]
     if tried:
         others = f"the other{'s' if len(tried) > 1 else ''} ({_numbers(tried)})"
         parts.append(f"{others} cannot be told from a random direction")
-    return ["; ".join([*parts, *gaps]) + ".", *_disagreements(findings)]
+    return ["; ".join([*parts, *gaps]) + ".", *_doubts(findings, evidence), *_disagreements(findings), *more]
 
 
-def _fates(rest: Sequence[int], evidence: Iterable[Evidence]) -> tuple[list[int], list[int], list[int]]:
-    """Of directions without a finding those that were tried to the end, only dropped early, and not tried."""
-    effects = [effect for one in evidence for effect in one.by(one.primary) if math.isfinite(effect.effect.value)]
-    tried = {effect.direction for effect in effects if not effect.was_dropped}
-    dropped = {effect.direction for effect in effects} - tried
-    return (
-        [j for j in rest if j in tried],
-        [j for j in rest if j in dropped],
-        [j for j in rest if j not in tried | dropped],
-    )
+def _doubts(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
+    """What takes the worth of a finding away, and stands in its proxy's notes."""
+    proxies = dict.fromkeys(one.proxy for one in findings)
+    notes = [(proxy, note) for proxy in proxies for note in evidence[proxy].notes if NO_BETTER in note]
+    return [f"Do not build on {proxy}: {note}." for proxy, note in notes]
+
+
+def _lapsed(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[Finding]:
+    """What beats the controls of its proxy, but not when corrected for all proxies."""
+    kept = {(one.proxy, one.name) for one in findings}
+    alone = [one for proxy in TOLD if proxy in evidence for one in find(evidence[proxy])]
+    return [one for one in alone if (one.proxy, one.name) not in kept]
+
+
+def _lapsed_sentences(lapsed: Sequence[Finding], proxies: int) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for one in lapsed:
+        names.setdefault(one.proxy, []).append(one.name)
+    return [
+        f"By {proxy} {' and '.join(some)} beat{'s' if len(some) == 1 else ''} the controls, but no longer when "
+        f"corrected for {proxies} proxies."
+        for proxy, some in names.items()
+    ]
+
+
+def _silent(findings: Sequence[Finding], evidence: Mapping[str, Evidence]) -> list[str]:
+    """What the findings do not rest on: proxies that found nothing, and any that acts on the model."""
+    silent = [proxy for proxy in evidence if proxy not in {one.proxy for one in findings}]
+    said = [f"By {' and '.join(silent)} no direction beats the controls."] if silent else []
+    return [*said, *_untried(evidence)]
+
+
+def _untried(evidence: Mapping[str, Evidence]) -> list[str]:
+    if evidence.keys() & ACTING:
+        return []
+    return ["Nothing has been tried on the model yet: basiscope proxies --kind steering, or sft, does that."]
+
+
+TRIED, DROPPED = "tried", "dropped early, before there was enough evidence"
+SAME, UNTRIED = "the same on all examples", "not tried"
+
+
+def _fates(rest: Sequence[int], evidence: Iterable[Evidence]) -> dict[str, list[int]]:
+    """What became of directions without a finding -> which: tried to the end by any proxy, else dropped early,
+    else without a score that varies, else not tried."""
+    effects = [effect for one in evidence for effect in one.by(one.primary)]
+    known = [effect for effect in effects if math.isfinite(effect.effect.value)]
+    fate = {effect.direction: SAME for effect in effects if effect.is_constant}
+    fate |= {effect.direction: DROPPED for effect in known}
+    fate |= {effect.direction: TRIED for effect in known if not effect.was_dropped}
+    return {one: [j for j in rest if fate.get(j, UNTRIED) == one] for one in (TRIED, DROPPED, SAME, UNTRIED)}
 
 
 def _numbers(directions: Sequence[int]) -> str:

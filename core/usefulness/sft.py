@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,17 +27,17 @@ from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
 from core.evaluation.passk import Tally
 from core.evaluation.problems import Problem
-from core.evaluation.rollouts import roll_out
+from core.evaluation.rollouts import UNSTEERED, Rollout, roll_out
 from core.model import LanguageModel
 from core.reading import rank_examples
 from core.selection.pool import Pool, Rule, pool_of
 from core.selection.rules import check_rule
 from core.steering.generation import Sampling
 from core.usefulness.controls import check_models, random_model_scores, random_scores, words_order
-from core.usefulness.development import Solutions, losses
+from core.usefulness.development import Solutions, guess_notes, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
-from core.workspace import Run
+from core.workspace import Run, Workspace, now
 
 LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
 PASS = Measure("pass@1", "change of Pass@1", "Pass@1")
@@ -62,21 +62,38 @@ BEYOND = "what lies on its side of 0 has to be beyond it by the 95% interval of 
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What measuring took: tokens run, and texts generated, how many of these were cut at the token limit, and how
+    many could not be verified and count as not right."""
+
+    tokens: int = 0
+    texts: int = 0
+    cut: int = 0
+    unverified: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class Answers:
-    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each."""
+    """What Pass@1 is measured on: problems with their prompts' token ids by problem id, r texts each. left_out:
+    why other problems are not among them, and how many."""
 
     problems: tuple[Problem, ...]
     prompts: Mapping[int, tuple[int, ...]]
     verifier: str
     r: int
     sampling: Sampling
+    left_out: dict[str, int] = field(default_factory=dict)
 
-    def measure(self, model: LanguageModel) -> tuple[np.ndarray, int]:
-        """(problems,) Pass@1, and the tokens run."""
+    def measure(self, model: LanguageModel) -> tuple[np.ndarray, Effort, tuple[Rollout, ...]]:
+        """(problems,) Pass@1, what it took, and the texts."""
         batches = roll_out(model, self.problems, self.prompts, verifier(self.verifier), self.r, self.sampling)
         made = [one for batch in batches for one in batch]
         tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in made)
-        return Tally.of(made).pass_at(1), tokens
+        effort = Effort(tokens, len(made), sum(one.cut for one in made), sum(one.right is None for one in made))
+        return Tally.of(made).pass_at(1), effort, tuple(made)
 
 
 @dataclass(frozen=True)
@@ -112,12 +129,14 @@ class SftRequest:
 @dataclass(frozen=True)
 class Trained:
     """What one training left: measure -> (problems,) what it came to, the loss negative so that more is better;
-    tokens: trained on and run to measure."""
+    tokens: trained on and run to measure; effort: of measuring alone; texts: those of Pass@1."""
 
     name: str
     seed: int
     outcomes: dict[str, np.ndarray]
     tokens: int
+    effort: Effort = Effort()
+    texts: tuple[Rollout, ...] = ()
 
 
 def selections(pool: Pool, request: SftRequest) -> dict[str, np.ndarray]:
@@ -187,8 +206,10 @@ def train_proxy(
     answers: Answers | None = None,
     notes: Sequence[str] = (),
     progress: Progress = silent,
+    workspace: Workspace | None = None,
 ) -> Evidence:
-    """Train on every selection and compare the losses on the solutions, and Pass@1 where `answers` say how.
+    """Train on every selection and compare the losses on the solutions, and Pass@1 where `answers` say how; its
+    texts are kept in the workspace, where one is given.
 
     Raises BasiscopeError where TRL or PEFT is missing, or the pool is too small.
     """
@@ -197,8 +218,8 @@ def train_proxy(
     pool = pool_of(run)
     chosen = selections(pool, request) | control_selections(run, model, pool, request)
     plan = [(name, s) for name in chosen for s in range(request.seeds)]
-    before, tokens = measured(model, solutions, answers)
-    tokens += len(request.models) * int(pool.lengths.sum())
+    before, effort, untrained = measured(model, solutions, answers)
+    tokens = effort.tokens + len(request.models) * int(pool.lengths.sum())
     made: list[Trained] = []
     progress("training", 0, len(plan))
     for name, seed in plan:
@@ -207,6 +228,9 @@ def train_proxy(
     measures = (LOSS, PASS) if answers else (LOSS,)
     effects, controls = judge(made, before, measures)
     dropped = [f"{count:,} solutions left out: {why}" for why, count in solutions.left_out.items()]
+    if answers:
+        dropped += [f"Pass@1: {count:,} problems left out: {why}" for why, count in answers.left_out.items()]
+        dropped += _counted_apart(sum((one.effort for one in made), effort))
     sizes = [len(rows) for rows in chosen.values()]
     lengths = [int(pool.lengths[rows].sum()) for rows in chosen.values()]
     tokens += sum(one.tokens for one in made)
@@ -223,6 +247,7 @@ def train_proxy(
             f"{len(plan):,} trainings on {min(lengths):,} to {max(lengths):,} tokens of {min(sizes):,} to "
             f"{max(sizes):,} examples, {solutions.problems:,} held-out problems; before training the loss is "
             f"{-before[LOSS.name].mean():.3f} nats per token",
+            *guess_notes(model, float(-before[LOSS.name].mean())),
             *dropped,
             *([] if "bag of words +" in chosen else ["bag of words: the texts have too few words to choose by"]),
             NOT_APPLIED,
@@ -235,18 +260,72 @@ def train_proxy(
             "model": run.manifest["model"]["fingerprint"],
             "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
         },
+        keep_texts(workspace, run, request, answers, untrained, made) if workspace and answers else {},
     )
+
+
+def keep_texts(
+    workspace: Workspace,
+    run: Run,
+    request: SftRequest,
+    answers: Answers,
+    untrained: Sequence[Rollout],
+    made: Sequence[Trained],
+) -> dict[str, Any]:
+    """Keep the texts behind Pass@1 as an evaluation with a variant for each end, the trainings of it after one
+    another, and the untrained model's texts beside each of them. The evidence's parts that lead there."""
+    along = [one for one in made if one.name[0].isdigit()]
+    texts = [
+        replace(text, rollout=s * answers.r + text.rollout) for s in range(request.seeds) for text in untrained
+    ]
+    texts += [
+        replace(text, variant=one.name, rollout=one.seed * answers.r + text.rollout)
+        for one in along
+        for text in one.texts
+    ]
+    variants = {one.name: one.name for one in along}
+    asked = {key: value for key, value in asdict(request).items() if key != "asked"} | request.asked
+    model = {name: run.manifest["model"][name] for name in ("name", "fingerprint")}
+    stored: dict[str, Any] = {
+        "run": run.id,
+        "model": model,
+        "verifier": answers.verifier,
+        "r": request.seeds * answers.r,
+    }
+    stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}
+    with workspace.start_evaluation(stored) as kept:
+        kept.save_problems(answers.problems)
+        kept.append(texts)
+        kept.save_manifest(
+            {
+                "format_version": 1,
+                "request": stored,
+                "problems": dict(request.asked.get("problems", {}), n=len(answers.problems)),
+                "left_out": {},
+                "status": "complete",
+                "created": now(),
+            }
+        )
+    return {"evaluation": kept.id, "variants": variants}
 
 
 def measured(
     model: LanguageModel, solutions: Solutions, answers: Answers | None
-) -> tuple[dict[str, np.ndarray], int]:
-    """The outcomes of a model, as in Trained, and the tokens run."""
-    found, tokens = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, solutions.tokens
-    if answers:
-        found[PASS.name], more = answers.measure(model)
-        tokens += more
-    return found, tokens
+) -> tuple[dict[str, np.ndarray], Effort, tuple[Rollout, ...]]:
+    """The outcomes of a model, as in Trained, what measuring them took, and the texts."""
+    found, effort = {LOSS.name: -by_problem(losses(model, solutions), solutions)}, Effort(solutions.tokens)
+    if not answers:
+        return found, effort, ()
+    found[PASS.name], more, texts = answers.measure(model)
+    return found, effort + more, texts
+
+
+def _counted_apart(effort: Effort) -> list[str]:
+    counts = {
+        "reached the token limit": effort.cut,
+        "could not be verified in time, and count as not right": effort.unverified,
+    }
+    return [f"Pass@1: {n:,} of {effort.texts:,} texts {what}" for what, n in counts.items() if n]
 
 
 def _means(outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -320,12 +399,12 @@ def trained(
             trainer.remove_callback(PrinterCallback)  # it prints to the standard output, which is --json's
             trainer.train()
         adapted.eval()
-        outcomes, tokens = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
+        outcomes, effort, written = measured(replace(model, module=adapted), solutions, answers)  # type: ignore[arg-type]
     finally:
         adapted.unload()
         model.module.eval().requires_grad_(False)
-    tokens += round(request.epochs * sum(len(text["input_ids"]) for text in texts))
-    return Trained(name, seed, outcomes, tokens)
+    tokens = effort.tokens + round(request.epochs * sum(len(text["input_ids"]) for text in texts))
+    return Trained(name, seed, outcomes, tokens, effort, written)
 
 
 def judge(

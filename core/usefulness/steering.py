@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +32,7 @@ from core.evaluation.verifiers import can_verify
 from core.model import LanguageModel
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
-from core.usefulness.controls import check_models, random_model_directions, random_units
+from core.usefulness.controls import MODEL_TRACES, check_models, random_model_directions, random_units
 from core.usefulness.evidence import BOTH, Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.recommend import Recommendation
 from core.workspace import KeptEvaluation, Run, Workspace, now
@@ -42,6 +43,8 @@ MOST_ROUNDS = 3
 LEAST_PROBLEMS = 5
 RANDOM_ARMS = 8
 SHARE_OF_RANGE = 0.5
+SHARE_OF_COST = 0.25
+"""What finding out the pace may likely take, and what the directions of random models may."""
 MODEL_ARMS = 4
 RANDOM = {"random model": "random weights", "random blocks": "random blocks under the trained embeddings"}
 NOT_APPLIED = (
@@ -229,25 +232,32 @@ def with_units(directions: Directions, units: np.ndarray) -> Directions:
 
 
 def make_plan(arms: int, random: int, r: int, problems: int, rate: float, seconds: float) -> Plan:
-    """Rounds of equal cost on as many problems as there are and `seconds` buy. Raises BasiscopeError where that is
-    too little to compare anything."""
-    rounds = min(MOST_ROUNDS, max(1, math.ceil(math.log2(arms))))
-    tried = [math.ceil(arms / 2**i) for i in range(rounds)]
-    rows = np.array([one + random + 1 for one in tried], dtype=np.float64)
-    affordable = rate * seconds / (rounds * rows * r)
-    shares = np.minimum(affordable, problems * (1 / rows) / (1 / rows).sum())
-    sizes = np.floor(shares + 1e-9).astype(int)
-    if sizes.sum() < LEAST_PROBLEMS or not sizes[0]:
-        need = LEAST_PROBLEMS * r * (rows.max() + rows.min()) / rate
-        raise BasiscopeError(
-            f"--cost: {seconds:,.0f} s at {rate:.2g} rollouts a second are {int(rate * seconds):,} rollouts, too "
-            f"few to compare {arms} arms on {problems} problems. Give about {need:,.0f} seconds, more problems, "
-            "fewer --directions, or fewer --rollouts."
-        )
-    sizes = sizes[sizes > 0]
-    return Plan(
-        tuple(sizes.tolist()), tuple(tried[: len(sizes)]), rate, int((sizes * rows[: len(sizes)] * r).sum())
+    """Rounds of equal cost on as many problems as there are and `seconds` buy, fewer rounds where that is few.
+    Raises BasiscopeError where it is too little to compare anything."""
+    check_problems(problems)
+    for rounds in range(min(MOST_ROUNDS, max(1, math.ceil(math.log2(arms)))), 0, -1):
+        tried = [math.ceil(arms / 2**i) for i in range(rounds)]
+        rows = np.array([one + random + 1 for one in tried], dtype=np.float64)
+        affordable = rate * seconds / (rounds * rows * r)
+        shares = np.minimum(affordable, problems * (1 / rows) / (1 / rows).sum())
+        sizes = np.floor(shares + 1e-9).astype(int)
+        if sizes.sum() >= LEAST_PROBLEMS and sizes.min():
+            return Plan(tuple(sizes.tolist()), tuple(tried), rate, int((sizes * rows * r).sum()))
+    need = LEAST_PROBLEMS * r * float(rows[0]) / rate
+    raise BasiscopeError(
+        f"--cost: the {seconds:,.0f} s left after trying out the pace, at {rate:.2g} rollouts a second, are "
+        f"{int(rate * seconds):,} rollouts, too few to compare {arms} arms on {problems} problems. Give about "
+        f"{need:,.0f} seconds more than the pace took, fewer --directions, or fewer --rollouts."
     )
+
+
+def check_problems(n: int) -> None:
+    """Raises BasiscopeError where they are too few to compare anything on."""
+    if n < LEAST_PROBLEMS:
+        raise BasiscopeError(
+            f"Steering: {n} problem{'' if n == 1 else 's'} can be asked and verified, too few to compare arms on, "
+            f"whatever the cost; give at least {LEAST_PROBLEMS}."
+        )
 
 
 def steer_proxy(
@@ -271,6 +281,7 @@ def steer_proxy(
         )
     prompts = encode_problems(model, usable, request.wording, request.template, request.sampling.max_new_tokens)
     asked = [problem for problem in usable if problem.problem_id in prompts]
+    check_problems(len(asked))
     order = np.random.default_rng(request.sampling.seed).permutation(len(asked))
     stored = {
         "proxy": "steering",
@@ -341,14 +352,25 @@ class _Trial:
         return found
 
     def _directions(self, run: Run) -> Directions:
-        """The run's with those of all controls after them; making these is part of the cost."""
+        """The run's with those of all controls after them; making these is part of the cost, SHARE_OF_COST of it
+        at most but for each model's first texts. How many were read is kept: given again, as many are."""
         request, seed = self.request, self.request.sampling.seed
         found = with_random(Directions.of(run), request.random_arms, seed)
-        for kind in request.models:
-            units, tokens = random_model_directions(run, self.model, kind, MODEL_ARMS, seed)
-            found, self.tokens = with_units(found, units), self.tokens + tokens
-            self._save()
+        texts: dict[str, int] = dict(self.manifest.get("model_texts", {}))
+        for i, kind in enumerate(request.models):
+            self.progress("random models", i, len(request.models))
+            share = math.inf if kind in texts else SHARE_OF_COST * request.seconds / len(request.models)
+            goes_on = partial(self._is_before, self.seconds + share)
+            most = texts.get(kind, MODEL_TRACES)
+            made = random_model_directions(run, self.model, kind, MODEL_ARMS, seed, most, goes_on)
+            found, self.tokens = with_units(found, made.units), self.tokens + made.tokens
+            texts[kind] = made.texts
+            self.progress("random models", i + 1, len(request.models))
+            self._save(model_texts=texts)
         return found
+
+    def _is_before(self, seconds: float) -> bool:
+        return self.seconds < seconds
 
     def _manifest(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The kept one, or that of a new evaluation, which is kept now."""
@@ -386,13 +408,21 @@ class _Trial:
         return plan
 
     def _pilot(self) -> float:
-        """Rollouts per second of the unsteered model on the first problems, made again where it was stopped."""
-        before, made = self.seconds, 0
-        problems = self.problems[: max(1, PILOT_ROLLOUTS // self.request.r)]
+        """Rollouts per second of the unsteered model on the first problems, made again where it was stopped: on
+        one problem, then on as many as PILOT_ROLLOUTS are and SHARE_OF_COST likely buys."""
+        r = self.request.r
+        self.progress("pace", 0, 2)
+        seconds = max(self._timed(self.problems[:1]), 0.01)
+        self.progress("pace", 1, 2)
+        affordable = int(SHARE_OF_COST * self.request.seconds / seconds)
+        more = self.problems[1 : 1 + min(affordable, max(1, PILOT_ROLLOUTS // r))]
+        return r * len(more) / max(self._timed(more), 0.01) if more else r / seconds
+
+    def _timed(self, problems: Sequence[Problem]) -> float:
+        before = self.seconds
         for batch in self._batches(problems, _variants([]), frozenset()):
             self._keep(batch)
-            made += len(batch)
-        return made / max(self.seconds - before, 0.01)
+        return self.seconds - before
 
     def _rounds(
         self, plan: Plan, arms: Sequence[Arm], chance: Sequence[Arm]
@@ -400,6 +430,7 @@ class _Trial:
         """Arm -> the round after which it was dropped; the rollouts that count, all of them on problems that every
         arm of their round was through with; these problems. Ends with the plan or with the time."""
         self.total = plan.rollouts
+        self.progress("rollouts", len(self.kept.rollouts()), self.total)
         alive, dropped = list(arms), dict[str, int]()
         counted, seen = list[Rollout](), list[Problem]()
         for round_, size in enumerate(plan.problems):
@@ -513,6 +544,11 @@ class _Trial:
                 if left_out
                 else []
             ),
+            *(
+                f"{kind.replace('-', ' ')}: its directions are those of {texts:,} of the run's examples"
+                for kind, texts in self.manifest.get("model_texts", {}).items()
+            ),
+            *self.request.problems.notes,
             NOT_APPLIED,
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
@@ -535,7 +571,11 @@ class _Trial:
                 "model": self.model.fingerprint,
                 "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
             },
-            {"evaluation": self.kept.id, "variants": {arm.name: arm.name for arm in arms}},
+            {
+                "evaluation": self.kept.id,
+                "variants": {arm.name: arm.name for arm in arms},
+                "problems": {arm.name: sorted({one.problem_id for one in by_variant[arm.name]}) for arm in arms},
+            },
         )
 
 
@@ -568,8 +608,9 @@ def judge(
 ) -> tuple[list[Effect], list[Control]]:
     """Effects of all arms on Pass@k, paired by problem with the unsteered model, against the random directions and
     those of random models: an arm counts where it is further off than every one of these, and no likely draw from
-    the normal distribution that the random ones are of. Of several strengths of an end the strongest evidence is
-    given."""
+    the normal distribution that the random ones are of. Where all random directions change as much, such as
+    nothing, there is no such distribution: the paired p-value over problems and the distance decide. Of several
+    strengths of an end the strongest evidence is given."""
     tallies = {name: Tally.of(rollouts) for name, rollouts in by_variant.items()}
     differences = {
         arm.name: problem_differences(tallies[arm.name], tallies[UNSTEERED], k) for arm in (*arms, *chance)
@@ -582,8 +623,10 @@ def judge(
     values = np.array([differences[arm.name].mean() for arm in arms])
     tested = np.array([arm.name not in dropped for arm in arms])
     own = false_discovery(np.where(tested, p, 1.0))
-    outlying = false_discovery(np.where(tested, p_outlier(values, null), 1.0))
-    adjusted = np.maximum(own, outlying)
+    adjusted = own
+    is_varied = float(np.ptp(null)) > 1e-9
+    if is_varied:
+        adjusted = np.maximum(own, false_discovery(np.where(tested, p_outlier(values, null), 1.0)))
     furthest = max(float(np.abs(means).max()) for means in reached.values())
     best: dict[tuple[int, str], Effect] = {}
     for i, arm in enumerate(arms):
@@ -607,6 +650,8 @@ def judge(
         level = Interval(float(np.abs(means).max()), float(means.min()), float(means.max()), len(means))
         what = "random directions" if name == "random directions" else f"directions of a model with {RANDOM[name]}"
         detail = f"the furthest of {len(means)} {what}, of the same norm; in brackets their lowest and highest"
+        if name == "random directions" and not is_varied:
+            detail += "; they do not differ, so p-values over problems decide"
         controls.append(Control(name, measure, level, detail))
     return list(best.values()), controls
 

@@ -46,16 +46,30 @@ def interval_words(interval: Interval, unit: str) -> str:
 
 def evidence_table(evidence: Evidence) -> pd.DataFrame:
     """A row for each direction and polarity, a column for each measure with its 95% interval, p-values of the
-    primary one, and whether it beats all controls."""
-    rows = []
+    primary one, and whether it beats all controls; where an effect has parts by block, the leading one."""
+    rows, blocks = [], evidence.facts.get("blocks", ())
     for effect in evidence.by(evidence.primary):
         row = {"direction": effect.name if effect.polarity != BOTH else str(effect.direction)}
         for measure in evidence.measures:
             same = [one for one in evidence.by(measure.name) if one.name == effect.name]
             row[measure.name] = interval_words(same[0].effect, measure.unit) if same else ""
+        if effect.blocks and blocks:
+            row["leading block"] = _leading(effect, blocks)
         row |= {"p": _p(effect.p), "adjusted": _p(effect.adjusted), "beats controls": _beats(effect)}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _leading(effect: Effect, blocks: Sequence[int]) -> str:
+    """The block whose part of an effect is the largest towards where the whole points, and that part."""
+    sign = 1 if effect.effect.value >= 0 else -1
+    place = max(range(len(effect.blocks)), key=lambda i: sign * effect.blocks[i])
+    return f"{blocks[place]} ({effect.blocks[place]:.3g})"
+
+
+def block_parts(evidence: Evidence, measure: str) -> list[tuple[str, tuple[float, ...]]]:
+    """(direction, its parts by block) of a measure, where it has such parts."""
+    return [(str(effect.direction), effect.blocks) for effect in evidence.by(measure) if effect.blocks]
 
 
 def _p(value: float) -> str:
@@ -95,12 +109,12 @@ def conclusion(evidence: Evidence) -> str:
 def evidence_notes(evidence: Evidence) -> list[str]:
     """What the measures mean, what the evidence rests on, what it cost, and what it says."""
     legend = [f"{one.name}: {one.title}, in {one.unit}" for one in evidence.measures]
-    cost = f"It took {evidence.cost.seconds:,.1f} s and {evidence.cost.tokens:,} tokens."
-    return [*legend, "", *evidence.notes, cost, conclusion(evidence)]
+    return [*legend, "", *evidence.notes, f"It took {_cost(evidence)}.", conclusion(evidence)]
 
 
 def all_proxies(k: int, evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """A row for each direction and polarity, the primary measure of each proxy beside the best of its controls."""
+    """A row for each direction and polarity, the primary measure of each proxy; then the furthest that a control
+    of it reaches, and what it cost."""
     rows = []
     for j in range(1, k + 1):
         for polarity in "+-":
@@ -109,7 +123,22 @@ def all_proxies(k: int, evidence: Sequence[Evidence]) -> pd.DataFrame:
                 effects = [e for e in one.by(one.primary) if e.direction == j and e.polarity in (polarity, BOTH)]
                 row[one.proxy] = _cell(effects[0], one, polarity) if effects else ""
             rows.append(row)
+    rows.append({"direction": "controls reach"} | {one.proxy: _reach(one) for one in evidence})
+    rows.append({"direction": "cost"} | {one.proxy: _cost(one) for one in evidence})
     return pd.DataFrame(rows)
+
+
+def _reach(evidence: Evidence) -> str:
+    measure = evidence.measure(evidence.primary)
+    controls = [one for one in evidence.controls if one.measure == measure.name and math.isfinite(one.level.value)]
+    if not controls:
+        return ""
+    best = max(controls, key=lambda one: abs(one.level.value - measure.null))
+    return f"{number(best.level.value, measure.unit)} by {best.name}"
+
+
+def _cost(evidence: Evidence) -> str:
+    return f"{evidence.cost.seconds:,.1f} s, {evidence.cost.tokens:,} tokens"
 
 
 def evidence_name(evidence: Evidence) -> str:
@@ -179,4 +208,5 @@ def _cell(effect: Effect, evidence: Evidence, polarity: str) -> str:
     if effect.polarity == BOTH and polarity == "-":
         low, high = (2 * measure.null - end for end in (turned.high, turned.low))
         turned = Interval(2 * measure.null - turned.value, low, high, turned.n)
-    return interval_words(turned, measure.unit) + (" *" if effect.is_evidence else "")
+    told = (" * helps" if turned.value > measure.null else " * harms") if effect.is_evidence else ""
+    return interval_words(turned, measure.unit) + told

@@ -15,6 +15,7 @@ from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.model import LanguageModel
+from core.usefulness import PROXIES, SIGNIFICANCE
 from core.usefulness import association as assoc
 from core.usefulness.association import Estimate
 from core.usefulness.controls import (
@@ -27,6 +28,7 @@ from core.usefulness.controls import (
 )
 from core.usefulness.evidence import (
     BOTH,
+    CONSTANT,
     Control,
     Cost,
     Effect,
@@ -39,7 +41,9 @@ from core.usefulness.evidence import (
 from core.usefulness.traces import LENGTH, Traces, read_traces
 from core.workspace import Run
 
-PERMUTATIONS = 2_000
+PERMUTATIONS, MOST_PERMUTATIONS = 2_000, 10_000
+"""Shuffles of the verdicts: more than the least where there are many directions, up to the most, which take 4 s of
+5,276 traces and 60 directions."""
 MODEL_DRAWS = 3
 """Models of each random kind: another draw of weights reaches another level."""
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers")
@@ -112,7 +116,7 @@ def utility(
             f"95th percentile of the best of {run.k} random directions of the same norm, {len(draws):,} drawn",
         ),
         *best_shuffled,
-        *_words(run, traces, primary, request.seed),
+        *(words := _words(run, traces, primary, request.seed)),
         *_length(run, traces, None if LENGTH in request.control else primary),
     ]
     progress("controls", 3, 4)
@@ -130,13 +134,13 @@ def utility(
             gap = np.fmin(gap, _gap(own, made))
     progress("controls", 4, 4)
     own_p = p if p is not None else np.array([estimate.p for estimate in found[primary]])
-    adjusted = np.fmax(false_discovery(own_p), p_against_best(away, np.abs(draws - 0.5), run.k))
+    adjusted = np.maximum(false_discovery(own_p), p_against_best(away, np.abs(draws - 0.5), run.k))
     effects = []
     for name, column in found.items():
         for j, estimate in enumerate(column):
             if constant[j]:
                 nothing = assoc.none_of(traces.n).interval
-                effects.append(Effect(j + 1, BOTH, name, nothing, note="its score is the same on all traces"))
+                effects.append(Effect(j + 1, BOTH, name, nothing, note=CONSTANT))
             elif name == primary:
                 numbers = (float(own_p[j]), float(adjusted[j]), float(gap[j]))
                 effects.append(Effect(j + 1, BOTH, name, estimate.interval, *numbers))
@@ -151,13 +155,13 @@ def utility(
         tuple(controls),
         asdict(request),
         Cost(round(time.monotonic() - start, 3), tokens),
-        (*_notes(traces), *notes),
+        (*_notes(traces), *_doubts(run.k, len(draws), p is not None, bool(words)), *notes),
         {
             "traces": traces.n,
             "right": int(traces.right.sum()),
             "problems": traces.problems,
             "mixed_problems": traces.mixed_problems,
-            "permutations": PERMUTATIONS,
+            "permutations": permutations_for(run.k) if p is not None else 0,
             "draws": len(draws),
             "model_draws": MODEL_DRAWS if request.models else 0,
             "seed": request.seed,
@@ -229,15 +233,22 @@ def _permuted(
     hits, all_of = np.bincount(group, traces.right), np.bincount(group)
     pairs, least = (hits * (all_of - hits)).sum(), (hits * (hits + 1) / 2).sum()
     own = np.abs((ranks[traces.right].sum(axis=0) - least) / pairs - 0.5)
+    times = permutations_for(len(own))
     reached, best = np.ones(len(own)), []
-    for shuffles in assoc.shuffled(traces.right, group, PERMUTATIONS, seed):
+    for shuffles in assoc.shuffled(traces.right, group, times, seed):
         away = np.abs((shuffles.astype(np.float64) @ ranks - least) / pairs - 0.5)
         reached += (away >= own - 1e-12).sum(axis=0)
         best.append(away.max(axis=1))
     level = float(np.quantile(np.concatenate(best), 0.95))
-    detail = f"95th percentile of the best of {len(own)} directions over {PERMUTATIONS:,} shuffles"
-    control = Control("shuffled verdicts", measure, _level(level, PERMUTATIONS), detail)
-    return reached / (1 + PERMUTATIONS), [control]
+    detail = f"95th percentile of the best of {len(own)} directions over {times:,} shuffles"
+    control = Control("shuffled verdicts", measure, _level(level, times), detail)
+    return reached / (1 + times), [control]
+
+
+def permutations_for(k: int) -> int:
+    """As many shuffles as let one of k directions be told when it is corrected for them and for all proxies, with
+    half of them to spare."""
+    return int(np.clip(2 * k * len(PROXIES) / SIGNIFICANCE, PERMUTATIONS, MOST_PERMUTATIONS))
 
 
 def _words(run: Run, traces: Traces, measure: str, seed: int) -> list[Control]:
@@ -317,6 +328,29 @@ def _furthest(drawn: Sequence[Sequence[Interval]]) -> Interval:
     best = [max(areas, key=lambda area: area.value) for areas in drawn]
     low, high = np.fmin.reduce([area.low for area in best]), np.fmax.reduce([area.high for area in best])
     return Interval(max(area.value for area in best), float(low), float(high), best[0].n)
+
+
+def _doubts(k: int, draws: int, has_shuffles: bool, has_words: bool) -> list[str]:
+    """Which controls there are none of, and where the others cannot tell a single direction of k."""
+    found = []
+    if not has_shuffles:
+        found.append(
+            "verdicts were not shuffled: several traces of one problem cannot be exchanged with those of others; "
+            "the p-values are of the areas' standard errors over problems, by the t-distribution"
+        )
+    if not has_words:
+        found.append("bag of words: too few problems, or no words, to learn from some and judge on others")
+    least = {f"{draws:,} random directions": float(p_against_best(np.ones(1), np.zeros(draws), k)[0])}
+    if has_shuffles:
+        least[f"{permutations_for(k):,} shuffles"] = k / (1 + permutations_for(k))
+    name = max(least, key=lambda one: least[one])
+    if least[name] * len(PROXIES) >= SIGNIFICANCE:
+        found.append(
+            f"{k} directions are many for {name}: the adjusted p-value of a single one cannot be below "
+            f"{least[name]:.2g}, or {min(1.0, least[name] * len(PROXIES)):.2g} when corrected for all "
+            f"{len(PROXIES)} proxies"
+        )
+    return found
 
 
 def _notes(traces: Traces) -> Sequence[str]:

@@ -117,6 +117,6 @@ def _list_chosen(run: Run, scores: pd.DataFrame, chosen: np.ndarray) -> None:
             st.session_state.pop(f"areas_{plane}", None)
         st.rerun(scope="fragment")
     if kept := workspace().sets(run.id):
-        with st.expander(f"{len(kept)} named sets of this run"):
+        with st.expander(f"{len(kept)} named set{'s' * (len(kept) != 1)} of this run"):
             for named in kept:
                 st.text(f"{named.name}: {len(named.example_id):,} examples")

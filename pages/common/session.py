@@ -20,8 +20,8 @@ from core.figures import ColourBins, colour_bins
 from core.jobs import Job, find_job
 from core.reading import TokenScores
 from core.steering.live import LiveModel
-from core.tables import progress_sentence
-from core.workspace import DEFAULT_ROOT, Run, Workspace
+from core.tables import Extreme, extremes, progress_sentence
+from core.workspace import DEFAULT_ROOT, Run, Workspace, disk_sentences
 from pages.common.demo import show_banner, show_empty
 
 T = TypeVar("T", int, str)
@@ -95,6 +95,17 @@ def token_scores(run: Run, example_id: int) -> TokenScores | None:
     return _token_scores(str(run.folder), example_id) if run.has_token_scores(example_id) else None
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _ends(folder: str, direction: int, ranked_by: str, top: int) -> tuple[list[Extreme], list[Extreme]]:
+    run = _open(folder)
+    return extremes(run, table(run, "examples"), [table(run, ranked_by)[f"d{direction}"].to_numpy()], top)[0]
+
+
+def ends(run: Run, direction: int, ranked_by: str, top: int) -> tuple[list[Extreme], list[Extreme]]:
+    """The `top` examples at the + and the - end of a direction by the table `ranked_by`: `scores` or `cosines`."""
+    return _ends(str(run.folder), direction, ranked_by, top)
+
+
 def pick_run() -> Run:
     """The run picker in the sidebar. Stops the page with what to do where there is no run to show."""
     runs = {run.id: _open(str(run.folder)) for run in workspace().runs()}
@@ -102,6 +113,8 @@ def pick_run() -> Run:
         show_empty(workspace())
         st.stop()
     asked = st.query_params.get(RUN)
+    if asked and len(meant := [run_id for run_id in runs if run_id.startswith(asked)]) == 1:
+        st.query_params[RUN] = asked = meant[0]
     if asked and asked not in runs:
         st.warning("The address names a run that is not in this workspace. The newest is shown instead.")
     newest = next((run_id for run_id, run in runs.items() if is_readable(run)), next(iter(runs)))
@@ -179,13 +192,14 @@ def show_sentence(sentence: str) -> None:
 
 
 def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
-    """Has a page or fragment end in the error's sentence. An error inside a fragment never reaches the page
-    around it, so each needs its own."""
+    """Has a page or fragment end in the sentence of a BasiscopeError, or of a disk that cannot be written. An
+    error inside a fragment never reaches the page around it, so each needs its own."""
 
     @wraps(show)
     def shown(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            show(*args, **kwargs)
+            with disk_sentences():
+                show(*args, **kwargs)
         except BasiscopeError as error:
             stop_with(error)
 

@@ -1,9 +1,9 @@
 """What Streamlit cannot be told otherwise: in a narrow window columns wrap, instead of cutting words."""
 
 NARROW = """<style>
+[data-testid=stButtonGroup] > [data-rac] { flex-wrap: wrap }
 @media (min-width: 641px) and (max-width: 1200px) {
   [data-testid=stMainBlockContainer] { padding-left: 2rem; padding-right: 2rem }
-  [role=radiogroup] { flex-wrap: wrap }
   [data-testid=stColumn]:has(> [data-testid=stVerticalBlock] > :only-child
     > :is([data-testid=stButton], [data-testid=stPopover], [data-testid=stDownloadButton]))
     { min-width: max-content }

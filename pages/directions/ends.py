@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from threading import Thread
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from core import figures
+from core.errors import BasiscopeError
 from core.jobs import find_job, start_job
 from core.reading import RANKS
-from core.tables import Extreme, colour_columns, extremes, filter_values, matching, value_range, within
+from core.tables import Extreme, RangeScale, colour_columns, extremes, filter_values, matching, value_range, within
 from core.workspace import Run
-from pages.common.session import search, table, token_scores, with_sentences, workspace
+from pages.common.session import ends, search, table, token_scores, with_sentences, workspace
 
 FOLD = 420
 TOKENS_JOB = "tokens_job"
@@ -33,7 +37,7 @@ def show_ends(run: Run, direction: int) -> None:
         key="rank",
         help="score: centred; cosine: with the uncentred activations, as published.",
     )
-    top = fifth.number_input("Each end", 1, 50, 8, key="top")
+    top = fifth.number_input("Each end", 1, 50, 5, key="top")
     shade = st.toggle(
         "Shade tokens",
         value=True,
@@ -46,22 +50,39 @@ def show_ends(run: Run, direction: int) -> None:
     if allowed is not None and not allowed.any():
         st.info("No example matches. Clear the search or the filter.", icon=":material/filter_alt_off:")
         return
-    ranked = table(run, "scores" if rank == "score" else "cosines")[f"d{direction}"].to_numpy()
-    ends = dict(zip((1, -1), extremes(run, examples, [ranked], top, allowed)[0], strict=True))
+    ranked_by = "scores" if rank == "score" else "cosines"
+    if allowed is None:
+        shown = ends(run, direction, ranked_by, top)
+        beside = [(direction + step - 1) % run.k + 1 for step in (1, -1)]
+        Thread(target=prepare, args=(run, beside, ranked_by, top), daemon=True).start()
+    else:
+        ranked = table(run, ranked_by)[f"d{direction}"].to_numpy()
+        shown = extremes(run, examples, [ranked], top, allowed)[0]
     if shade:
-        offer_token_scores(run, [example.example_id for end in ends.values() for example in end])
-    for box, (sign, end) in zip(st.columns(2), ends.items(), strict=True):
+        offer_token_scores(run, [example.example_id for end in shown for example in end])
+    for box, name, end in zip(st.columns(2), ("+ end", "− end"), shown, strict=True):
         with box:
-            st.subheader("+ end" if sign == 1 else "− end")
+            st.subheader(name)
             st.html(figures.example_cards([describe_example(run, direction, example, shade) for example in end]))
+
+
+def prepare(run: Run, directions: list[int], ranked_by: str, top: int) -> None:
+    """Read what the next click will show."""
+    with suppress(BasiscopeError):  # said when it is shown
+        for direction in directions:
+            for end in ends(run, direction, ranked_by, top):
+                for example in end:
+                    token_scores(run, example.example_id)
 
 
 def choose_allowed(run: Run, column: pd.Series) -> np.ndarray | None:
     """(n,) whether an example's value of the column is among those chosen; None where all are."""
     key = f"values_{run.id}_{column.name}"
     if bounds := value_range(column):
-        low, high = st.slider("From and to", *bounds, value=bounds, key=key)
-        return None if (low, high) == bounds else within(column, low, high)
+        scale = RangeScale.of(*bounds)
+        ends = (scale.low, scale.high)
+        low, high = st.slider("From and to", *ends, value=ends, step=scale.step, format=scale.form, key=key)
+        return None if (low, high) == ends else within(column, low, high)
     options: list[str] = filter_values(column)
     values = st.multiselect("Values", options, key=key)
     return matching(column, values) if values else None

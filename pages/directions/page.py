@@ -43,16 +43,11 @@ def show_direction(run: Run, direction: int, controls: list[DeltaGenerator]) -> 
     previous, following = (direction - 2) % run.k + 1, direction % run.k + 1
     before.button("Previous", key="previous", shortcut="Left", on_click=choose, args=(previous,), width="stretch")
     after.button("Next", key="next", shortcut="Right", on_click=choose, args=(following,), width="stretch")
-    overview.button(
-        "All directions", key="all_directions", shortcut="Esc", on_click=choose, args=(0,), width="stretch"
-    )
+    overview.button("All directions", key="all_directions", on_click=choose, args=(0,), width="stretch")
     label = run.labels().get(direction)
     st.title(f"Direction {direction}")
     st.text(label.text if label else "no label")
-    facts = direction_facts(table(run, "directions").iloc[direction - 1])
-    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
-        column.caption(name)
-        column.text(value)
+    st.html(figures.facts_row(direction_facts(table(run, "directions").iloc[direction - 1])))
     left, right = st.columns([3, 2])
     with left:
         scores = table(run, "scores")[f"d{direction}"].to_numpy()
@@ -76,12 +71,14 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
     if not label:
         return
     origin = {"words": "from the texts", "person": "yours", "model": f"by {label.author}"}[label.source]
-    st.text(f"This label is {origin}.")
+    lines = [f"This label is {origin}."]
+    note = ""
     if label.source == "words" or label.positive or label.negative:
         for sign, end in (("+", label.positive), ("−", label.negative)):
             listed = ", ".join(f"{word} ({z:.1f})" for word, z in end) or "no word passes the corrected limit"
-            st.text(f"{sign}  {listed}")
-        st.caption("Words in examples of equal length, with the z-score of their log-odds between both ends.")
+            lines.append(f"{sign}  {listed}")
+        note = "Words in examples of equal length, with the z-score of their log-odds between both ends."
+    st.html(figures.paragraphs(lines, note))
     if label.raw:
         with st.expander("The language model's answer"):
             st.text(label.raw)

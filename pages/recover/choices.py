@@ -11,7 +11,8 @@ from core.activations import PRESETS
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
 from core.model import find_local_models, is_folder
-from core.workspace import DEFAULT_ROOT
+from core.recovery import MOST_SEED
+from core.workspace import DEFAULT_ROOT, disk_sentences
 from pages.common.session import show_sentence, workspace
 
 HUB_MODELS = (
@@ -62,10 +63,11 @@ def choose_data() -> list[str] | None:
     st.subheader("Data")
     kinds = ("File or folder", "Upload", "Hub")
     kind = st.segmented_control("Data from", kinds, default=kinds[0], key="data_kind", required=True)
-    source = {kinds[0]: _local, kinds[1]: _upload, kinds[2]: _hub}[kind]()
-    if source is None:
-        return []
     try:
+        with disk_sentences():
+            source = {kinds[0]: _local, kinds[1]: _upload, kinds[2]: _hub}[kind]()
+        if source is None:
+            return []
         rows = preview(source)
     except BasiscopeError as error:
         show_sentence(str(error))
@@ -176,7 +178,7 @@ def choose_recipe() -> list[str]:
         max_tokens = left.number_input("Token limit per example", 2, None, 8_000, key="max_tokens")
         dtype = right.selectbox("Data type", ["auto", "float32", "bfloat16", "float16"], key="dtype")
         store = left.selectbox("Stored as", ["float32", "float16"], key="store_dtype")
-        seed = right.number_input("Seed", 0, None, 0, key="seed")
+        seed = right.number_input("Seed", 0, MOST_SEED, 0, key="seed")
     return [
         *chosen,
         *(option("--pooling", pooling) if pooling != default else []),

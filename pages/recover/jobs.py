@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.jobs import Job, Recovery, find_job, list_jobs, recoveries_elsewhere, start_job
+from core.jobs import Job, Recovery, find_job, last_tries, recoveries_elsewhere, start_job
 from core.tables import progress_sentence, short_name
 from pages.common.session import RUN, run_name, with_sentences, workspace
 
@@ -26,8 +26,8 @@ def show_estimate(job_id: str) -> None:
 
 @with_sentences
 def show_jobs() -> None:
-    """All jobs under way, looked at every second, and the newest of the others."""
-    jobs = [job for job in list_jobs(workspace()) if "--estimate" not in job.facts["arguments"]]
+    """All commands under way, looked at every second, and the newest of the others."""
+    jobs = [job for job in last_tries(workspace()) if "--estimate" not in job.facts["arguments"]]
     running = [job for job in jobs if job.state == "running"]
     shown = [*running, *(job for job in jobs if job not in running)][: max(MOST_JOBS, len(running))]
     under_way = len(running) + len(recoveries_elsewhere(workspace()))
@@ -71,8 +71,10 @@ def show_job(job: Job) -> None:
             st.switch_page("pages/basis/page.py")
         st.caption("Done.")
     else:
-        st.text(f"{state.capitalize()}. {job.result['message']}")
-        if button.button("Resume", key=f"resume_{job.id}"):
+        st.text(
+            job.result["message"] if state == "cancelled" else f"{state.capitalize()}. {job.result['message']}"
+        )
+        if button.button("Try again" if state == "failed" else "Resume", key=f"resume_{job.id}"):
             start_job(workspace(), job.facts["arguments"])
             st.rerun()
     if state != "running" and (log := job.log()):

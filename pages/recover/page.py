@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.errors import BasiscopeError
 from core.jobs import command_line, start_job
-from pages.common.session import workspace
+from core.workspace import disk_sentences
+from pages.common.session import show_sentence, workspace
 from pages.recover.choices import choose_data, choose_model, choose_recipe
 from pages.recover.jobs import show_estimate, show_jobs, show_runs
 
@@ -27,11 +29,16 @@ with right:
     else:
         arguments = ["recover", *model, *data, *recipe]
         start, cost = st.columns(2)
-        if start.button("Recover", type="primary", key="start", width="stretch"):
-            start_job(workspace(), arguments)
-            st.rerun()
-        if cost.button("Estimate the cost", key="estimate", width="stretch"):
-            st.session_state[ESTIMATE_JOB] = (arguments, start_job(workspace(), [*arguments, "--estimate"]).id)
+        try:
+            with disk_sentences():
+                if start.button("Recover", type="primary", key="start", width="stretch"):
+                    start_job(workspace(), arguments)
+                    st.rerun()
+                if cost.button("Estimate the cost", key="estimate", width="stretch"):
+                    job = start_job(workspace(), [*arguments, "--estimate"])
+                    st.session_state[ESTIMATE_JOB] = (arguments, job.id)
+        except BasiscopeError as error:
+            show_sentence(str(error))
         estimated, job_id = st.session_state.get(ESTIMATE_JOB, (None, ""))
         if estimated == arguments:
             show_estimate(job_id)

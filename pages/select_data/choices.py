@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
+from core.cli.selecting import QUOTA_HELP
 from core.errors import BasiscopeError
 from core.selection.live import first_budgets
 from core.selection.pool import RULES, Pool, parse_directions, show_directions, show_quotas
 from core.selection.step import Request, stored_sentences
-from core.tables import colour_columns, one_line
+from core.tables import colour_columns, labels_first, one_line
 from core.workspace import Run
 from pages.common.session import table, workspace
 
@@ -20,6 +20,7 @@ WITH_DIRECTIONS = ("along", "both")
 WITH_COLUMN = ("label", "quality")
 SPLITS = ("equally", "by weights", "by the run's utility", "by a column of verdicts")
 ORIGINS = ("source", "licence", "author", "date")
+LEAST_CAP = 0.001
 PINNED, DROPPED = "select_pinned", "select_dropped"
 """Session keys: example id -> reason, by run."""
 
@@ -28,9 +29,10 @@ def option(name: str, value: object) -> list[str]:
     return [name, str(value)] if value not in (None, "") else []
 
 
-def text_columns_first(run: Run) -> list[str]:
-    facts = table(run, "examples")
-    return sorted(colour_columns(run), key=lambda name: pd.api.types.is_numeric_dtype(facts[name]))
+@st.cache_resource(max_entries=16, show_spinner=False)
+def columns_of(folder: str, _run: Run) -> list[str]:
+    """The columns to compare and colour by, those with few values first."""
+    return labels_first(table(_run, "examples"), colour_columns(_run))
 
 
 def origin_columns(run: Run) -> list[str]:
@@ -45,7 +47,7 @@ def choose_rule(run: Run) -> list[str]:
     if name in WITH_DIRECTIONS:
         arguments = choose_directions(run, name)
     elif name in WITH_COLUMN:
-        column = st.selectbox("Column", text_columns_first(run), key=f"rule_column_{run.id}_{name}")
+        column = st.selectbox("Column", columns_of(str(run.folder), run), key=f"rule_column_{run.id}_{name}")
         arguments = ["--quality", column] if name == "quality" else ["--baseline", f"label:{column}"]
     elif not arguments:
         arguments = ["--baseline", name]
@@ -113,14 +115,14 @@ def choose_budget(run: Run, pool: Pool) -> tuple[list[str], int]:
 def choose_constraints(run: Run) -> list[str]:
     columns = colour_columns(run)
     arguments: list[str] = []
-    with st.expander("Constraints"):
+    with st.expander("Constraints", key="constraints"):
         quota = st.text_input(
-            "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help="column=value:share, ..."
+            "Quotas", key="quota", placeholder="subject=Algebra:0.3,level=5:0.5", help=QUOTA_HELP
         )
         arguments += option("--quota", quota)
         for column in st.multiselect("No value above a share, in", columns, key=f"cap_{run.id}"):
             share = st.number_input(
-                f"Most of one value of {column}", 0.001, 1.0, 0.3, 0.05, key=f"cap_{run.id}_{column}"
+                f"Most of one value of {column}", LEAST_CAP, 1.0, 0.3, 0.05, key=f"cap_{run.id}_{column}"
             )
             arguments += ["--at-most", f"{column}:{share}"]
         required = st.multiselect("Only with a value in", columns, key=f"require_{run.id}")
@@ -152,15 +154,17 @@ def choose_constraints(run: Run) -> list[str]:
 def choose_origins(run: Run) -> list[str]:
     columns = [None, *origin_columns(run)]
     arguments: list[str] = []
-    with st.expander("Provenance"):
+    with st.expander("Provenance", key="provenance"):
         left, right = st.columns(2)
         for i, name in enumerate(ORIGINS):
             place = right if i % 2 else left
             column = place.selectbox(name.capitalize(), columns, key=f"origin_{name}_{run.id}")
             arguments += option(f"--{name}", column)
-        use: str = right.selectbox("Use", ["research", "commercial"], key="use")
+        use: str = st.selectbox("Use", ["research", "commercial"], key="use")
         arguments += ["--use", use] if use != "research" else []
-        arguments += option("--pay", left.number_input("A sum to pay out", 0.0, None, 0.0, key="pay") or None)
+        no_source = "--source" not in arguments
+        pay = st.number_input("A sum to pay out", 0.0, None, 0.0, key="pay", disabled=no_source)
+        arguments += [] if no_source else option("--pay", pay or None)
     return arguments
 
 
@@ -168,6 +172,14 @@ def state_of(run: Run, pool: Pool, request: Request) -> dict[str, Any]:
     """Session key -> value of every control, such that the page asks for the request. Raises BasiscopeError where
     no control can say a part of it."""
     rule, wanted, origins = request.rule, request.constraints, request.origins
+    named = [getattr(origins, name) for name in ORIGINS]
+    if any(name is not None and name not in origin_columns(run) for name in named) or any(
+        share < LEAST_CAP for _, share in wanted.caps
+    ):
+        raise BasiscopeError(
+            f"The page has no controls for all of this selection, such as a share below {LEAST_CAP:g}; "
+            "`basiscope select --from-manifest` makes it again."
+        )
     split = SPLITS[3] if request.weights_by else SPLITS[1] if rule.weights else SPLITS[0]
     unit = "examples" if wanted.budget_tokens is None else "tokens"
     budget = wanted.budget_tokens if wanted.budget is None else wanted.budget

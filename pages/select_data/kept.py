@@ -8,50 +8,58 @@ import streamlit as st
 
 from core import figures
 from core.errors import BasiscopeError
-from core.jobs import command_line, start_job
+from core.jobs import command_line, find_job, start_job
 from core.selection import FORMATS, measures
-from core.selection.live import can_compare
+from core.selection.live import can_compare, readable
 from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
 from core.workspace import KeptSelection, Run
-from pages.common.session import PLAIN, follow, is_dark, show_sentence, with_sentences, workspace
-from pages.select_data.choices import text_columns_first
-from pages.select_data.results import map_points
+from pages.common.session import follow, is_dark, show_sentence, with_sentences, workspace
+from pages.select_data.choices import columns_of
+from pages.select_data.results import counted, map_points
 
 SAVE_JOB, REOPEN = "select_job", "select_reopen"
 MOST_COMPARED = 4
 
 
-def show_save(arguments: list[str]) -> None:
+def show_save(arguments: list[str], problem: str) -> None:
+    """problem: why it cannot be made."""
     name, form, button = st.columns([3, 2, 1.2], vertical_alignment="bottom")
-    called = name.text_input("Save under a name", key="selection_name").strip()
-    exported: str = form.selectbox("and export as", ["not now", *FORMATS], key="export_format")
+    called = name.text_input("Save under a name", key="selection_name", persist_state="session").strip()
+    exported: str = form.selectbox(
+        "and export as", ["not now", *FORMATS], key="export_format", persist_state="session"
+    )
     whole = [*arguments, *(["--name", called] if called else [])]
     whole += ["--format", exported] if exported != "not now" else []
-    if button.button("Save", key="save_selection", type="primary", disabled=not called, width="stretch"):
+    if button.button("Save", key="save_selection", type="primary", width="stretch", disabled=bool(problem)):
         try:
             workspace().check_selection_name(called, replace_old=False)
             st.session_state[SAVE_JOB] = start_job(workspace(), whole).id
         except BasiscopeError as error:
             show_sentence(str(error))
-    st.caption("The same from a terminal")
-    st.code(command_line(whole), language="bash", wrap_lines=True)
+    if problem:
+        show_sentence(problem)
+    else:
+        st.caption("The same from a terminal")
+        st.code(command_line(whole), language="bash", wrap_lines=True)
     if job_id := st.session_state.get(SAVE_JOB):
-        watch(job_id)
+        job = find_job(workspace(), job_id)
+        if job.state == "running" or job.facts["arguments"][: len(arguments)] == arguments:
+            watch(job_id, "selection")
 
 
 @st.fragment(run_every=0.5)
 @with_sentences
-def watch(job_id: str) -> None:
-    job = follow(job_id, "selection")
+def watch(job_id: str, key: str) -> None:
+    job = follow(job_id, key)
     if job is None:
         return
     if job.state == "done":
         st.text(f"Kept in {job.result['out'] or job.result['folder']}" if "folder" in job.result else "Done.")
     else:
         st.text(f"It was not done. {job.result['message']}")
-    if st.session_state.get(f"{SAVE_JOB}_seen") != job_id:
-        st.session_state[f"{SAVE_JOB}_seen"] = job_id
+    if st.session_state.get(f"{key}_seen") != job_id:
+        st.session_state[f"{key}_seen"] = job_id
         st.rerun()
 
 
@@ -61,7 +69,9 @@ def show_kept(run: Run, pool: Pool) -> None:
     if not kept:
         st.caption("No selection of this run is kept yet.")
         return
-    rows = [{"name": one.name, "rule": one.manifest["title"], **one.manifest["measures"]} for one in kept]
+    rows = [
+        {"name": one.name, "rule": one.manifest["title"], **readable(one.manifest["measures"])} for one in kept
+    ]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
     names = [one.name for one in kept]
     which, reopen, delete = st.columns([4, 1.2, 1.2], vertical_alignment="bottom")
@@ -76,7 +86,7 @@ def show_kept(run: Run, pool: Pool) -> None:
             st.rerun()
     new, copy = st.columns([4, 2.4], vertical_alignment="bottom")
     other = new.text_input("New name", key="copy_name").strip()
-    if copy.button("Duplicate", key="copy_selection", disabled=not other, width="stretch"):
+    if copy.button("Duplicate", key="copy_selection", width="stretch"):
         workspace().copy_selection(chosen, other)
         st.rerun()
     one = next(one for one in kept if one.name == chosen)
@@ -95,7 +105,7 @@ def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
     if len(chosen) < 2:
         return
     left, right = st.columns([3, 2])
-    left.dataframe(pd.DataFrame({one.name: one.manifest["measures"] for one in chosen}))
+    left.dataframe(pd.DataFrame({one.name: readable(one.manifest["measures"]) for one in chosen}))
     right.dataframe(measures.overlap({one.name: one.example_ids for one in chosen}).round(2))
     right.caption("Overlap: shared examples over all of both (Jaccard).")
     rows = {one.name: pool.rows(tuple(one.example_ids), one.name) for one in chosen}
@@ -105,12 +115,12 @@ def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:
             st.columns(2), ("covering radius", "mean distance"), ("radius", "mean"), strict=True
         ):
             lines = {name: (one.budgets, getattr(one, measure)) for name, one in curves.items()}
-            place.plotly_chart(figures.covering_of(lines, title), key=f"compared_{measure}", config=PLAIN)
+            place.echarts_chart(figures.covering_of(lines, title), key=f"compared_{measure}", height=340)
     else:
         st.caption("These selections are too long for their curves to be drawn at once.")
-    column = st.selectbox("Composition by", text_columns_first(run), key=f"compared_column_{run.id}")
-    shares = measures.composition(pool.facts[column], rows)
-    st.plotly_chart(figures.shares(shares), key="compared_composition", config=PLAIN)
+    column = st.selectbox("Composition by", columns_of(str(run.folder), run), key=f"compared_column_{run.id}")
+    shares = measures.composition(counted(pool, pool.run, column)[0], rows)
+    st.echarts_chart(figures.shares(shares), key="compared_composition", height=340)
     bins, chosen_rows = figures.member_bins(pool.n, rows)
     st.html(figures.legend(bins))
     spec = figures.scatter(map_points(run, pool), bins, chosen_rows, "map, across", "map, up", is_dark())

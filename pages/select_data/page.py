@@ -8,8 +8,20 @@ import numpy as np
 import streamlit as st
 
 from core.cli.selecting import parse_selection
-from core.selection.live import Baseline, Prospect, baseline, budget_alone, is_quick, prospect, widest, within
+from core.errors import BasiscopeError
+from core.selection.live import (
+    Baseline,
+    Prospect,
+    baseline,
+    budget_alone,
+    is_quick,
+    prospect,
+    widest,
+    within,
+    within_budget,
+)
 from core.selection.pool import BASELINES, Constraints, Pool, Rule, pool_of
+from core.selection.screening import Screening
 from core.selection.step import (
     Request,
     needs_screening,
@@ -18,6 +30,7 @@ from core.selection.step import (
     utility_sentences,
     vectors_of,
 )
+from core.selection.vectors import text_model_fingerprint
 from core.workspace import Run
 from pages.common.session import pick_run, table, with_sentences, workspace
 from pages.select_data.choices import (
@@ -25,11 +38,12 @@ from pages.select_data.choices import (
     choose_constraints,
     choose_origins,
     choose_rule,
+    columns_of,
     state_of,
-    text_columns_first,
 )
 from pages.select_data.kept import REOPEN, SAVE_JOB, show_kept, show_save, start_job, watch
 from pages.select_data.results import (
+    counted,
     show_chosen,
     show_curves,
     show_dropped,
@@ -55,9 +69,19 @@ def baseline_for(_pool: Pool, _run: Run, folder: str, rule: Rule, budget: Constr
 
 
 @st.cache_resource(max_entries=32, show_spinner="Choosing (once on a machine, this compiles for some seconds)")
-def prospect_for(_pool: Pool, _run: Run, folder: str, rule: Rule, constraints: Constraints) -> Prospect:
-    screening = screening_of(constraints, _run, workspace())
-    return prospect(_pool, rule, constraints, vectors(_run, rule.text_model), screening)
+def prospect_for(
+    _pool: Pool,
+    _run: Run,
+    folder: str,
+    rule: Rule,
+    constraints: Constraints,
+    _screening: Screening | None,
+    against: tuple[tuple[str, str], ...],
+    text_model: str | None,
+) -> Prospect:
+    """against: held-out file and SHA-256; text_model: the fingerprint of the rule's, that a changed file or model
+    is not taken for the old one."""
+    return prospect(_pool, rule, constraints, vectors(_run, rule.text_model), _screening)
 
 
 def vectors(run: Run, model: str | None) -> Callable[[], np.ndarray]:
@@ -89,7 +113,7 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         "View", VIEWS, default=VIEWS[0], key=VIEW, required=True, label_visibility="collapsed"
     )
     if view == "Kept":
-        show_save(arguments)
+        show_save(arguments, problem_with(run, pool, arguments, largest))
         show_kept(run, pool)
         return
     request = parse_selection(workspace(), arguments)
@@ -105,49 +129,89 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
     if not is_quick(pool, rule, keyed, has_vectors):
         model = ["--text-model", rule.text_model] if rule.text_model else []
         if rule.name == "text" and not has_vectors:
-            offer("The texts are turned into vectors once, in a job.", "Do it", "vectors", run, model)
+            offer("The texts are turned into vectors once, in a job.", "Make the vectors", "vectors", run, model)
         else:
             st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
-    found = within(prospect_for(pool, run, str(run.folder), rule, keyed), pool, wanted)
+    found = look_ahead(run, pool, request, keyed, screening)
     if view == "What it means":
         for sentence in utility_sentences(request, pool):
             st.text(sentence)
-        column, bands = choose_baselines(run, pool, budget_alone(keyed))
+        column, bands = choose_baselines(run, pool, budget_alone(keyed), wanted)
         show_measures(pool, found, bands, wanted)
         show_curves(found, bands)
         show_make_up(pool, found, bands, wanted, column)
         show_dropped(found)
-        show_overlaps(found, screening)
+        if screening is None:
+            offer("Duplicates have not been looked for yet.", "Look for them", "screen", run, [])
+        else:
+            show_overlaps(found, screening)
     elif view == "Map":
         show_map(run, pool, found)
     elif view == "Examples":
         show_chosen(run, pool, found)
     else:
-        show_ledger(pool, found, request)
+        show_ledger(run, pool, found, request)
 
 
-def choose_baselines(run: Run, pool: Pool, budget: Constraints) -> tuple[str, list[Baseline]]:
-    """(column of the composition and of the baseline `label`, the baselines)."""
+def look_ahead(
+    run: Run, pool: Pool, request: Request, keyed: Constraints, screening: Screening | None
+) -> Prospect:
+    """The selection asked for, of that within the constraints `keyed`, which is made once."""
+    rule = rule_of(request, pool)
+    against = tuple(screening.against.items()) if screening else ()
+    made_by = text_model_fingerprint(rule.text_model)
+    whole = prospect_for(pool, run, str(run.folder), rule, keyed, screening, against, made_by)
+    return within(whole, pool, request.constraints)
+
+
+def problem_with(run: Run, pool: Pool, arguments: list[str], largest: int) -> str:
+    """Why the selection cannot be made, as far as a page can tell at once; nothing where it can."""
+    try:
+        request = parse_selection(workspace(), arguments)
+        screening = screening_of(request.constraints, run, workspace())
+        rule = rule_of(request, pool)
+        keyed = widest(pool, rule, request.constraints, largest, screening)
+        known = screening is not None or not needs_screening(request.constraints)
+        if known and is_quick(pool, rule, keyed, workspace().has_text_vectors(run.id, rule.text_model)):
+            look_ahead(run, pool, request, keyed, screening)
+    except BasiscopeError as error:
+        return str(error)
+    return ""
+
+
+def choose_baselines(run: Run, pool: Pool, budget: Constraints, wanted: Constraints) -> tuple[str, list[Baseline]]:
+    """(column of the composition and of the baseline `label`, the baselines of which the budget allows any)."""
     chosen = st.pills("Compare with", BASELINES, default=BASELINES, selection_mode="multi", key="baselines")
-    column = st.selectbox("Column", text_columns_first(run), key=f"composition_{run.id}")
+    column = st.selectbox("Column", columns_of(str(run.folder), run), key=f"composition_{run.id}")
     rules = [Rule(name, column=column if name == "label" else None) for name in chosen]
-    if pool.facts[column].nunique(dropna=False) < 2:
+    if len(counted(pool, pool.run, column)[0].categories) < 2:
         rules = [rule for rule in rules if rule.name != "label"]
     ready = workspace().has_text_vectors(run.id, None)
     quick = [rule for rule in rules if is_quick(pool, rule, budget, ready)]
     if len(quick) < len(rules) and not ready:
-        offer("For text diversity, the texts are turned into vectors once, in a job.", "Do it", "vectors", run, [])
-    return column, [baseline_for(pool, run, str(run.folder), rule, budget) for rule in quick]
+        why = "For text diversity, the texts are turned into vectors once, in a job."
+        offer(why, "Make the vectors", "vectors", run, [])
+    for name in [rule.name for rule in rules if rule not in quick and (ready or rule.name != "text")]:
+        st.text(f"Baseline {name} is left out: with this budget it takes more than a moment.")
+    made: list[Baseline] = []
+    for rule in quick:
+        try:
+            one = baseline_for(pool, run, str(run.folder), rule, budget)
+            made.append(within_budget(pool, one, wanted))
+        except BasiscopeError as error:
+            st.text(f"Baseline {rule.name} is left out. {error}")
+    return column, made
 
 
 def offer(sentence: str, label: str, command: str, run: Run, options: list[str]) -> None:
     """A step that a job has to do first."""
     st.text(sentence)
+    key = f"{command}_job_{run.id}"
     if st.button(label, key=command):
-        st.session_state[SAVE_JOB] = start_job(workspace(), [command, run.id, *options]).id
-    if job_id := st.session_state.get(SAVE_JOB):
-        watch(job_id)
+        st.session_state[key] = st.session_state[SAVE_JOB] = start_job(workspace(), [command, run.id, *options]).id
+    if job_id := st.session_state.get(key):
+        watch(job_id, command)
 
 
 show(pick_run())

@@ -7,26 +7,44 @@ import pandas as pd
 import streamlit as st
 
 from core import figures
-from core.provenance import NO_SOURCE, VALUE_NOTE, ledger, licence_conflicts, licence_sentence
+from core.provenance import (
+    NO_SOURCE,
+    VALUE_NOTE,
+    Origins,
+    count_sources,
+    ledger,
+    licence_conflicts,
+    licence_sentence,
+)
 from core.selection import measures
-from core.selection.live import Baseline, Prospect, all_rows, measures_table
+from core.selection.live import (
+    MOST_SECONDS,
+    QUICK_SECONDS,
+    Baseline,
+    Prospect,
+    all_rows,
+    ledger_seconds,
+    measures_table,
+)
 from core.selection.pool import Constraints, Pool
 from core.selection.screening import Screening
 from core.selection.step import Request
 from core.tables import chosen_examples, colour_columns, sorted_rows
 from core.workspace import Run
-from pages.common.session import PLAIN, colours, is_dark, search, table, with_sentences
-from pages.select_data.choices import DROPPED, PINNED, text_columns_first
+from pages.common.session import colours, is_dark, search, table, with_sentences
+from pages.select_data.choices import DROPPED, PINNED, columns_of
 
 LISTED = 200
 PLACE = "place in the selection"
+LEDGER = "select_ledger"
+"""Session key: the run, origins and rows whose ledger was asked for although it takes long."""
 
 
 def show_measures(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints) -> None:
     st.dataframe(measures_table(pool, found, bands, wanted))
     st.caption(
         f"{found.budget:,} of {pool.n:,} examples. Read radius, mean distance and norm percentile together: "
-        "coverage picks the outer shell, with the smallest radius and the largest mean distance. The baselines "
+        "farthest-point coverage has the smallest radius because it picks the outer shell. The baselines "
         "choose from the whole pool, constraints aside."
     )
 
@@ -39,16 +57,23 @@ def show_curves(found: Prospect, bands: list[Baseline]) -> None:
         around = {band.name: band.band(name) for band in bands}
         knee = own.knee if name == "radius" else None
         chart = figures.covering(own.budgets, getattr(own, name), around, found.budget, knee, title)
-        column.plotly_chart(chart, key=f"curve_{name}", config=PLAIN)
+        column.echarts_chart(chart, key=f"curve_{name}", height=300)
 
 
 def show_make_up(pool: Pool, found: Prospect, bands: list[Baseline], wanted: Constraints, column: str) -> None:
     chart = figures.direction_shift(measures.direction_coverage(pool, found.rows))
-    st.plotly_chart(chart, key="direction_shift", config=PLAIN)
+    st.echarts_chart(chart, key="direction_shift", height=260)
     compared = {"selection": found.rows} | {band.name: all_rows(pool, band, wanted) for band in bands}
-    shares = measures.composition(pool.facts[column], compared)
-    st.text(f"Shares by {column}{measures.what_is_shown(pool.facts[column])}")
-    st.plotly_chart(figures.shares(shares, with_legend=False), key="composition", config=PLAIN)
+    values, left_out = counted(pool, pool.run, column)
+    st.text(f"Shares by {column}{left_out}")
+    shares = measures.composition(values, compared)
+    st.echarts_chart(figures.shares(shares, with_legend=False), key="composition", height=320)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def counted(_pool: Pool, run_id: str, column: str) -> tuple[pd.Categorical, str]:
+    """A column's values as they are counted, and what is left out of them."""
+    return measures.counted(_pool.facts[column]), measures.what_is_shown(_pool.facts[column])
 
 
 def map_points(run: Run, pool: Pool) -> np.ndarray:
@@ -58,7 +83,7 @@ def map_points(run: Run, pool: Pool) -> np.ndarray:
 
 
 def show_map(run: Run, pool: Pool, found: Prospect) -> None:
-    column = st.selectbox("Colour the map by", text_columns_first(run), key=f"map_colour_{run.id}")
+    column = st.selectbox("Colour the map by", columns_of(str(run.folder), run), key=f"map_colour_{run.id}")
     bins = colours(run, column, "examples")
     chosen = np.isin(np.arange(pool.n), found.rows)
     st.html(figures.legend(bins))
@@ -75,30 +100,48 @@ def show_dropped(found: Prospect) -> None:
             st.dataframe(dropped, hide_index=True, height=220)
 
 
-def show_overlaps(found: Prospect, screening: Screening | None) -> None:
+def show_overlaps(found: Prospect, screening: Screening) -> None:
     """What screening found, the words themselves: most overlaps are no contamination."""
-    if screening is None:
-        return
     chosen = set(found.selection.example_id[: found.budget].tolist())
     rows = [vars(overlap) | {"chosen": overlap.example_id in chosen} for overlap in screening.overlaps]
     duplicates = screening.duplicates("near")
-    st.caption(
-        f"{len(duplicates):,} near or exact duplicates in the run, {len(chosen & set(duplicates))} of them "
-        f"chosen; {len(rows):,} overlaps with held-out files, {sum(row['chosen'] for row in rows)} of them chosen."
-    )
+    repeats, inside = len(chosen & set(duplicates)), sum(row["chosen"] for row in rows)
+    said = f"{len(duplicates):,} near or exact duplicates in the run, {repeats:,} of them chosen"
+    if screening.against:
+        said += f"; {len(rows):,} overlaps with held-out files, {inside:,} of them chosen"
+    st.caption(f"{said}.")
     if rows:
         st.dataframe(pd.DataFrame(rows), hide_index=True, height=220)
 
 
-def show_ledger(pool: Pool, found: Prospect, request: Request) -> None:
+@st.cache_resource(max_entries=16, show_spinner="Finding what each source is worth")
+def ledger_for(_pool: Pool, folder: str, origins: Origins, rows: tuple[int, ...]) -> pd.DataFrame:
+    return ledger(_pool, np.array(rows), origins)
+
+
+def show_ledger(run: Run, pool: Pool, found: Prospect, request: Request) -> None:
     if request.origins.source is None:
         st.info(f"{NO_SOURCE} Choose one under Provenance, beside the rule.")
         if request.origins.licence is None:
             return
-    owners = ledger(pool, found.rows, request.origins)
+    asked = (str(run.folder), request.origins, tuple(found.rows.tolist()))
+    seconds = ledger_seconds(pool, found.rows, request.origins)
+    if seconds > QUICK_SECONDS and st.session_state.get(LEDGER) != asked:
+        sources = f"{count_sources(pool, found.rows, request.origins):,} sources"
+        if seconds > MOST_SECONDS:
+            st.text(f"{sources} are too many for a page: save the selection (Kept), and a job makes its ledger.")
+            return
+        st.text(f"{sources}: what each is worth takes about {seconds:,.0f} s to find.")
+        if not st.button("Find it", key="find_ledger"):
+            return
+        st.session_state[LEDGER] = asked
+    owners = ledger_for(pool, *asked).copy()
     if request.origins.source is None:
         owners["source"] = "all together"
-    st.text(licence_sentence(owners, request.origins.use))
+    if request.origins.licence is None:
+        st.text("No column of licences is named, so nothing is known of their terms. Choose it beside the source.")
+    else:
+        st.text(licence_sentence(owners, request.origins.use))
     for sentence in licence_conflicts(pool, found.rows, request.origins):
         st.text(sentence)
     st.dataframe(
@@ -133,7 +176,7 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
         rows = sorted_rows(facts[by], rows, flip.toggle("Highest first", key="highest_chosen"))
     st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
     place = {int(row): i for i, row in enumerate(found.selection.rows)}
-    listed = chosen_examples(run, facts, rows[:LISTED])
+    listed = chosen_examples(run, facts, rows[:LISTED], ("place", "kept because"))
     listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
     listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
     key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks
@@ -142,28 +185,40 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
     )
     positions = [i for i in event["selection"]["rows"] if i < len(listed)]
     marked = listed.iloc[positions]["example"].tolist()
-    reason, pin, drop, clear = st.columns([4, 1, 1, 1.4], vertical_alignment="bottom")
+    reason, pin, drop = st.columns([4, 1, 1], vertical_alignment="bottom")
     why = reason.text_input("Reason", key="pin_reason", placeholder="why it must be in, or must not") or "by hand"
     for button, key, title in ((pin, PINNED, "Pin"), (drop, DROPPED, "Drop")):
         if button.button(title, key=f"mark_{title}", disabled=not marked, width="stretch"):
             mark(key, run, marked, why)
             st.rerun()
-    kept = {key: st.session_state.get(key, {}).get(run.id, {}) for key in (PINNED, DROPPED)}
-    if any(kept.values()):
-        if clear.button("Forget all", key="forget_marks", width="stretch"):
-            for key in kept:
-                st.session_state.get(key, {}).pop(run.id, None)
-            st.rerun()
-        listing = [
-            {"example": example, "mark": title, "reason": reason}
-            for key, title in ((PINNED, "pinned"), (DROPPED, "dropped"))
-            for example, reason in kept[key].items()
-        ]
-        st.dataframe(pd.DataFrame(listing), hide_index=True)
+    show_marks(run)
 
 
-def mark(key: str, run: Run, examples: list[int], reason: str) -> None:
-    """Pin or drop examples; the newer of the two marks holds."""
+def show_marks(run: Run) -> None:
+    """What is pinned and dropped; each can be taken back."""
+    marks = [
+        {"example": example, "mark": title, "reason": reason}
+        for key, title in ((PINNED, "pinned"), (DROPPED, "dropped"))
+        for example, reason in st.session_state.get(key, {}).get(run.id, {}).items()
+    ]
+    if not marks:
+        return
+    st.caption("Pinned and dropped by hand. Mark rows to take these back alone.")
+    listed = pd.DataFrame(marks)
+    key = f"marks_table_{hash(tuple(listed['example']))}"
+    event = st.dataframe(listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=key)
+    positions = [i for i in event["selection"]["rows"] if i < len(listed)]
+    one, all_ = st.columns(2)
+    if one.button("Take back", key="take_back", disabled=not positions, width="stretch"):
+        mark(None, run, listed.iloc[positions]["example"].tolist(), "")
+        st.rerun()
+    if all_.button("Forget all", key="forget_marks", width="stretch"):
+        mark(None, run, listed["example"].tolist(), "")
+        st.rerun()
+
+
+def mark(key: str | None, run: Run, examples: list[int], reason: str) -> None:
+    """Pin or drop examples, or neither; the newest mark holds."""
     for name in (PINNED, DROPPED):
         marks = st.session_state.setdefault(name, {}).setdefault(run.id, {})
         for example in examples:

@@ -8,12 +8,13 @@ import streamlit as st
 
 from core.reading import Label
 from core.steering.comparison import BASELINE, Variant
-from core.steering.generation import Sampling
+from core.steering.generation import Prompt, Sampling
 from core.steering.intervention import OPERATIONS, Directions, Steering
 from core.steering.prompts import run_prompts
 from core.tables import (
     column_strengths,
     covered_blocks,
+    is_added_everywhere,
     one_line,
     slider_bounds,
     suggested_range_sentence,
@@ -46,6 +47,8 @@ class Choice:
     scope: str
     blocks: tuple[int, ...] | None
     columns: int
+    has_range: bool
+    """Whether a suggested range is for such steering."""
 
 
 def choose_steering(run: Run, directions: Directions, labels: dict[int, Label]) -> Choice:
@@ -96,33 +99,45 @@ def choose_steering(run: Run, directions: Directions, labels: dict[int, Label]) 
             "Blocks", key="steer_blocks", placeholder="all of the run, or such as 2:-1", persist_state="session"
         )
     unit = "unit" if operation == "remove" else unit
-    return Choice(tuple(chosen), unit, operation, scope, covered_blocks(run, directions, blocks), int(columns))
+    covered = covered_blocks(run, directions, blocks)
+    has_range = is_added_everywhere(directions, operation, scope, covered)
+    return Choice(tuple(chosen), unit, operation, scope, covered, int(columns), has_range)
 
 
-def choose_prompt(run: Run) -> str:
+def choose_prompt(run: Run) -> Prompt:
     key = f"steer_prompt_{run.id}"
     examples = example_prompts(str(run.folder), run)
-    if key not in st.session_state:
-        st.session_state[key] = examples[0] if examples else ""
+
+    def put(prompt: Prompt) -> None:
+        st.session_state[key], st.session_state[f"{key}_before"] = prompt.text, prompt.before
 
     def take() -> None:
         if st.session_state[f"{key}_example"] is not None:
-            st.session_state[key] = examples[st.session_state[f"{key}_example"]]
+            put(examples[st.session_state[f"{key}_example"]])
+
+    if key not in st.session_state:
+        put(examples[0] if examples else Prompt(""))
 
     st.selectbox(
         "Prompts from the data",
         range(len(examples)),
         index=None,
         key=f"{key}_example",
-        format_func=lambda i: one_line(examples[i], 100),
+        format_func=lambda i: one_line(examples[i].text, 100),
         on_change=take,
         placeholder="take one into the box",
     )
-    return st.text_area("Prompt", key=key, height=150, persist_state="session")
+    if before := st.session_state.get(f"{key}_before", ()):
+        with st.expander(f"Said before the prompt ({len(before)})"):
+            for role, content in before:
+                st.text(f"{role}: {content}")
+            st.button("Leave it out", key=f"{key}_alone", on_click=st.session_state.pop, args=(f"{key}_before",))
+    text = st.text_area("Prompt", key=key, height=150, persist_state="session")
+    return Prompt(text, before=before)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def example_prompts(folder: str, _run: Run) -> list[str]:
+@st.cache_resource(max_entries=16, show_spinner=False)
+def example_prompts(folder: str, _run: Run) -> list[Prompt]:
     return run_prompts(_run, EXAMPLES)
 
 
@@ -168,6 +183,7 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
     boxes[0].caption("not steered")
     for column, box in enumerate(boxes[1:], 1):
         with box:
+            st.text(f"column {column + 1}")
             strengths = tuple((j, _strength(run, directions, choice, j, column)) for j in choice.chosen)
         steering = Steering(
             tuple((j, directions.in_unit(j, strength, choice.unit)) for j, strength in strengths),
@@ -183,7 +199,7 @@ def choose_variants(run: Run, directions: Directions, choice: Choice) -> list[Va
 
 def _strength(run: Run, directions: Directions, choice: Choice, direction: int, column: int) -> float:
     deviation = float(directions.deviations[direction - 1])
-    suggested = run.suggested_range(direction)
+    suggested = run.suggested_range(direction) if choice.has_range else None
     wanted: AskedStrength | None = st.session_state.get(STEER_WITH)
     if wanted is None or (wanted.run, wanted.direction) != (run.id, direction) or choice.operation != "add":
         wanted = AskedStrength(run.id, direction, 0.0, 0)
@@ -205,8 +221,13 @@ def _strength(run: Run, directions: Directions, choice: Choice, direction: int, 
     return float(chosen)
 
 
-def show_suggestions(run: Run, chosen: tuple[int, ...]) -> None:
-    for direction in chosen:
+def show_suggestions(run: Run, choice: Choice) -> None:
+    if not choice.has_range:
+        st.caption(
+            "No range is suggested for this: those of the sweep are for add, at all positions and in all blocks."
+        )
+        return
+    for direction in choice.chosen:
         found = run.suggested_range(direction)
         if found:
             st.caption(f"Direction {direction}. {suggested_range_sentence(found)}")

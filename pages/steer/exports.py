@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.jobs import command_line, find_job, start_job
+from core.jobs import Job, command_line, find_job, start_job
 from core.steering.comparison import Variant
 from core.steering.intervention import Directions
 from core.tables import export_arguments, exportable
 from core.workspace import Run
-from pages.common.session import with_sentences, workspace
+from pages.common.session import follow, with_sentences, workspace
 
 EXPORT_JOB = "export_job"
 FORMATS = {
@@ -40,20 +40,20 @@ def show_exporting(run: Run, directions: Directions, variants: list[Variant]) ->
             if find_job(workspace(), job_id).state == "running":
                 watch_export(job_id)
             else:
-                show_export(job_id)
+                show_export(find_job(workspace(), job_id))
 
 
 @st.fragment(run_every=0.5)
 @with_sentences
 def watch_export(job_id: str) -> None:
-    st.progress(0.0, text="Writing, loading it again, comparing with live steering")
-    if find_job(workspace(), job_id).state != "running":
+    if follow(job_id, "export"):
         st.rerun()
 
 
-def show_export(job_id: str) -> None:
-    job = find_job(workspace(), job_id)
+def show_export(job: Job) -> None:
     if job.state == "done":
         st.text(f"Written to {job.result['out']}. {job.result['sentence']}")
+    elif job.state == "cancelled":
+        st.text("Cancelled. Nothing of it is kept.")
     else:
         st.text(f"{job.state.capitalize()}. {job.result['message']}")

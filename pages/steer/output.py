@@ -10,6 +10,7 @@ import streamlit as st
 from core import figures
 from core.reading import Label
 from core.steering.comparison import Comparison
+from core.steering.intervention import Steering
 from core.steering.live import LiveModel, Stream
 from core.tables import one_line, stream_sentence, with_name
 from core.workspace import Run
@@ -22,8 +23,8 @@ OPENED = "steer_opened"
 POLL_SECONDS = 0.2
 
 
-def show_output(run: Run) -> None:
-    """What is asked for, or what was kept and is opened again."""
+def show_output(run: Run, wanted: tuple[Steering, ...]) -> None:
+    """What is asked for, or what was kept and is opened again; wanted: the columns as they are set now."""
     stream: Stream | None = st.session_state.get(STREAM)
     opened = st.session_state.get(OPENED)
     if opened and opened[0] == run.id:
@@ -33,14 +34,24 @@ def show_output(run: Run) -> None:
             return
         st.subheader("Kept")
         st.text(kept.name or kept.created)
+        for role, content in kept.before:
+            st.text(f"{role}: {content}")
         st.text(kept.prompt)
+        say_whether_current(kept, wanted)
         show_columns(kept)
         show_exports(kept)
     elif stream and stream.question.run.id == run.id:
         if stream.is_over:
+            if stream.comparison:
+                say_whether_current(stream.comparison, wanted)
             show_stream(stream)
         else:
             st.fragment(follow, run_every=POLL_SECONDS)(stream)
+
+
+def say_whether_current(comparison: Comparison, wanted: tuple[Steering, ...]) -> None:
+    if tuple(response.steering for response in comparison.responses) != wanted:
+        st.caption("Not what is set above: each column says below its text how it was steered.")
 
 
 @with_sentences
@@ -62,7 +73,12 @@ def show_stream(stream: Stream) -> None:
 
 def show_columns(comparison: Comparison, is_over: bool = True) -> None:
     shade = False
-    if is_over:
+    has_scores = any(response.scores for response in comparison.responses)
+    if is_over and not has_scores:
+        st.caption(
+            "Tokens cannot be shaded: a text that was stopped, or is empty, is not read by the unsteered model."
+        )
+    elif is_over:
         shade = st.toggle(
             f"Shade tokens by their score on direction {comparison.direction}",
             key="steer_shade",
@@ -70,6 +86,8 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
             "that differ from the baseline are marked.",
         )
     responses = comparison.responses
+    if is_over and not shade and len(responses) > 1:
+        st.caption("Marked: the words that differ from the baseline.")
     scale = figures.shading_scale(*(response.scores for response in responses))
     for number, (box, response) in enumerate(zip(st.columns(len(responses)), responses, strict=True)):
         with box.container(border=True, key=f"steered_{number}"):
@@ -112,7 +130,7 @@ def show_kept(run: Run, labels: dict[int, Label]) -> None:
         for comparison_id, comparison in kept.items():
             what, open_, delete = st.columns([8, 1, 1], vertical_alignment="center")
             names = ", ".join(response.variant for response in comparison.responses[1:])
-            title = f"{comparison.name or 'no name'} · {comparison.created} · direction {names}"
+            title = f"{comparison.name or 'no name'} · {comparison.created} · {comparison.steered}: {names}"
             what.text(f"{title}\n{one_line(comparison.prompt, 110)}")
             if open_.button("Open", key=f"open_comparison_{comparison_id}", width="stretch"):
                 st.session_state[OPENED] = (run.id, comparison_id)

@@ -61,25 +61,27 @@ def show(run: Run) -> None:
     if not choice.chosen:
         st.info("Choose a direction.", icon=":material/info:")
         return
-    show_suggestions(run, choice.chosen)
+    show_suggestions(run, choice)
     variants = choose_variants(run, directions, choice)
     go, stop, settings, status, unload = st.columns([1.5, 1, 1.5, 4, 1.3], vertical_alignment="center")
     with settings:
         sampling = choose_sampling()
-    question = Question(run, prompt, tuple(variants), sampling, choice.chosen[0], choice.unit)
+    steering = (tuple(variants), sampling, choice.chosen[0], choice.unit)
+    question = Question(run, prompt.text, *steering, prompt.before)
     if st.session_state.pop(WANTED, False):
         ask(question)
     stream: Stream | None = st.session_state.get(STREAM)
     under_way = bool(stream and not stream.is_over)
-    can_stop = bool(under_way and stream and stream.state != "assessing")
+    can_stop = bool(under_way and stream and stream.state != "assessing" and not stream.was_stopped)
     label = "Generate again" if stream else "Generate"
     go.button(label, type="primary", key="generate", on_click=want, width="stretch")
-    if stop.button("Stop", key="stop", disabled=not can_stop, width="stretch") and stream:
-        stream.stop()
+    stop.button(
+        "Stop", key="stop", disabled=not can_stop, on_click=stream.stop if stream else None, width="stretch"
+    )
     live = live_model().status()
     status.caption("" if under_way else live_sentence(live))
     unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
-    show_output(run)
+    show_output(run, tuple(variant.steering for variant in variants))
     show_kept(run, labels)
     show_exporting(run, directions, variants)
     show_sweeps(run, choice.chosen)

@@ -11,7 +11,7 @@ from core.tables import sweep_name, sweep_range_sentence, table_of_sweep
 from core.workspace import Run
 from pages.common.session import PLAIN, follow, with_sentences, workspace
 
-SWEEP_JOB = "sweep_job"
+SWEEP_JOB, SHOWN = "sweep_job", "sweep_shown"
 
 
 def show_sweeps(run: Run, chosen: tuple[int, ...]) -> None:
@@ -20,52 +20,68 @@ def show_sweeps(run: Run, chosen: tuple[int, ...]) -> None:
         help="One direction over several strengths: what it does to the texts, and the guard that shows where "
         "steering becomes damage.",
     )
-    start_sweep(run, chosen)
-    kept = workspace().sweeps(run.id)
+    direction = start_sweep(run, chosen)
+    kept = {i: sweep for i, sweep in workspace().sweeps(run.id).items() if sweep.request["direction"] == direction}
     if not kept:
-        st.info("No sweep yet. The short one takes its prompts from the data, and suggests a range.")
+        st.info(
+            f"No sweep of direction {direction} yet. The short one takes its prompts from the data, and suggests "
+            "a range."
+        )
         return
-    shown = st.selectbox("Shown", list(kept), key="sweep_shown", format_func=lambda i: sweep_name(kept[i]))
+    key = f"{SHOWN}_{run.id}_{direction}"
+    shown = st.selectbox("Shown", list(kept), key=key, format_func=lambda i: sweep_name(kept[i]))
     show_sweep(kept[shown])
 
 
-def start_sweep(run: Run, chosen: tuple[int, ...]) -> None:
+def start_sweep(run: Run, chosen: tuple[int, ...]) -> int:
+    """The direction to sweep."""
     left, middle, right = st.columns([2, 3, 1.5], vertical_alignment="bottom")
     options = chosen or tuple(range(1, run.k + 1))
     direction = left.selectbox("Direction to sweep", options, key=f"sweep_direction_{run.id}")
     with middle.popover("Strengths and prompts of your own", width="stretch"):
         strengths = st.text_input("Strengths", key="sweep_strengths", placeholder="-4:4:9, or 0,+2,-2")
-        unit = st.selectbox("Unit", ["unit", "sd"], key="sweep_unit")
+        unit = st.selectbox(
+            "Unit", ["unit", "sd"], key="sweep_unit", disabled=not strengths, help="Of the strengths given."
+        )
         prompts = st.text_input("Prompts file", key="sweep_prompts", placeholder="of the data")
-        answer = st.text_input("Column with answers", key="sweep_answer", placeholder="none")
+        answer = st.text_input(
+            "Column with answers",
+            key="sweep_answer",
+            placeholder="none",
+            disabled=not prompts,
+            help="Of the prompts file.",
+        )
     arguments = ["sweep", run.id, "--direction", str(direction)]
     arguments += ["--strengths", strengths, "--unit", unit] if strengths else []
     arguments += ["--prompts", prompts] if prompts else []
     arguments += ["--answer", answer] if answer and prompts else []
     label = "Sweep" if strengths else "Suggest a range"
     if right.button(label, key="start_sweep", help="A job of its own, with its own model.", width="stretch"):
-        st.session_state[SWEEP_JOB] = start_job(workspace(), arguments).id
+        st.session_state[SWEEP_JOB] = start_job(workspace(), arguments).id, f"{SHOWN}_{run.id}_{direction}"
         st.rerun()
     st.code(command_line(arguments), language="bash", wrap_lines=True)
-    if job_id := st.session_state.get(SWEEP_JOB):
-        watch_sweep(job_id)
+    if started := st.session_state.get(SWEEP_JOB):
+        watch_sweep(*started)
+    return direction
 
 
 @st.fragment(run_every=0.5)
 @with_sentences
-def watch_sweep(job_id: str) -> None:
+def watch_sweep(job_id: str, shown: str) -> None:
     job = follow(job_id, "sweep")
     if job is None:
         return
     if job.state == "done":
         st.session_state.pop(SWEEP_JOB, None)
-        st.session_state["sweep_shown"] = job.result["sweep"]
+        st.session_state[shown] = job.result["sweep"]
         st.rerun()
     st.text(f"{job.state.capitalize()}. {job.result['message']}")
 
 
 def show_sweep(sweep: Sweep) -> None:
     st.text(sweep_range_sentence(sweep))
+    for note in sweep.notes:
+        st.text(note)
     left, right = st.columns(2)
     left.plotly_chart(figures.sweep_effect(sweep), key="sweep_effect", config=PLAIN)
     right.plotly_chart(figures.sweep_guard(sweep), key="sweep_guard", config=PLAIN)

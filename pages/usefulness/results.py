@@ -14,6 +14,8 @@ from core.usefulness.recommend import recommend
 from core.usefulness.steering import recommended_strength, strength_of, variant_of
 from core.usefulness.table import (
     agreement_sentence,
+    all_proxies,
+    block_parts,
     change_name,
     control_table,
     evidence_name,
@@ -23,6 +25,7 @@ from core.usefulness.table import (
 )
 from core.workspace import Run
 from pages.common.session import PLAIN, show_sentence, steer_with, with_sentences, workspace
+from pages.usefulness.start import NEWEST
 
 MOST_CHANGES = 100
 BESIDE = (
@@ -44,11 +47,16 @@ def show_recommendation(run: Run, kept: Mapping[str, Evidence]) -> None:
     first = recommended_strength(run, found, kept)
     if first and right.button(f"Steer with {found.helpful[0]}", key="steer_useful", help=BESIDE):
         steer_with(run, *first)
+    with st.expander("All proxies in one table"):
+        st.dataframe(all_proxies(run.k, [kept[i] for i in found.evidence.values()]), hide_index=True)
+        st.caption("\\*: beyond every control of its proxy, before the number of proxies is corrected for.")
 
 
 @st.fragment
 @with_sentences
 def show_evidence(run: Run, kept: Mapping[str, Evidence]) -> None:
+    if (newest := st.session_state.pop(NEWEST, None)) in kept:
+        st.session_state["evidence"] = newest
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.selectbox("Measured", list(kept), format_func=lambda i: evidence_name(kept[i]), key="evidence")
     evidence = kept[chosen]
@@ -68,6 +76,10 @@ def show_evidence(run: Run, kept: Mapping[str, Evidence]) -> None:
         st.dataframe(evidence_table(evidence), hide_index=True)
         st.dataframe(control_table(evidence), hide_index=True)
         st.text("\n".join(evidence_notes(evidence)))
+    if (parts := block_parts(evidence, measure)) and (blocks := evidence.facts.get("blocks")):
+        with st.expander("By block"):
+            figure = figures.block_effect_map(parts, blocks, evidence.measure(measure).unit)
+            st.plotly_chart(figure, key=f"blocks_{chosen}_{measure}", config=PLAIN)
     behind = next((effect for effect in evidence.by(measure) if effect.name == picked), None)
     if behind:
         show_direction(run, evidence, behind)
@@ -92,28 +104,37 @@ def show_direction(run: Run, evidence: Evidence, effect: Effect) -> None:
         st.caption("No texts are kept behind this measure.")
         return
     evaluation = workspace().evaluation(evidence.parts["evaluation"])
-    found = changes(evaluation, variant)
+    found = changes(evaluation, variant, evidence.parts.get("problems", {}).get(variant))
     if not found:
         st.text("No verdict changed.")
         return
     problems = evaluation.problems()
-    show_change(found, {problem_id: problem.prompt for problem_id, problem in problems.items()})
+    titles = ("Not trained", "Trained") if evidence.proxy == "sft" else ("Not steered", "Steered")
+    show_change(found, {problem_id: problem.prompt for problem_id, problem in problems.items()}, titles)
 
 
-def show_change(found: list[Change], problems: Mapping[int, str]) -> None:
+def show_change(found: list[Change], problems: Mapping[int, str], titles: tuple[str, str]) -> None:
     right = sum(change.became_right for change in found)
     st.text(f"{right:,} texts became right, {len(found) - right:,} wrong.")
-    options = range(min(len(found), MOST_CHANGES))
+    shown = found
+    if 0 < right < len(found):
+        kind = st.segmented_control(
+            "Which became", ["right", "wrong"], default="right", key="became", required=True
+        )
+        shown = [change for change in found if change.became_right == (kind == "right")]
+    if len(shown) > MOST_CHANGES:
+        st.caption(f"The first {MOST_CHANGES} of {len(shown):,} are listed.")
+    options = range(min(len(shown), MOST_CHANGES))
 
     def named(i: int) -> str:
-        return one_line(f"{change_name(found[i])}  {problems.get(found[i].before.problem_id, '')}", 110)
+        return one_line(f"{change_name(shown[i])}  {problems.get(shown[i].before.problem_id, '')}", 110)
 
-    change = found[st.selectbox("Problem", options, format_func=named, key="changed_problem")]
+    change = shown[st.selectbox("Problem", options, format_func=named, key="changed_problem")]
     if problem := problems.get(change.before.problem_id):
         st.text(problem)
     for place, title, rollout, base in zip(
         st.columns(2),
-        ("Not steered", "Steered"),
+        titles,
         (change.before, change.after),
         (None, change.before.text),
         strict=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from core.demo.default import is_demo
 from core.jobs import command_line, start_job
 from core.tables import colour_columns
 from core.usefulness import PROXIES
@@ -14,12 +15,26 @@ from core.workspace import Run
 from pages.common.session import follow, with_sentences, workspace
 
 JOB = "usefulness_job"
+NEWEST = "usefulness_newest"
+"""Session key: id of the evidence that a job has left, to be shown once."""
 TITLES = {
     "utility": "Utility: scores against verdicts",
     "first-order": "First order: one backward pass",
     "steering": "Steering on problems",
     "sft": "Short training along each direction",
 }
+
+MISSING = {
+    False: "Name a file of problems with answers first.",
+    True: "Choose a column of verdicts first; where the run has none, turn off its own traces and name problems.",
+}
+"""What a proxy lacks, by whether it is to look at the run's own traces."""
+
+
+USUAL_SOLUTIONS = (
+    "Where none is named: the column with the run's responses, else `solution`, each where it gives the answer, "
+    "else the answers."
+)
 
 
 def option(name: str, value: object) -> list[str]:
@@ -41,7 +56,7 @@ def show_start(run: Run) -> None:
         st.session_state[JOB] = start_job(workspace(), arguments).id
         st.rerun()
     if not ready:
-        st.caption("Name a file of problems with answers first.")
+        st.caption(MISSING[kind == "first-order" and bool(st.session_state.get("own_traces"))])
     st.code(command_line(arguments), language="bash", wrap_lines=True)
     if job_id := st.session_state.get(JOB):
         watch(job_id)
@@ -55,7 +70,7 @@ def watch(job_id: str) -> None:
         return
     if job.state == "done":
         st.session_state.pop(JOB, None)
-        st.session_state["evidence"] = job.result["evidence"]
+        st.session_state[NEWEST] = job.result["evidence"]
         st.rerun()
     st.text(f"{job.state.capitalize()}. {job.result['message']}")
 
@@ -101,13 +116,16 @@ def choose_problems(run: Run, kind: str) -> list[str]:
     arguments = [*option("--problems", file), *option("--limit", most), *option("--problem", problem)]
     arguments += option("--answer", answer)
     if kind == "steering":
-        return arguments + choose_verifier(third)
-    solution = third.text_input("Column with worked solutions", key="solution_column", placeholder="the answers")
+        return arguments + choose_verifier(run, third)
+    usual = f"{run.manifest['data']['columns'].get('response') or 'solution'}, where right"
+    solution = third.text_input(
+        "Column with worked solutions", key="solution_column", placeholder=usual, help=USUAL_SOLUTIONS
+    )
     return [*arguments, *option("--solution", solution)]
 
 
-def choose_verifier(place: DeltaGenerator) -> list[str]:
-    placeholder = "math, or the problem set's own"
+def choose_verifier(run: Run, place: DeltaGenerator) -> list[str]:
+    placeholder = "world" if is_demo(run) else "math, or the problem set's own"
     return option("--verifier", place.text_input("Verifier", key="verifier", placeholder=placeholder))
 
 
@@ -120,7 +138,7 @@ def choose_proxy(run: Run, kind: str) -> list[str]:
     )
     arguments = [*option("--directions", ",".join(map(str, chosen))), *choose_models(right)]
     if kind == "sft":
-        return arguments + choose_training()
+        return arguments + choose_training(run)
     seconds, *places = st.columns(3)
     cost = seconds.number_input("Cost in seconds", 10, None, 600, key="proxy_cost", help="Fixed beforehand.")
     return [*arguments, *option("--cost", cost), *choose_rollouts(*places)]
@@ -132,7 +150,7 @@ def choose_rollouts(left: DeltaGenerator, right: DeltaGenerator) -> list[str]:
     return [*option("--rollouts", rollouts), *option("--max-new-tokens", tokens)]
 
 
-def choose_training() -> list[str]:
+def choose_training(run: Run) -> list[str]:
     left, middle, right = st.columns(3)
     meaning = "Each selection has as many tokens as so many examples of mean length."
     examples = left.number_input("Examples", 1, None, 64, key="sft_examples", help=meaning)
@@ -142,4 +160,4 @@ def choose_training() -> list[str]:
     if not st.toggle("Measure Pass@1, too", key="sft_passes", help="The loss alone takes far less time."):
         return arguments
     verifier, *places = st.columns(3)
-    return [*arguments, "--passes", *choose_verifier(verifier), *choose_rollouts(*places)]
+    return [*arguments, "--passes", *choose_verifier(run, verifier), *choose_rollouts(*places)]

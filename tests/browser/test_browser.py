@@ -190,7 +190,7 @@ def test_arrow_keys_go_through_the_directions_and_the_address_follows(visit, add
         expect_asked(page, "direction", direction)
         driver.settle(page)
     assert asked(page, "run") == run.id
-    page.keyboard.press("Escape")
+    page.locator(".st-key-all_directions button").click()
     expect(page.locator("h1")).to_have_text("Directions")
 
 
@@ -269,12 +269,12 @@ def test_a_job_is_cancelled_resumed_survives_a_reload_and_opens_its_run(visit, a
     job = start_job(page, address, model, data, limit=30)
     expect(job.locator("[data-testid=stProgress]")).to_be_visible()
     job.get_by_role("button", name="Cancel").click()
-    expect(job).to_contain_text("Cancelled.")
+    expect(job).to_contain_text("Stopped. What was finished is kept")
     job.get_by_role("button", name="Resume").click()
     jobs = page.locator("[class*=st-key-job_]")
-    expect(jobs).to_have_count(2)
+    expect(jobs.get_by_text("Stopped.")).to_have_count(0)
     driver.open_page(page, f"{address}/recover")
-    expect(jobs).to_have_count(2)
+    expect(jobs).to_have_count(1)
     expect(jobs.first).to_contain_text("--limit 30")
     opened = jobs.first.get_by_role("button", name="Open")
     opened.click(timeout=120_000)
@@ -418,7 +418,7 @@ def test_a_selection_is_made_pinned_and_kept(visit, address, workspace, run):
     page = visit.page
     driver.open_page(page, f"{address}/select?run={run.id}")
     expect(page.locator("h1")).to_have_text("Select")
-    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    page.locator(".st-key-curve_radius canvas").wait_for()
     view = page.locator(".st-key-select_view")
     view.get_by_text("Map").click()
     page.locator("[class*=st-key-select_map_] canvas").first.wait_for()
@@ -453,7 +453,7 @@ def test_examples_are_pinned_and_dropped_with_a_reason_and_reopened(visit, addre
     page = visit.page
     driver.open_page(page, f"{address}/select?run={run.id}")
     view = page.locator(".st-key-select_view")
-    page.locator(".st-key-curve_radius .js-plotly-plot").wait_for()
+    page.locator(".st-key-curve_radius canvas").wait_for()
     view.get_by_text("Examples").click()
     driver.settle(page)
     mark_first(page, "Drop", "wrong <b>answer")

@@ -229,7 +229,8 @@ def _ends_table(results: Trainings) -> str:
     lines = ["| end | loss lower by, 1e-4 | " + " | ".join(shown.columns[1:]) + " |"]
     lines.append("|---" * (len(shown.columns) + 1) + "|")
     for end, *cells in shown.itertuples(index=False):
-        lines.append(f"| {end} | {1e4 * loss[end].value:+.1f} | " + " | ".join(cells) + " |")
+        gained = f"{1e4 * loss[end].value:+.1f}" if end in loss else ""
+        lines.append(f"| {end} | {gained} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
