@@ -203,6 +203,9 @@ def test_what_cannot_be_made_cannot_be_saved(run):
     assert not at.button(key="save_selection").disabled and "--quota" in command(at)
     at.text_input(key="quota").set_value("kind=nowhere:0.7").run()
     assert at.button(key="save_selection").disabled and not at.exception
+    at.text_input(key="quota").set_value("")
+    at.selectbox(key="dedup").select("near").run()
+    assert not at.button(key="save_selection").disabled, "a job looks for duplicates first"
 
 
 def test_both_without_a_direction_is_not_plain_coverage(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
@@ -116,28 +117,24 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
         show_save(arguments, problem_with(run, pool, arguments, largest))
         show_kept(run, pool)
         return
-    request = parse_selection(workspace(), arguments)
-    wanted = request.constraints
-    screening = screening_of(wanted, run, workspace())
-    if needs_screening(wanted) and screening is None:
+    asked = ask(run, pool, arguments, largest)
+    wanted, rule, screening = asked.request.constraints, asked.rule, asked.screening
+    if asked.keyed is None:
         files = [word for path in wanted.against for word in ("--against", path)]
         offer("Duplicates and overlaps are looked for once, in a job.", "Look for them", "screen", run, files)
         return
-    rule = rule_of(request, pool)
-    keyed = widest(pool, rule, wanted, largest, screening)
-    has_vectors = workspace().has_text_vectors(run.id, rule.text_model)
-    if not is_quick(pool, rule, keyed, has_vectors):
+    if not asked.is_quick:
         model = ["--text-model", rule.text_model] if rule.text_model else []
-        if rule.name == "text" and not has_vectors:
+        if rule.name == "text" and not workspace().has_text_vectors(run.id, rule.text_model):
             offer("The texts are turned into vectors once, in a job.", "Make the vectors", "vectors", run, model)
         else:
             st.info("This takes more than a moment: save it under a name (Kept), which starts a job.")
         return
-    found = look_ahead(run, pool, request, keyed, screening)
+    found = look_ahead(run, pool, asked)
     if view == "What it means":
-        for sentence in utility_sentences(request, pool):
+        for sentence in utility_sentences(asked.request, pool):
             st.text(sentence)
-        column, bands = choose_baselines(run, pool, budget_alone(keyed), wanted)
+        column, bands = choose_baselines(run, pool, budget_alone(asked.keyed), wanted)
         show_measures(pool, found, bands, wanted)
         show_curves(found, bands)
         show_make_up(pool, found, bands, wanted, column)
@@ -151,30 +148,48 @@ def show_results(run: Run, pool: Pool, arguments: list[str], largest: int) -> No
     elif view == "Examples":
         show_chosen(run, pool, found)
     else:
-        show_ledger(run, pool, found, request)
+        show_ledger(run, pool, found, asked.request)
 
 
-def look_ahead(
-    run: Run, pool: Pool, request: Request, keyed: Constraints, screening: Screening | None
-) -> Prospect:
-    """The selection asked for, of that within the constraints `keyed`, which is made once."""
+@dataclass(frozen=True)
+class Asked:
+    """What the controls ask for. keyed: the constraints within which the page chooses, so that a smaller budget
+    chooses nothing; None until the texts have been looked at. is_quick: whether the page may wait for it."""
+
+    request: Request
+    rule: Rule
+    screening: Screening | None
+    keyed: Constraints | None
+    is_quick: bool
+
+
+def ask(run: Run, pool: Pool, arguments: list[str], largest: int) -> Asked:
+    """Raises BasiscopeError where the controls contradict each other or the run."""
+    request = parse_selection(workspace(), arguments)
     rule = rule_of(request, pool)
+    screening = screening_of(request.constraints, run, workspace())
+    if needs_screening(request.constraints) and screening is None:
+        return Asked(request, rule, None, None, is_quick=False)
+    keyed = widest(pool, rule, request.constraints, largest, screening)
+    has_vectors = workspace().has_text_vectors(run.id, rule.text_model)
+    return Asked(request, rule, screening, keyed, is_quick(pool, rule, keyed, has_vectors))
+
+
+def look_ahead(run: Run, pool: Pool, asked: Asked) -> Prospect:
+    """What is asked for, of a selection that is made once for all smaller budgets."""
+    rule, keyed, screening = asked.rule, asked.keyed or asked.request.constraints, asked.screening
     against = tuple(screening.against.items()) if screening else ()
     made_by = text_model_fingerprint(rule.text_model)
     whole = prospect_for(pool, run, str(run.folder), rule, keyed, screening, against, made_by)
-    return within(whole, pool, request.constraints)
+    return within(whole, pool, asked.request.constraints)
 
 
 def problem_with(run: Run, pool: Pool, arguments: list[str], largest: int) -> str:
     """Why the selection cannot be made, as far as a page can tell at once; nothing where it can."""
     try:
-        request = parse_selection(workspace(), arguments)
-        screening = screening_of(request.constraints, run, workspace())
-        rule = rule_of(request, pool)
-        keyed = widest(pool, rule, request.constraints, largest, screening)
-        known = screening is not None or not needs_screening(request.constraints)
-        if known and is_quick(pool, rule, keyed, workspace().has_text_vectors(run.id, rule.text_model)):
-            look_ahead(run, pool, request, keyed, screening)
+        asked = ask(run, pool, arguments, largest)
+        if asked.is_quick:
+            look_ahead(run, pool, asked)
     except BasiscopeError as error:
         return str(error)
     return ""
