@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from core.demo import world
 from core.demo.card import Share
 from core.demo.default import MODEL
 from core.demo.report.factors import Carried, carried
+from core.evaluation import Interval
+from core.evaluation.passk import Difference, Tally, paired_difference, pass_at_intervals
+from core.evaluation.problems import Problem
+from core.evaluation.rollouts import Rollout, encode_problems, roll_out
+from core.evaluation.verifiers import verifier
 from core.examples import Columns, DataSource, ReadReport, read_examples, tokenize
 from core.model import LanguageModel, load_model, resolve_blocks
-from core.steering.generation import Generation, Row, Sampling, encode_prompt
+from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.workspace import Run
 
 EXAMPLES, K, SEED = 1_000, 10, 7
 POOLINGS, SCALES = ("mean-response", "mean", "last"), ("raw", "rms")
-STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 """In standard deviations of the direction's scores."""
-PROBLEMS, ROLLOUTS = 40, 4
-NEW_TOKENS = 420
+PROBLEMS = 200
+PASS_STRENGTHS, PASS_PROBLEMS, ROLLOUTS = (-1.0, 1.0), 100, 8
+NEW_TOKENS, ROWS = 420, 64
 COLUMNS = {"prompt": "prompt", "response": "response"}
 
 
@@ -91,17 +98,47 @@ class SteeredShare:
     right: Share
 
 
+@dataclass(frozen=True)
+class SteeredPass:
+    """Pass@1 and Pass@ROLLOUTS at one strength, in standard deviations, and what they are more than without
+    steering, paired by problem; no such gaps without steering."""
+
+    direction: str
+    strength: float
+    pass_at: Mapping[int, Interval]
+    gaps: Mapping[int, Difference]
+
+
 def steer_factor(run: Run, model: LanguageModel, factor: Carried) -> list[SteeredShare]:
     """The factor's direction and a random one of the same norm, over STRENGTHS."""
     problems = world.generate(PROBLEMS, f"steering {SEED}")
-    real = Directions.of(run)
-    deviation = float(real.deviations[factor.direction - 1])
     found = []
-    for name, directions in (("recovered", real), ("random", randomised(real, factor.direction))):
+    for name, directions in beside_random(run, factor.direction):
         for strength in STRENGTHS:
-            responses = generate(model, directions, factor.direction, strength * deviation, problems, SEED)
-            found.append(SteeredShare(name, strength, *shares(problems, responses)))
+            texts = [one.text for one in steered(model, directions, factor.direction, strength, problems)]
+            found.append(SteeredShare(name, strength, *shares(problems, texts)))
     return found
+
+
+def pass_at(run: Run, model: LanguageModel, factor: Carried) -> list[SteeredPass]:
+    """No steering, and the factor's direction and a random one of the same norm over PASS_STRENGTHS."""
+    problems = world.generate(PASS_PROBLEMS, f"rollouts {SEED}")
+    every = (1, ROLLOUTS)
+    real = Directions.of(run)
+    before = steered(model, real, factor.direction, 0.0, problems, ROLLOUTS)
+    found = [SteeredPass("none", 0.0, pass_at_intervals(Tally.of(before), every), {})]
+    for name, directions in beside_random(run, factor.direction):
+        for strength in PASS_STRENGTHS:
+            after = steered(model, directions, factor.direction, strength, problems, ROLLOUTS)
+            gaps = {k: paired_difference(name, after, before, k, SEED) for k in every}
+            found.append(SteeredPass(name, strength, pass_at_intervals(Tally.of(after), every), gaps))
+    return found
+
+
+def beside_random(run: Run, direction: int) -> list[tuple[str, Directions]]:
+    """The run's directions, and the same with a random one in the place of `direction` (from 1)."""
+    real = Directions.of(run)
+    return [("recovered", real), ("random", randomised(real, direction))]
 
 
 def randomised(directions: Directions, direction: int) -> Directions:
@@ -113,22 +150,23 @@ def randomised(directions: Directions, direction: int) -> Directions:
     return Directions(basis, directions.blocks)
 
 
-def generate(
+def steered(
     model: LanguageModel,
     directions: Directions,
     direction: int,
-    strength: float,
+    deviations: float,
     problems: Sequence[world.Example],
-    seed: int,
-) -> list[str]:
-    """One response to each problem at temperature 1; the same seed meets the same noise at every strength."""
-    steering = Steering(((direction, strength),))
-    rows = [
-        Row(encode_prompt(model, problem.prompt, COLUMNS, "plain", NEW_TOKENS), steering, 10_000 * seed + i)
-        for i, problem in enumerate(problems)
-    ]
-    generation = Generation(model, directions, rows, Sampling(NEW_TOKENS, temperature=1.0)).run()
-    return [generation.text(i) for i in range(len(rows))]
+    r: int = 1,
+) -> list[Rollout]:
+    """r verified responses to each problem at temperature 1, by problem; the same noise at every strength."""
+    asked = [Problem(i, problem.prompt, problem.answer) for i, problem in enumerate(problems)]
+    prompts = encode_problems(model, asked, "bare", "plain", NEW_TOKENS)
+    variants = {"steered": Steering(((direction, directions.in_unit(direction, deviations, "sd")),))}
+    sampling = Sampling(NEW_TOKENS, temperature=1.0, seed=SEED)
+    batches = roll_out(
+        model, asked, prompts, verifier("world"), r, sampling, variants, directions, batch_rows=ROWS
+    )
+    return sorted(itertools.chain.from_iterable(batches), key=lambda one: (one.problem_id, one.rollout))
 
 
 def shares(problems: Sequence[world.Example], responses: Sequence[str]) -> tuple[Share, Share, Share, Share]:
@@ -143,28 +181,3 @@ def shares(problems: Sequence[world.Example], responses: Sequence[str]) -> tuple
         Share(sum(one.check for one in read), n),
         Share(right, n),
     )
-
-
-def pass_at(run: Run, model: LanguageModel, factor: Carried) -> list[tuple[float, float, float, float, float]]:
-    """(strength in standard deviations, Pass@1, Pass@ROLLOUTS, and the 95% interval of its difference from no
-    steering, by bootstrap over problems)."""
-    problems = world.generate(PROBLEMS // 2, f"rollouts {SEED}")
-    directions = Directions.of(run)
-    deviation = float(directions.deviations[factor.direction - 1])
-    right = {}
-    for strength in (-1.0, 0.0, 1.0):
-        rollouts = [
-            generate(model, directions, factor.direction, strength * deviation, problems, seed)
-            for seed in range(100, 100 + ROLLOUTS)
-        ]
-        right[strength] = np.array(
-            [[world.verify(p, text) for p, text in zip(problems, texts, strict=True)] for texts in rollouts]
-        )
-    rng = np.random.default_rng(SEED)
-    picks = rng.integers(0, len(problems), (2_000, len(problems)))
-    found = []
-    for strength, verdicts in right.items():
-        difference = (verdicts.any(axis=0).astype(float) - right[0.0].any(axis=0))[picks].mean(axis=1)
-        low, high = np.quantile(difference, (0.025, 0.975))
-        found.append((strength, float(verdicts.mean()), float(verdicts.any(axis=0).mean()), low, high))
-    return found

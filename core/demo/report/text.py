@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,18 @@ from core.demo.card import read_share
 from core.demo.default import MODEL
 from core.demo.report import proxies, tuning
 from core.demo.report.factors import BINARY, GROUPED, Carried
-from core.demo.report.measures import EXAMPLES, POOLINGS, PROBLEMS, ROLLOUTS, SCALES, SEED, K, SteeredShare
+from core.demo.report.measures import (
+    EXAMPLES,
+    PASS_PROBLEMS,
+    POOLINGS,
+    PROBLEMS,
+    ROLLOUTS,
+    SCALES,
+    SEED,
+    K,
+    SteeredPass,
+    SteeredShare,
+)
 from core.demo.train import Settings
 from core.usefulness.table import all_proxies, conclusion, towards
 
@@ -81,7 +92,7 @@ def write_report(
     table: pd.DataFrame,
     found: Sequence[Carried],
     sweeps: dict[str, list[SteeredShare]],
-    rollouts: dict[str, list[tuple[float, float, float, float, float]]],
+    rollouts: dict[str, list[SteeredPass]],
     results: Trainings,
     seconds: float,
 ) -> str:
@@ -107,8 +118,8 @@ def write_report(
         parts += [f"### {name}", f"![steering {name}](demo-steering-{name}.png)", _sweep_table(points)]
     parts += [
         f"### Pass@1 and Pass@{ROLLOUTS}",
-        f"{PROBLEMS // 2} problems, {ROLLOUTS} rollouts each; the interval is of the difference from no steering, "
-        "by bootstrap over problems.",
+        f"{PASS_PROBLEMS} other problems, {ROLLOUTS} rollouts each at temperature 1, the same noise at every "
+        "strength; differences from no steering are paired by problem, their intervals of 95% each, uncorrected.",
         *(_pass_table(name, rows) for name, rows in rollouts.items()),
         *training_parts(results),
     ]
@@ -304,13 +315,12 @@ def _sweep_table(points: Sequence[SteeredShare]) -> str:
     return "\n".join(lines)
 
 
-def _pass_table(name: str, rows: Sequence[tuple[float, float, float, float, float]]) -> str:
-    head = f"| along {name}, strength (sd) | Pass@1 | Pass@{ROLLOUTS} | difference of Pass@{ROLLOUTS} |"
-    return "\n".join([head, "|---|---|---|---|", *_pass_rows(rows)])
-
-
-def _pass_rows(rows: Sequence[tuple[float, float, float, float, float]]) -> Iterator[str]:
-    base = next(row for row in rows if row[0] == 0)
-    for strength, one, many, low, high in rows:
-        gap = "" if strength == 0 else f"{many - base[2]:+.1%} ({low:+.1%} to {high:+.1%})"
-        yield f"| {strength:+g} | {one:.1%} | {many:.1%} | {gap} |"
+def _pass_table(name: str, rows: Sequence[SteeredPass]) -> str:
+    columns = [f"{what}Pass@{k}" for k in (1, ROLLOUTS) for what in ("", "difference of ")]
+    lines = [f"| along {name} | strength (sd) | " + " | ".join(columns) + " |", "|---" * 6 + "|"]
+    for row in rows:
+        cells = [row.direction, f"{row.strength:+g}"]
+        for k, found in row.pass_at.items():
+            cells += [_share(found), _points(row.gaps[k].difference) if k in row.gaps else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
