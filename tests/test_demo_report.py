@@ -38,7 +38,7 @@ def test_planted_factors_are_found_and_the_others_are_not(factors):
     assert (found["style"].direction, found["style"].sign) == (3, -1)
     assert found["style"].value > 0.95 > 0.65 > found["style"].null and found["style"].p < 0.01
     assert found["operation"].direction == 5 and found["operation"].value > 0.6 and found["operation"].p < 0.01
-    for name in ("plan", "source", "difficulty"):
+    for name in ("plan", "steps", "difficulty"):  # the source goes with the style
         assert found[name].value < 0.6 and found[name].p > 0.01
     assert abs(found["difficulty"].null) < 0.1  # cross-validated: nothing is near nothing
 

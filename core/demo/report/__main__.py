@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from core.demo.default import MODEL, recover_demo
+from core.demo.default import recover_demo
 from core.demo.report.factors import carried
 from core.demo.report.measures import pass_at, recovery, steer_factor
 from core.demo.report.proxies import foretold, measure_proxies, useful_directions
@@ -22,7 +22,6 @@ from core.demo.report.tuning import (
     recover_pool,
     right_directions,
 )
-from core.model import load_model
 from core.selection.pool import pool_of, show_directions
 from core.workspace import DEFAULT_ROOT, Run, Workspace
 
@@ -37,11 +36,10 @@ def main(out: Path, workspace: Path) -> None:
     table = recovery()
     click.echo(f"recovery measured after {time.monotonic() - start:.0f} s")
     run = recover_demo(Workspace(workspace))
-    model = load_model(str(MODEL), device="cpu")
     found = carried(run.scores().drop(columns="example_id").to_numpy(), run.examples())
     by_name = {one.factor: one for one in found}
-    sweeps = {name: steer_factor(run, model, by_name[name]) for name in ("style", "check")}
-    rollouts = {name: pass_at(run, model, by_name[name]) for name in ("check",)}
+    sweeps = {name: steer_factor(run, by_name[name]) for name in ("style", "check")}
+    rollouts = {name: pass_at(run, by_name[name]) for name in ("check",)}
     pool_run = recover_pool(Workspace(workspace))
     trainings = train(pool_run, Workspace(workspace))
     draw_arms(trainings.arms, out / "demo-selection.png")

@@ -17,6 +17,7 @@ from core.demo import world
 from core.demo.card import Share
 from core.demo.default import MODEL
 from core.demo.report.factors import Carried, carried
+from core.demo.report.tuning import worker_processes
 from core.evaluation import Interval
 from core.evaluation.passk import Difference, Tally, paired_difference, pass_at_intervals
 from core.evaluation.problems import Problem
@@ -31,10 +32,11 @@ from core.workspace import Run
 EXAMPLES, K, SEED = 1_000, 10, 7
 POOLINGS, SCALES = ("mean-response", "mean", "last"), ("raw", "rms")
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-"""In standard deviations of the direction's scores."""
-PROBLEMS = 200
-PASS_STRENGTHS, PASS_PROBLEMS, ROLLOUTS = (-1.0, 1.0), 100, 8
-NEW_TOKENS, ROWS = 420, 64
+RANDOM_STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
+PROBLEMS = 100
+"""Strengths are in standard deviations of the direction's scores."""
+PASS_STRENGTHS, PASS_PROBLEMS, ROLLOUTS = (-1.0, 1.0), 64, 8
+NEW_TOKENS = 420
 COLUMNS = {"prompt": "prompt", "response": "response"}
 
 
@@ -109,36 +111,72 @@ class SteeredPass:
     gaps: Mapping[int, Difference]
 
 
-def steer_factor(run: Run, model: LanguageModel, factor: Carried) -> list[SteeredShare]:
-    """The factor's direction and a random one of the same norm, over STRENGTHS."""
-    problems = world.generate(PROBLEMS, f"steering {SEED}")
-    found = []
-    for name, directions in beside_random(run, factor.direction):
-        for strength in STRENGTHS:
-            texts = [one.text for one in steered(model, directions, factor.direction, strength, problems)]
-            found.append(SteeredShare(name, strength, *shares(problems, texts)))
-    return found
+def steer_factor(run: Run, factor: Carried) -> list[SteeredShare]:
+    """The factor's direction over STRENGTHS, and a random one of the same norm over RANDOM_STRENGTHS."""
+    trials = [
+        Trial(run.folder, factor.direction, name, strength, f"steering {SEED}", PROBLEMS)
+        for name, strengths in (("recovered", STRENGTHS), ("random", RANDOM_STRENGTHS))
+        for strength in strengths
+    ]
+    return [
+        SteeredShare(trial.name, trial.strength, *shares(trial.problems, [one.text for one in rollouts]))
+        for trial, rollouts in tried(trials)
+    ]
 
 
-def pass_at(run: Run, model: LanguageModel, factor: Carried) -> list[SteeredPass]:
+def pass_at(run: Run, factor: Carried) -> list[SteeredPass]:
     """No steering, and the factor's direction and a random one of the same norm over PASS_STRENGTHS."""
-    problems = world.generate(PASS_PROBLEMS, f"rollouts {SEED}")
+    settings = [("none", 0.0), *itertools.product(("recovered", "random"), PASS_STRENGTHS)]
+    trials = [
+        Trial(run.folder, factor.direction, name, strength, f"rollouts {SEED}", PASS_PROBLEMS, ROLLOUTS)
+        for name, strength in settings
+    ]
+    (_, before), *rest = tried(trials)
     every = (1, ROLLOUTS)
-    real = Directions.of(run)
-    before = steered(model, real, factor.direction, 0.0, problems, ROLLOUTS)
     found = [SteeredPass("none", 0.0, pass_at_intervals(Tally.of(before), every), {})]
-    for name, directions in beside_random(run, factor.direction):
-        for strength in PASS_STRENGTHS:
-            after = steered(model, directions, factor.direction, strength, problems, ROLLOUTS)
-            gaps = {k: paired_difference(name, after, before, k, SEED) for k in every}
-            found.append(SteeredPass(name, strength, pass_at_intervals(Tally.of(after), every), gaps))
+    for trial, after in rest:
+        gaps = {k: paired_difference(trial.name, after, before, k, SEED) for k in every}
+        found.append(SteeredPass(trial.name, trial.strength, pass_at_intervals(Tally.of(after), every), gaps))
     return found
 
 
-def beside_random(run: Run, direction: int) -> list[tuple[str, Directions]]:
-    """The run's directions, and the same with a random one in the place of `direction` (from 1)."""
-    real = Directions.of(run)
-    return [("recovered", real), ("random", randomised(real, direction))]
+@dataclass(frozen=True)
+class Trial:
+    """r responses to each of n problems of a stream, steered along a direction (from 1) of the run in `folder` by
+    so many standard deviations of its scores; `random` puts a random direction in its place."""
+
+    folder: Path
+    direction: int
+    name: str
+    strength: float
+    stream: str
+    n: int
+    r: int = 1
+
+    @property
+    def problems(self) -> list[world.Example]:
+        return world.generate(self.n, self.stream)
+
+
+def tried(trials: Sequence[Trial]) -> list[tuple[Trial, list[Rollout]]]:
+    """Every trial with its responses, some at once."""
+    with worker_processes() as workers:
+        return list(zip(trials, workers.map(respond, trials), strict=True))
+
+
+def respond(trial: Trial) -> list[Rollout]:
+    """The verified responses at temperature 1, by problem; the same noise at every strength."""
+    model, directions = load_model(str(MODEL), device="cpu"), Directions.of(Run(trial.folder))
+    steering = Steering(((trial.direction, directions.in_unit(trial.direction, trial.strength, "sd")),))
+    if trial.name == "random":
+        directions = randomised(directions, trial.direction)
+    asked = [Problem(i, problem.prompt, problem.answer) for i, problem in enumerate(trial.problems)]
+    prompts = encode_problems(model, asked, "bare", "plain", NEW_TOKENS)
+    sampling = Sampling(NEW_TOKENS, temperature=1.0, seed=SEED)
+    batches = roll_out(
+        model, asked, prompts, verifier("world"), trial.r, sampling, {trial.name: steering}, directions
+    )
+    return sorted(itertools.chain.from_iterable(batches), key=lambda one: (one.problem_id, one.rollout))
 
 
 def randomised(directions: Directions, direction: int) -> Directions:
@@ -148,25 +186,6 @@ def randomised(directions: Directions, direction: int) -> Directions:
     rows[direction - 1] = vector / np.linalg.norm(vector)
     basis: Basis = replace(directions.basis, directions=rows)
     return Directions(basis, directions.blocks)
-
-
-def steered(
-    model: LanguageModel,
-    directions: Directions,
-    direction: int,
-    deviations: float,
-    problems: Sequence[world.Example],
-    r: int = 1,
-) -> list[Rollout]:
-    """r verified responses to each problem at temperature 1, by problem; the same noise at every strength."""
-    asked = [Problem(i, problem.prompt, problem.answer) for i, problem in enumerate(problems)]
-    prompts = encode_problems(model, asked, "bare", "plain", NEW_TOKENS)
-    variants = {"steered": Steering(((direction, directions.in_unit(direction, deviations, "sd")),))}
-    sampling = Sampling(NEW_TOKENS, temperature=1.0, seed=SEED)
-    batches = roll_out(
-        model, asked, prompts, verifier("world"), r, sampling, variants, directions, batch_rows=ROWS
-    )
-    return sorted(itertools.chain.from_iterable(batches), key=lambda one: (one.problem_id, one.rollout))
 
 
 def shares(problems: Sequence[world.Example], responses: Sequence[str]) -> tuple[Share, Share, Share, Share]:
