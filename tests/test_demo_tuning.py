@@ -135,13 +135,13 @@ def test_proxies_are_ranked_by_what_training_gave(run, tmp_path, monkeypatch):
     assert proxies.gains(arms, before)["2-"].value == pytest.approx(1.0 + ends["2-"].value)
 
 
-def test_useful_directions_are_those_that_the_proxy_says_help(run, tmp_path):
+def test_useful_directions_are_those_that_the_proxies_recommend(run, tmp_path):
     source = tmp_path / "development.jsonl"
     proxies.write_problems(source)
     found = proxies.measure("first-order", run.folder, tmp_path, source)
     planted = [replace(one, gap=1.0, adjusted=1e-6) if one.direction == 4 else one for one in found.effects]
-    assert abs(proxies.useful_directions(replace(found, effects=tuple(planted)))[0]) == 4
-    silent = [replace(one, adjusted=1.0) for one in found.effects]
-    (best,) = proxies.useful_directions(replace(found, effects=tuple(silent)))
+    assert abs(proxies.useful_directions([replace(found, effects=tuple(planted))], run.k)[0]) == 4
+    silent = replace(found, proxy="sft", effects=tuple(replace(one, adjusted=1.0) for one in found.effects))
+    (best,) = proxies.useful_directions([silent], run.k)
     ends = towards(found)
     assert ends[f"{abs(best)}{'+' if best > 0 else '-'}"].value == max(one.value for one in ends.values())

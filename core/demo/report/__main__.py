@@ -55,7 +55,7 @@ def main(out: Path, workspace: Path) -> None:
 def train(run: Run, workspace: Workspace) -> Trainings:
     """Items 3 and 4; every training and proxy that is finished is kept in the workspace."""
     evidence = measure_proxies(run, workspace, click.echo)
-    useful = useful_directions(next(one for one in evidence if one.proxy == "sft"))
+    useful = useful_directions(evidence, run.k)
     rates = compare_rates(run, workspace, click.echo)
     rate = min(rates, key=lambda one: one.loss).rate
     tuned = compare_rules(run, workspace, rate, useful, click.echo)

@@ -18,7 +18,7 @@ from core.model import load_model
 from core.steering.generation import Sampling
 from core.usefulness.evidence import Evidence
 from core.usefulness.first_order import first_order
-from core.usefulness.recommend import find
+from core.usefulness.recommend import recommend
 from core.usefulness.sft import SftRequest, train_proxy
 from core.usefulness.steering import SteeringRequest, steer_proxy
 from core.usefulness.table import agreement_of, towards
@@ -89,12 +89,13 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
     return found
 
 
-def useful_directions(evidence: Evidence) -> tuple[int, ...]:
-    """The directions, signed, that a proxy says help; the one that it puts highest where it says none."""
-    names = [one.name for one in find(evidence) if one.helps]
+def useful_directions(evidence: Sequence[Evidence], k: int) -> tuple[int, ...]:
+    """The directions, signed, that all proxies of a run together recommend; the one that short LoRA puts highest
+    where they recommend none."""
+    names = recommend(evidence[0].run, k, {one.proxy: one for one in evidence}).helpful
     if not names:
-        ends = towards(evidence)
-        names = [max(ends, key=lambda end: ends[end].value)]
+        ends = towards(next(one for one in evidence if one.proxy == "sft"))
+        names = (max(ends, key=lambda end: ends[end].value),)
     return tuple(int(name[:-1]) * (1 if name[-1] == "+" else -1) for name in names)
 
 

@@ -138,7 +138,7 @@ def training_parts(results: Trainings) -> list[str]:
         "among the problems all are alike. Pass@1: one rollout each of "
         f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
         f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token.",
-        "Useful directions: by short LoRA trainings on a development set (item 4), "
+        "Useful directions: as the proxies of item 4 recommend, on a development set, "
         f"{results.chosen[tuning.USEFUL]}; by utility, the association of score and `correct` among "
         f"{tuning.JUDGED:,} solutions of the pool, {results.chosen[tuning.RIGHT]}.",
         "The peak rate is the one with the lowest loss after training on right solutions alone, chosen at random "

@@ -46,7 +46,7 @@ RESAMPLES = 2_000
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
 ROWS = 20
-USEFUL, RIGHT = "along useful directions (short LoRA)", "along useful directions (utility)"
+USEFUL, RIGHT = "along useful directions (proxies)", "along useful directions (utility)"
 HUMAN, TRUTH = "human label (operation)", "only right solutions (the truth)"
 Tell = Callable[[str], None]
 
