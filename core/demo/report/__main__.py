@@ -19,6 +19,7 @@ from core.demo.report.tuning import (
     compare_directions,
     compare_rates,
     compare_rules,
+    largest_harmless,
     recover_pool,
     right_directions,
 )
@@ -57,7 +58,7 @@ def train(run: Run, workspace: Workspace) -> Trainings:
     evidence = measure_proxies(run, workspace, click.echo)
     useful = useful_directions(evidence, run.k)
     rates = compare_rates(run, workspace, click.echo)
-    rate = min(rates, key=lambda one: one.loss).rate
+    rate = largest_harmless(rates)
     tuned = compare_rules(run, workspace, rate, useful, click.echo)
     arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
     directions = compare_directions(run, workspace, rate, click.echo)

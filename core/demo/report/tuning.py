@@ -8,6 +8,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -32,14 +33,16 @@ from core.selection.step import find_selection
 from core.usefulness.development import Solutions, losses, written_solutions
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
-POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 300
+POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 400
 RARE = ("fraction", "conversion")
-"""The operations that the model saw almost nothing of."""
+"""The operations that the model saw a quarter as often as each of the others."""
 MIX = dict.fromkeys(RARE, 0.5)
 """In the pool they are half as frequent as each of the others; among the problems all are alike."""
 ALONG = 500
 """The budget along one end of one direction."""
-RATES, WARMUP = (3e-5, 1e-4, 3e-4), 10
+RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4), 10
+DEVELOPMENT, TEST = "development", "tuning loss"
+"""Streams of problems with right solutions: what a rate is chosen on, and what losses are reported of."""
 JUDGED = 1_000
 """So many solutions of the pool, drawn at random, have a verdict from which useful directions are told."""
 RESAMPLES = 2_000
@@ -53,9 +56,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """One training: right has a verdict for each of PROBLEMS held-out problems, or for none; losses are on right
-    solutions of as many others in nats per token; the shares and the mean length are those of the examples trained
-    on, where there are any."""
+    """One training. right: a verdict for each of PROBLEMS held-out problems, or none; checked: whether these responses
+    check their steps; losses: in nats per token, on right solutions to as many other problems; the shares and the
+    mean length are those of the examples trained on, where there are any; seconds: of one core."""
 
     arm: str
     seed: int
@@ -64,7 +67,10 @@ class Tuned:
     rate: float = 0.0
     correct: float | None = None
     rare: float | None = None
+    check: float | None = None
     tokens: float | None = None
+    checked: tuple[bool, ...] = ()
+    seconds: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -73,7 +79,8 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Task:
-    """A training to be done: on what is `asked` of the run in `folder`, or none, which is the model as it is."""
+    """A training to be done: on what is `asked` of the run in `folder`, or none, which is the model as it is;
+    with verdicts or not, and losses on right solutions to the problems of a stream."""
 
     arm: str
     asked: Asked | None
@@ -82,6 +89,7 @@ class Task:
     folder: Path
     workspace: Path
     with_verdicts: bool = True
+    stream: str = TEST
 
 
 def recover_pool(workspace: Workspace) -> Run:
@@ -135,9 +143,19 @@ def only_right(pool: Pool, seed: int) -> Asked:
 
 
 def compare_rates(run: Run, workspace: Workspace, tell: Tell) -> list[Tuned]:
-    """The same right solutions at every rate; the rate with the lowest loss is taken for all trainings."""
+    """The same right solutions at every rate, after the model as it is (rate 0), by the loss on the problems of
+    DEVELOPMENT."""
     asked = only_right(pool_of(run), SEEDS[0])
-    return train_all([_task(TRUTH, asked, SEEDS[0], rate, run, workspace) for rate in RATES], tell)
+    tasks = [_task(TRUTH, asked if rate else None, SEEDS[0], rate, run, workspace) for rate in (0.0, *RATES)]
+    return train_all([replace(task, with_verdicts=False, stream=DEVELOPMENT) for task in tasks], tell)
+
+
+def largest_harmless(rates: Sequence[Tuned]) -> float:
+    """The largest rate that leaves the loss no higher than that of the model as it is, which comes first; the one
+    of the lowest loss where none does. The most that a selection can show before the training itself does harm."""
+    before, *tried = rates
+    harmless = [one.rate for one in tried if one.loss <= before.loss]
+    return max(harmless) if harmless else min(tried, key=lambda one: one.loss).rate
 
 
 def compare_rules(run: Run, workspace: Workspace, rate: float, useful: tuple[int, ...], tell: Tell) -> list[Tuned]:
@@ -196,22 +214,29 @@ def _use_one_thread() -> None:
 def tuned(task: Task) -> Tuned:
     """Train on one selection, or read what an earlier training gave."""
     asked = task.asked.as_dict() if task.asked else None
-    training = [task.rate, WARMUP, PROBLEMS, ROWS, task.with_verdicts]
+    training = [task.rate, WARMUP, PROBLEMS, ROWS, task.with_verdicts, task.stream]
     identity = {"request": asked, "seed": task.seed, "training": training, "model": _model_digest()}
     path = task.workspace / "demo" / "tuned" / f"{content_hash(identity | {'run': task.folder.name})}.json"
     if path.exists():
         stored = read_json(path)
-        return Tuned(**{**stored, **{name: tuple(stored[name]) for name in ("right", "losses")}, "arm": task.arm})
-    model = load()
-    facts: tuple[float, ...] = ()
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return Tuned(**{**stored, **lists, "arm": task.arm})
+    start, model = time.process_time(), load()
+    facts: dict[str, float] = {}
     if task.asked:
         pool = _pool(task.folder)
         found = find_selection(task.asked, Run(task.folder), pool, Workspace(task.workspace))
         fine_tune(model, Run(task.folder).texts(found.rows), task.seed, task.rate)
         chosen = pool.facts.iloc[found.rows]
-        facts = chosen["correct"].mean(), chosen["operation"].isin(RARE).mean(), chosen["n_tokens"].mean()
-    right = verdicts(model) if task.with_verdicts else ()
-    made = Tuned(task.arm, task.seed, right, held_out_losses(model), task.rate, *map(float, facts))
+        columns = {"correct": chosen["correct"], "rare": chosen["operation"].isin(RARE)}
+        columns |= {"check": chosen["check"], "tokens": chosen["n_tokens"]}
+        facts = {name: float(values.mean()) for name, values in columns.items()}
+    responses = respond(model) if task.with_verdicts else []
+    right = tuple(map(world.verify, problems(), responses))
+    checked = tuple(world.read_response(one).check for one in responses)
+    found_losses = held_out_losses(model, task.stream)
+    seconds = time.process_time() - start
+    made = Tuned(task.arm, task.seed, right, found_losses, task.rate, checked=checked, seconds=seconds, **facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(made))
     return made
@@ -263,21 +288,20 @@ def fine_tune(model: LanguageModel, texts: Sequence[str], seed: int, rate: float
 
 @cache
 def problems() -> tuple[world.Example, ...]:
-    """The held-out problems that `verdicts` asks; those of like length, whose solutions end together, follow each
+    """The held-out problems that `respond` asks; those of like length, whose solutions end together, follow each
     other."""
     return tuple(sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt)))
 
 
-def verdicts(model: LanguageModel) -> tuple[bool, ...]:
-    """One rollout of each problem at temperature 1, with the same seed for every model."""
+def respond(model: LanguageModel) -> list[str]:
+    """One rollout of each of the `problems` at temperature 1, with the same seed for every model."""
     prompts = [problem.prompt for problem in problems()]
-    responses = train.sample(model.module, model.tokenizer, prompts, 0, size=ROWS)  # type: ignore[arg-type]
-    return tuple(world.verify(problem, text) for problem, text in zip(problems(), responses, strict=True))
+    return train.sample(model.module, model.tokenizer, prompts, 0, size=ROWS)  # type: ignore[arg-type]
 
 
-def held_out_losses(model: LanguageModel) -> tuple[float, ...]:
-    """Nats per token of right solutions to PROBLEMS problems that `verdicts` does not ask."""
-    return tuple(losses(model, as_solutions(model, right_solutions(PROBLEMS, "tuning loss"))).tolist())
+def held_out_losses(model: LanguageModel, stream: str = TEST) -> tuple[float, ...]:
+    """Nats per token of right solutions to PROBLEMS problems that `respond` is not asked."""
+    return tuple(losses(model, as_solutions(model, right_solutions(PROBLEMS, stream))).tolist())
 
 
 def as_solutions(model: LanguageModel, examples: Sequence[world.Example]) -> Solutions:
