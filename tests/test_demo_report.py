@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from core.demo import world
-from core.demo.report.factors import area_under_curve, carried, codes_of, eta_squared
+from core.demo.report.factors import UNCHECKED, area_under_curve, carried, codes_of, eta_squared
 from core.demo.report.measures import randomised, shares
 from core.steering.intervention import Directions
 
@@ -38,9 +38,18 @@ def test_planted_factors_are_found_and_the_others_are_not(factors):
     assert (found["style"].direction, found["style"].sign) == (3, -1)
     assert found["style"].value > 0.95 > 0.65 > found["style"].null and found["style"].p < 0.01
     assert found["operation"].direction == 5 and found["operation"].value > 0.6 and found["operation"].p < 0.01
+    assert found["style"].low < found["style"].value < found["style"].high
     for name in ("plan", "steps", "difficulty"):  # the source goes with the style
         assert found[name].value < 0.6 and found[name].p > 0.01
     assert abs(found["difficulty"].null) < 0.1  # cross-validated: nothing is near nothing
+
+
+def test_what_tells_the_habit_alone_tells_no_right_solution(factors):
+    scores = np.random.default_rng(2).standard_normal((N, 3))
+    scores[:, 1] += 4 * factors["check"]
+    found = {one.factor: one for one in carried(scores, factors)}
+    assert found["correct"].value > 0.7 and found["correct"].p < 0.01, "checked solutions are mostly right"
+    assert found[UNCHECKED].value < 0.62 and found[UNCHECKED].p > 0.01
 
 
 def test_shares_read_solutions_as_the_world_wrote_them():

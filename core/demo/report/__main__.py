@@ -56,7 +56,7 @@ def main(out: Path, workspace: Path) -> None:
 def train(run: Run, workspace: Workspace) -> Trainings:
     """Items 3 and 4; every training and proxy that is finished is kept in the workspace."""
     evidence = measure_proxies(run, workspace, click.echo)
-    useful = useful_directions(evidence, run.k)
+    useful, reason = useful_directions(evidence, run.k)
     rates = compare_rates(run, workspace, click.echo)
     rate = largest_harmless(rates)
     tuned = compare_rules(run, workspace, rate, useful, click.echo)
@@ -64,7 +64,7 @@ def train(run: Run, workspace: Workspace) -> Trainings:
     directions = compare_directions(run, workspace, rate, click.echo)
     ranked = foretold(evidence, directions, arms["not tuned"][0])
     chosen = {USEFUL: show_directions(useful), RIGHT: show_directions(tuple(right_directions(pool_of(run))))}
-    return Trainings(chosen, rate, rates, arms, directions, evidence, ranked)
+    return Trainings(chosen, reason, rate, rates, arms, directions, evidence, ranked)
 
 
 if __name__ == "__main__":

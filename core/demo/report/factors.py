@@ -3,7 +3,7 @@ shuffled factors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,19 +14,26 @@ from core.usefulness.association import area_under_curve
 FOLDS, SHUFFLES, BINS = 5, 200, 5
 BINARY = ("style", "check", "plan", "correct")
 GROUPED = ("operation", "steps", "difficulty", "source", "length")
+UNCHECKED = "correct, unchecked"
+"""Whether a solution is right, among those that check nothing: `correct` hangs on `check` by construction, so a
+direction that tells the habit tells it, too."""
+FACTORS = (*BINARY, UNCHECKED, *GROUPED)
 
 
 @dataclass(frozen=True)
 class Carried:
     """How well one direction tells a factor. `value`: cross-validated, of the direction that is best on the other
     folds: AUC of a factor of two values, else the share of the score's variance between the factor's groups (eta
-    squared). `null`: 95th percentile of the same over shuffled factors; `p`: share of them that reach `value`.
+    squared); `low` and `high`: its 95% interval over the folds. `null`: 95th percentile of the same over shuffled
+    factors; `p`: share of them that reach `value`.
     by_direction (k,): over all examples, not cross-validated; direction: the best of these, from 1; sign: the end
     that has the second of a factor's two sorted values."""
 
     factor: str
     measure: str
     value: float
+    low: float
+    high: float
     null: float
     p: float
     direction: int
@@ -35,18 +42,26 @@ class Carried:
 
 
 def carried(scores: np.ndarray, factors: pd.DataFrame, seed: int = 0) -> list[Carried]:
-    """Every factor of the world against scores (n, k) of the same examples."""
-    return [_carried(scores, name, factors[name], seed) for name in (*BINARY, *GROUPED)]
+    """Every one of FACTORS against scores (n, k) of the same examples."""
+    alone = ~factors["check"].to_numpy(dtype=bool)
+    found = {name: _carried(scores, name, factors[name], seed) for name in (*BINARY, *GROUPED)}
+    unchecked = _carried(scores[alone], "correct", factors["correct"][alone], seed)
+    found[UNCHECKED] = replace(unchecked, factor=UNCHECKED)
+    return [found[name] for name in FACTORS]
 
 
 def _carried(scores: np.ndarray, name: str, values: pd.Series, seed: int) -> Carried:
+    from scipy.stats import t
+
     rng = np.random.default_rng(seed)
     is_binary = name in BINARY
     codes = codes_of(values)
     folds = rng.permutation(len(codes)) % FOLDS
     measure = partial(_held_out_auc if is_binary else _held_out_eta, _split(scores, folds), folds)
-    value = measure(codes)
-    shuffled = np.array([measure(rng.permutation(codes)) for _ in range(SHUFFLES)])
+    by_fold = measure(codes)
+    value = float(by_fold.mean())
+    half = float(t.ppf(0.975, FOLDS - 1) * by_fold.std(ddof=1) / np.sqrt(FOLDS))
+    shuffled = np.array([measure(rng.permutation(codes)).mean() for _ in range(SHUFFLES)])
     if is_binary:
         by_direction = area_under_curve(_ranks(scores), codes == 1)
         strength = np.abs(by_direction - 0.5)
@@ -57,6 +72,8 @@ def _carried(scores: np.ndarray, name: str, values: pd.Series, seed: int) -> Car
         name,
         "AUC" if is_binary else "eta squared",
         value,
+        value - half,
+        value + half,
         float(np.quantile(shuffled, 0.95)),
         float((1 + (shuffled >= value).sum()) / (1 + SHUFFLES)),
         best + 1,
@@ -95,18 +112,20 @@ def eta_squared(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return (sizes[:, None] * means**2).sum(axis=0) / (centred**2).sum(axis=0)
 
 
-def _held_out_auc(split: Split, folds: np.ndarray, codes: np.ndarray) -> float:
+def _held_out_auc(split: Split, folds: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(FOLDS,)"""
     found = []
     for fold, (_, _, outside, inside) in enumerate(split):
         chosen = area_under_curve(outside, codes[folds != fold] == 1) - 0.5
         best = int(np.abs(chosen).argmax())
         area = area_under_curve(inside[:, [best]], codes[folds == fold] == 1)[0]
         found.append(area if chosen[best] > 0 else 1 - area)
-    return float(np.mean(found))
+    return np.array(found)
 
 
-def _held_out_eta(split: Split, folds: np.ndarray, codes: np.ndarray) -> float:
-    """How much of the inner scores' variance the groups' outer means predict; below 0 where they mislead."""
+def _held_out_eta(split: Split, folds: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(FOLDS,) the share of the inner scores' variance that the groups' outer means predict; below 0 where they
+    mislead."""
     found = []
     for fold, (outside, inside, _, _) in enumerate(split):
         known, asked = codes[folds != fold], codes[folds == fold]
@@ -116,4 +135,4 @@ def _held_out_eta(split: Split, folds: np.ndarray, codes: np.ndarray) -> float:
         scores = inside[:, best]
         rest = ((scores - means[asked]) ** 2).sum() / ((scores - outside[:, best].mean()) ** 2).sum()
         found.append(1 - rest)
-    return float(np.mean(found))
+    return np.array(found)

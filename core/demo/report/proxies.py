@@ -27,7 +27,7 @@ from core.workspace import Run, Workspace, write_atomic
 
 NAMES = ("steering", "sft", "utility", "first-order")
 """The slowest first, so that they run beside each other."""
-PROBLEMS, ROLLOUTS, SECONDS, STRENGTH = 200, 2, 400.0, 1.0
+PROBLEMS, ROLLOUTS, SECONDS, STRENGTH = 200, 2, 900.0, 1.0
 NEW_TOKENS = 420
 EXAMPLES, RATE = 64, 1e-3
 
@@ -89,14 +89,17 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
     return found
 
 
-def useful_directions(evidence: Sequence[Evidence], k: int) -> tuple[int, ...]:
-    """The directions, signed, that all proxies of a run together recommend; the one that short LoRA puts highest
-    where they recommend none."""
-    names = recommend(evidence[0].run, k, {one.proxy: one for one in evidence}).helpful
+def useful_directions(evidence: Sequence[Evidence], k: int) -> tuple[tuple[int, ...], str]:
+    """The directions, signed, that all proxies of a run together recommend, or the one that short LoRA puts
+    highest where they recommend none; and which it was, in words."""
+    told = recommend(evidence[0].run, k, {one.proxy: one for one in evidence})
+    names, said = told.helpful, [f"{one.name} by {one.proxy}" for one in told.findings if one.helps]
+    reason = f"what the proxies of item 4 recommend: {', '.join(said)}"
     if not names:
         ends = towards(next(one for one in evidence if one.proxy == "sft"))
         names = (max(ends, key=lambda end: ends[end].value),)
-    return tuple(int(name[:-1]) * (1 if name[-1] == "+" else -1) for name in names)
+        reason = "the proxies of item 4 recommend none; this is what short LoRA puts highest"
+    return tuple(int(name[:-1]) * (1 if name[-1] == "+" else -1) for name in names), reason
 
 
 def gains(arms: Sequence[Tuned], before: Tuned) -> dict[str, Interval]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import pandas as pd
 from core.demo.card import read_share
 from core.demo.default import MODEL
 from core.demo.report import proxies, tuning
-from core.demo.report.factors import BINARY, GROUPED, Carried
+from core.demo.report.factors import BINARY, FACTORS, UNCHECKED, Carried
 from core.demo.report.measures import (
     EXAMPLES,
     PASS_PROBLEMS,
@@ -22,29 +22,31 @@ from core.demo.report.measures import (
     ROLLOUTS,
     SCALES,
     SEED,
+    UNTRAINED,
     K,
     SteeredPass,
     SteeredShare,
 )
-from core.demo.train import Settings
+from core.evaluation.intervals import share_interval
 from core.usefulness.table import all_proxies, conclusion, towards
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from core.demo.report.proxies import Foretold
-    from core.demo.report.tuning import Tuned
+    from core.demo.report.tuning import Gap, Tuned
     from core.evaluation import Interval
     from core.usefulness.evidence import Evidence
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """What items 3 and 4 rest on. chosen: rule along useful directions -> these in words; arms: rule -> its
-    trainings; rates: one random selection at each rate, of which `rate` was taken; directions: one training along
-    each end."""
+    """What items 3 and 4 rest on. chosen: rule along useful directions -> these in words, and the reason of those
+    that proxies chose; arms: rule -> its trainings; rates: the model as it is, then one random selection at each
+    rate, of which `rate` was taken; directions: one training along each end."""
 
     chosen: Mapping[str, str]
+    reason: str
     rate: float
     rates: Sequence[Tuned]
     arms: Mapping[str, Sequence[Tuned]]
@@ -75,7 +77,7 @@ def draw_sweep(name: str, factor: Carried, points: Sequence[SteeredShare], path:
     shown = ("symbolic" if name == "style" else "check", "well_formed", "right")
     for axes, what in zip(figure.subplots(1, 3, sharey=True), shown, strict=True):
         for kind, style in (("recovered", "o-"), ("random", "s--")):
-            own = [point for point in points if point.direction == kind]
+            own = [point for point in points if point.direction == kind and getattr(point, what).n]
             values = np.array([getattr(point, what).value for point in own])
             ends = np.array([getattr(point, what).wilson() for point in own]).T
             bars = np.abs(ends - values)
@@ -99,23 +101,40 @@ def write_report(
     share = read_share((MODEL / "README.md").read_text(encoding="utf-8"))
     parts = [
         "# What the demo shows",
-        f"`make demo-report` wrote this in {seconds / 60:.0f} minutes. The model solves {share} of held-out "
-        f"problems at temperature 1. Seed {SEED}; {EXAMPLES:,} examples; k = {K}.",
+        f"`make demo-report` wrote this; its last call took {seconds / 60:.0f} minutes, and the trainings of "
+        f"items 3 and 4, of this call or kept from an earlier one, {_training_minutes(results):.0f} minutes of "
+        f"one core. The model solves {share} of held-out problems at temperature 1. Seed {SEED}; {EXAMPLES:,} "
+        f"examples; k = {K}.",
         "## 1. Which known factors the directions carry",
         "For each factor the direction that tells it best on four fifths of the examples, measured on the last "
         "fifth, five times: AUC for factors of two values (0.5 tells nothing), eta squared for the others (0). In "
         "brackets the 95th percentile of the same over 200 shuffled factors. **Bold**: beyond the shuffles, "
-        "corrected for the number of factors (Benjamini-Hochberg, 5%).",
-        *(_factor_table(table, name) for name in ("trained", "random")),
-        "The default run (mean-response, raw), factor by direction:",
+        "corrected for the number of factors (Benjamini-Hochberg, 5%). Some factors hang together by "
+        "construction: `correct` on `check`, `source` on style, check and plan, `length` on nearly all. A "
+        f"direction that tells one tells the other; `{UNCHECKED}` is `correct` where nothing is checked.",
+        *(_factor_table(table, name) for name in ("trained", "random 1")),
+        f"The default recipe (mean-response, raw) beside {UNTRAINED} random initialisations: 95% intervals over "
+        "the folds.",
+        _control_table(table),
+        _above_control(table),
+        "The default run, 4,000 examples, factor by direction; not cross-validated:",
         "![factors by directions](demo-factors.png)",
+        _direction_table(found),
+        "The best direction of each, cross-validated, with its 95% interval over the folds:",
         _default_table(found),
         "## 2. What steering does",
-        f"{PROBLEMS} held-out problems, temperature 1, every strength with the same noise. The random direction "
-        "has the norm of the recovered one. Well formed: it ends in an answer and keeps to one style.",
+        f"{PROBLEMS} held-out problems, temperature 1, every strength with the same noise. The random direction, "
+        "one, has the norm of the recovered one. Well formed: it ends in an answer and keeps to one style; the "
+        "share of symbolic solutions is of these.",
     ]
     for name, points in sweeps.items():
-        parts += [f"### {name}", f"![steering {name}](demo-steering-{name}.png)", _sweep_table(points)]
+        said = [_swept(name, kind, points) for kind in ("recovered", "random")]
+        parts += [
+            f"### {name}",
+            f"![steering {name}](demo-steering-{name}.png)",
+            " ".join(said),
+            _sweep_table(points),
+        ]
     parts += [
         f"### Pass@1 and Pass@{ROLLOUTS}",
         f"{PASS_PROBLEMS} other problems, {ROLLOUTS} rollouts each at temperature 1, the same noise at every "
@@ -133,35 +152,38 @@ def training_parts(results: Trainings) -> list[str]:
         "## 3. What a selection trains",
         f"From {tuning.POOL:,} solutions each rule chooses {tuning.BUDGET:,}, and all weights of the model are "
         f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
-        f"rule leaves something to chance, choose them. The operations {' and '.join(tuning.RARE)} are rare: the "
-        "pretraining had almost none of them; in the pool they are half as frequent as each of the others, and "
-        "among the problems all are alike. Pass@1: one rollout each of "
-        f"{tuning.PROBLEMS} held-out problems, the same for all; 95% intervals by bootstrap over problems and "
-        f"seeds. Loss: on right solutions of {tuning.PROBLEMS} other problems, in nats per token.",
-        "Useful directions: as the proxies of item 4 recommend, on a development set, "
-        f"{results.chosen[tuning.USEFUL]}; by utility, the association of score and `correct` among "
-        f"{tuning.JUDGED:,} solutions of the pool, {results.chosen[tuning.RIGHT]}.",
-        "The peak rate is the one with the lowest loss after training on right solutions alone, chosen at random "
-        "among them, which no rule can know.",
+        "rule leaves something to chance, choose them; the budget is in examples, so rules that choose long ones "
+        f"take more steps. The operations {' and '.join(tuning.RARE)} are rare: the pretraining had a quarter as "
+        "many as of each other one, the pool half as many, and the problems all alike. Pass@1: one rollout each "
+        f"of {tuning.PROBLEMS} held-out problems, the same for all. Loss: on right solutions of {tuning.PROBLEMS} "
+        "other problems, in nats per token. 95% intervals by Student's t over problems and seeds, each for "
+        "itself.",
+        f"Useful directions: {results.chosen[tuning.USEFUL]} ({results.reason}); by utility, the association of "
+        f"score and `correct` among {tuning.JUDGED:,} solutions of the pool, {results.chosen[tuning.RIGHT]}.",
+        "The peak rate is the largest that does no harm: the loss on right solutions of other, development "
+        "problems is no higher than before, after training on right solutions alone, drawn at random, which no "
+        "rule can know.",
         _rate_table(results),
         "![Pass@1 by rule](demo-selection.png)",
         _tuned_table(arms),
         f"By Pass@1. {_verdict(arms, 'right')}",
         f"By the loss. {_verdict(arms, 'losses')}",
-        _why(results),
+        f"Each line is corrected for its {len(_pairs(arms))} comparisons (Benjamini-Hochberg, 5%).",
+        *_why(arms),
         "## 4. Whether the proxies foretell it",
         f"Each end of each direction has {tuning.ALONG:,} examples trained on as in item 3, with one seed, and "
         "is judged by the loss, because Pass@1 of one training is known to no better than five points. The "
-        f"proxies had {proxies.PROBLEMS} other problems: steering {proxies.ROLLOUTS} rollouts of each at "
-        f"{proxies.STRENGTH:g} sd within {proxies.SECONDS:,.0f} s, short LoRA {proxies.EXAMPLES} examples; "
-        f"utility the verdicts of all {tuning.POOL:,} solutions. Rank correlation (Spearman) over the directions "
-        "of the + end less the - end, with its 95% interval:",
+        f"proxies had {proxies.PROBLEMS} other problems to draw on: steering {proxies.ROLLOUTS} rollouts of each "
+        f"that it came to, at {proxies.STRENGTH:g} sd within {proxies.SECONDS:,.0f} s (below), short LoRA "
+        f"{proxies.EXAMPLES} examples; utility the verdicts of all {tuning.POOL:,} solutions. Rank correlation "
+        "(Spearman) over the directions of the + end less the - end, with its 95% interval; seconds with two "
+        "processes at work:",
         _foretold_table(results),
         "![proxies against fine-tuning](demo-proxies.png)",
         "The loss against that before training, end by end; the proxies in their own units, * where they beat all "
         "of their controls:",
         _ends_table(results),
-        *(f"- {conclusion(one)}" for one in results.evidence),
+        *(f"- {conclusion(one)} ({one.proxy}: {'; '.join(one.notes)}.)" for one in results.evidence),
     ]
 
 
@@ -183,16 +205,17 @@ def draw_arms(arms: Mapping[str, Sequence[Tuned]], path: Path) -> None:
 
 def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
     columns = (
-        *("Pass@1", "against random", "Pass@1, rare operations", "loss", "against random"),
-        *("right solutions", "rare operations", "mean tokens"),
+        *("Pass@1", "against random", "Pass@1, rare operations", "responses that check", "loss", "against random"),
+        *("trained on: right", "checked", "rare operations", "mean tokens"),
     )
     lines = ["| rule | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, arm in arms.items():
-        gap, less = (tuning.against(arm, arms["random"], by=by) for by in ("right", "losses"))
+        gap, less = (tuning.against(arm, arms["random"], by=by).interval for by in ("right", "losses"))
         cells = [_share(tuning.pass_at_1(arm)), "" if name == "random" else _points(gap)]
-        cells += [_share(tuning.pass_at_1(arm, rare=True)), f"{np.mean([one.loss for one in arm]):.4f}"]
+        cells += [_share(tuning.pass_at_1(arm, rare=True)), _share(tuning.pass_at_1(arm, by="checked"))]
+        cells.append(f"{np.mean([one.loss for one in arm]):.4f}")
         cells.append("" if name == "random" else f"{less.value:+.4f} ({less.low:+.4f} to {less.high:+.4f})")
-        for what, form in (("correct", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
+        for what, form in (("correct", ".0%"), ("check", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):
             values = [value for one in arm if (value := getattr(one, what)) is not None]
             cells.append(format(np.mean(values), form) if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -208,22 +231,35 @@ def _points(one: Interval) -> str:
 
 
 def _rate_table(results: Trainings) -> str:
-    lines = ["| peak rate | loss | Pass@1 |", "|---|---|---|"]
-    for one in (results.arms["not tuned"][0], *results.rates):
+    lines = ["| peak rate | loss on development problems |", "|---|---|"]
+    for one in results.rates:
         rate, taken = f"{one.rate:g}" if one.rate else "not tuned", " (taken)" if one.rate == results.rate else ""
-        lines.append(f"| {rate}{taken} | {one.loss:.4f} | {_share(tuning.pass_at_1([one]))} |")
+        lines.append(f"| {rate}{taken} | {one.loss:.4f} |")
     return "\n".join(lines)
 
 
-def _why(results: Trainings) -> str:
-    """What the rates say about what any rule can gain here."""
-    before, best = results.arms["not tuned"][0], min(results.rates, key=lambda one: one.loss)
-    if best.loss < before.loss:
-        return f"Right solutions alone lower the loss from {before.loss:.4f} to {best.loss:.4f}."
-    return (
-        "Why no rule helps: at no rate do even right solutions alone bring the loss below that of the model as it "
-        f"is, which has seen {Settings().tokens / 1e6:.1f} million tokens of the same world."
+def _training_minutes(results: Trainings) -> float:
+    every = [*results.rates, *(one for arm in results.arms.values() for one in arm), *results.directions]
+    return (sum(one.seconds for one in every) + sum(one.cost.seconds for one in results.evidence)) / 60
+
+
+def _why(arms: Mapping[str, Sequence[Tuned]]) -> list[str]:
+    """What any rule can gain here: what the truth is worth, and what the habit is."""
+    ceiling = tuning.against(arms[tuning.TRUTH], arms["random"]).interval
+    half = max(
+        (one.high - one.low) / 2 for one in (tuning.against(arms[r], arms["random"]).interval for r in OURS)
     )
+    (before,) = arms["not tuned"]
+    right, checked = np.array(before.right), np.array(before.checked)
+    alone, rest = share_interval(right[checked]), share_interval(right[~checked])
+    return [
+        f"What no rule can know, to take right solutions alone, is worth {_points(ceiling)} over random. With "
+        f"{tuning.PROBLEMS} problems and {len(tuning.SEEDS)} seeds a difference of less than about {half:.0%} "
+        "cannot be told from none.",
+        f"The model as it is solves {_share(alone)} of the problems whose steps it checks and {_share(rest)} of "
+        "the others; to check all would be worth at most about "
+        f"{alone.value - right.mean():+.1%}, if checking were the cause.",
+    ]
 
 
 def _foretold_table(results: Trainings) -> str:
@@ -265,16 +301,25 @@ def draw_proxies(results: Trainings, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _verdict(arms: Mapping[str, Sequence[Tuned]], by: str) -> str:
-    """What the intervals of Pass@1 (`right`) or of `losses` allow to say, in a sentence per comparison."""
+OURS = (tuning.USEFUL, tuning.RIGHT)
+
+
+def _pairs(arms: Mapping[str, Sequence[Tuned]]) -> list[tuple[str, str]]:
     pairs = [(name, "random") for name in arms if name not in ("not tuned", "random")]
-    pairs += [(name, tuning.HUMAN) for name in (tuning.USEFUL, tuning.RIGHT)]
-    pairs += [(name, "not tuned") for name in arms if name != "not tuned"]
+    pairs += [(name, tuning.HUMAN) for name in OURS]
+    return pairs + [(name, "not tuned") for name in arms if name != "not tuned"]
+
+
+def _verdict(arms: Mapping[str, Sequence[Tuned]], by: str) -> str:
+    """What Pass@1 (`right`) or the `losses` allow to say, corrected for all pairs, a sentence per comparison."""
+    from scipy.stats import false_discovery_control
+
+    pairs = _pairs(arms)
+    gaps: list[Gap] = [tuning.against(arms[name], arms[other], by=by) for name, other in pairs]
+    more, less = ("Better", "Worse") if by == "right" else ("Worse", "Better")
     said: dict[str, list[str]] = {}
-    for name, other in pairs:
-        gap = tuning.against(arms[name], arms[other], by=by)
-        more, less = ("Better", "Worse") if by == "right" else ("Worse", "Better")
-        told = f"{more} than" if gap.low > 0 else f"{less} than" if gap.high < 0 else "Not to be told from"
+    for (name, other), gap, p in zip(pairs, gaps, false_discovery_control([gap.p for gap in gaps]), strict=True):
+        told = f"{more if gap.interval.value > 0 else less} than" if p < 0.05 else "Not to be told from"
         said.setdefault(f"{told} {other}", []).append(name)
     return " ".join(f"{told}: {', '.join(names)}." for told, names in said.items())
 
@@ -285,31 +330,95 @@ def _factor_table(table: pd.DataFrame, model: str) -> str:
     own = table[table["model"] == model].copy()
     own["passes"] = own.groupby(["pooling", "scale"])["p"].transform(lambda p: false_discovery_control(p) < 0.05)
     recipes = [(pooling, scale) for pooling in POOLINGS for scale in SCALES]
-    title = "Trained model" if model == "trained" else "The same, randomly initialised (control)"
+    title = "Trained model" if model == "trained" else "The same, randomly initialised (control, the first)"
     lines = [f"**{title}**", "", "| factor | " + " | ".join(f"{p}, {s}" for p, s in recipes) + " |"]
     lines.append("|---" * (len(recipes) + 1) + "|")
-    for factor in (*BINARY, *GROUPED):
+    for factor in FACTORS:
         cells = []
         for pooling, scale in recipes:
             picked = own[(own["pooling"] == pooling) & (own["scale"] == scale) & (own["factor"] == factor)]
             one: Any = next(picked.itertuples())
             value = f"**{one.value:.2f}**" if one.passes else f"{one.value:.2f}"
             cells.append(f"{value} ({one.null:.2f})")
-        measure = "AUC" if factor in BINARY else "eta²"
-        lines.append(f"| {factor} ({measure}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {factor} ({_measure(factor)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _measure(factor: str) -> str:
+    return "AUC" if factor in (*BINARY, UNCHECKED) else "eta²"
+
+
+def _beside_control(table: pd.DataFrame) -> Iterator[tuple[str, Any, list[float]]]:
+    """Factor, the trained model's row and the untrained models' values, by the default recipe."""
+    default = table[(table["pooling"] == POOLINGS[0]) & (table["scale"] == SCALES[0])]
+    for factor in FACTORS:
+        own = default[default["factor"] == factor]
+        trained: Any = next(own[own["model"] == "trained"].itertuples())
+        yield factor, trained, sorted(own[own["model"] != "trained"]["value"])
+
+
+def _control_table(table: pd.DataFrame) -> str:
+    lines = ["| factor | trained | untrained, least to greatest |", "|---|---|---|"]
+    for factor, trained, control in _beside_control(table):
+        values = " ".join(f"{value:.2f}" for value in control)
+        interval = f"{trained.value:.2f} ({trained.low:.2f} to {trained.high:.2f})"
+        lines.append(f"| {factor} ({_measure(factor)}) | {interval} | {values} |")
+    return "\n".join(lines)
+
+
+def _above_control(table: pd.DataFrame) -> str:
+    """Which factors the training brought into the basis."""
+    above = [factor for factor, trained, control in _beside_control(table) if trained.low > max(control)]
+    rest = [factor for factor in FACTORS if factor not in above]
+    return (
+        f"Above every untrained model, with its whole interval: {', '.join(above) or 'none'}. Not so: "
+        f"{', '.join(rest) or 'none'}; these a random network's basis tells as well, or nearly, from the words "
+        "alone."
+    )
+
+
+def _direction_table(found: Sequence[Carried]) -> str:
+    """Every factor by every direction: AUC, or eta squared."""
+    k = len(found[0].by_direction)
+    lines = ["| factor | " + " | ".join(str(j + 1) for j in range(k)) + " |", "|---" * (k + 1) + "|"]
+    for one in found:
+        cells = " | ".join(f"{value:.2f}" for value in one.by_direction)
+        lines.append(f"| {one.factor} ({_measure(one.factor)}) | {cells} |")
     return "\n".join(lines)
 
 
 def _default_table(found: Sequence[Carried]) -> str:
     lines = ["| factor | best direction | cross-validated | shuffled, 95% |", "|---|---|---|---|"]
-    lines += [f"| {c.factor} | {c.direction} | {c.measure} {c.value:.2f} | {c.null:.2f} |" for c in found]
+    lines += [
+        f"| {c.factor} | {c.direction} | {c.measure} {c.value:.2f} ({c.low:.2f} to {c.high:.2f}) | {c.null:.2f} |"
+        for c in found
+    ]
     return "\n".join(lines)
+
+
+UNDAMAGED = 0.8
+"""The share of well-formed responses at which a strength still counts as steering."""
+
+
+def _swept(name: str, kind: str, points: Sequence[SteeredShare]) -> str:
+    """What the strengths that leave UNDAMAGED of the responses well formed do to the factor, at their ends."""
+    kept = [one for one in points if one.direction == kind and one.well_formed.value >= UNDAMAGED]
+    if not kept:
+        return f"Along the {kind} direction no strength leaves {UNDAMAGED:.0%} of the responses well formed."
+    ends = [min(kept, key=lambda one: one.strength), max(kept, key=lambda one: one.strength)]
+    what = "symbolic" if name == "style" else "check"
+    told = " and ".join(f"{getattr(one, what)} at {one.strength:+g} sd" for one in ends)
+    return (
+        f"Along the {kind} direction, within the strengths that leave {UNDAMAGED:.0%} of the responses well "
+        f"formed, the share of {'symbolic solutions' if name == 'style' else 'solutions with checks'} is {told}."
+    )
 
 
 def _sweep_table(points: Sequence[SteeredShare]) -> str:
     lines = ["| direction | strength (sd) | symbolic | checks | well formed | right |", "|---" * 6 + "|"]
     lines += [
-        f"| {p.direction} | {p.strength:+g} | {p.symbolic} | {p.check} | {p.well_formed} | {p.right} |"
+        f"| {p.direction} | {p.strength:+g} | {p.symbolic if p.symbolic.n else 'none is well formed'} | {p.check} "
+        f"| {p.well_formed} | {p.right} |"
         for p in points
     ]
     return "\n".join(lines)

@@ -45,7 +45,6 @@ DEVELOPMENT, TEST = "development", "tuning loss"
 """Streams of problems with right solutions: what a rate is chosen on, and what losses are reported of."""
 JUDGED = 1_000
 """So many solutions of the pool, drawn at random, have a verdict from which useful directions are told."""
-RESAMPLES = 2_000
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
 ROWS = 20
@@ -56,9 +55,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """One training. right: a verdict for each of PROBLEMS held-out problems, or none; checked: whether these responses
-    check their steps; losses: in nats per token, on right solutions to as many other problems; the shares and the
-    mean length are those of the examples trained on, where there are any; seconds: of one core."""
+    """One training. right: a verdict for each of PROBLEMS held-out problems, or none; checked: whether these
+    responses check their steps; losses: in nats per token, on right solutions to as many other problems; the
+    shares and the mean length are those of the examples trained on, where there are any; seconds: of one core."""
 
     arm: str
     seed: int
@@ -315,20 +314,25 @@ def right_solutions(n: int, stream: str) -> list[world.Example]:
     return [one for one in train.held_out(2 * n, stream) if one.correct][:n]
 
 
-def against(arm: Sequence[Tuned], other: Sequence[Tuned], seed: int = 0, by: str = "right") -> Interval:
-    """The difference of two arms' Pass@1, or of their `losses`: by bootstrap over problems, which are the same for
-    both, and over each arm's seeds."""
-    return _bootstrap(
-        lambda a, b, i: float(a[:, i].mean() - b[:, i].mean()), _table(arm, by), _table(other, by), seed
-    )
+@dataclass(frozen=True)
+class Gap:
+    """A difference of two arms with its 95% interval, and its two-sided p-value."""
+
+    interval: Interval
+    p: float
 
 
-def pass_at_1(arm: Sequence[Tuned], seed: int = 0, rare: bool = False) -> Interval:
-    """Over problems, all or those of a rare operation, and seeds."""
-    ours = _table(arm, "right")
+def against(arm: Sequence[Tuned], other: Sequence[Tuned], by: str = "right") -> Gap:
+    """The difference of two arms' Pass@1, or of their `losses`, paired by problem."""
+    return _gap([_table(arm, by), _table(other, by)])
+
+
+def pass_at_1(arm: Sequence[Tuned], rare: bool = False, by: str = "right") -> Interval:
+    """Over problems, all or those of a rare operation, and seeds; by `checked`, the share that checks."""
+    ours = _table(arm, by)
     if rare:
         ours = ours[:, [problem.operation in RARE for problem in problems()]]
-    return _bootstrap(lambda a, _b, i: float(a[:, i].mean()), ours, ours, seed)
+    return _gap([ours]).interval
 
 
 def _table(arm: Sequence[Tuned], by: str) -> np.ndarray:
@@ -336,16 +340,28 @@ def _table(arm: Sequence[Tuned], by: str) -> np.ndarray:
     return np.array([getattr(one, by) for one in arm], dtype=float)
 
 
-def _bootstrap(
-    statistic: Callable[[np.ndarray, np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int
-) -> Interval:
-    """a, b (seeds, problems); the statistic is called with rows of both and the numbers of the problems."""
-    rng = np.random.default_rng(seed)
-    n = a.shape[1]
+def _gap(tables: Sequence[np.ndarray]) -> Gap:
+    """The mean of the first table (seeds, problems), less that of the second where there is one, with Student's t.
 
-    def drawn(size: int) -> np.ndarray:
-        return rng.integers(size, size=size)
+    The same problems and other seeds would give other means. The variance is that of the problems' means, and of
+    the seeds' means what they vary beyond the chance within a problem, which the former holds already; the degrees
+    of freedom are Satterthwaite's. With three seeds it covers 93 to 97% of differences, 90 to 96% of single means.
+    """
+    from scipy.stats import t
 
-    resampled = [statistic(a[drawn(len(a))], b[drawn(len(b))], drawn(n)) for _ in range(RESAMPLES)]
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return Interval(statistic(a, b, np.arange(n)), float(low), float(high), n)
+    means = tables[0].mean(axis=0) - (tables[1].mean(axis=0) if len(tables) > 1 else 0)
+    n = len(means)
+    parts = [(float(means.var(ddof=1)) / n, n - 1)]
+    for table in tables:
+        seeds = len(table)
+        if seeds > 1:
+            rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+            chance = float((rest**2).sum()) / ((seeds - 1) * (n - 1)) / n
+            parts.append((max(0.0, float(table.mean(axis=1).var(ddof=1)) - chance) / seeds, seeds - 1))
+    variance, value = sum(part for part, _ in parts), float(means.mean())
+    if not variance:
+        return Gap(Interval(value, value, value, n), 1.0 if not value else 0.0)
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    p = 2 * float(t.sf(abs(value) / math.sqrt(variance), freedom))
+    return Gap(Interval(value, value - half, value + half, n), p)
