@@ -1,7 +1,8 @@
 import pytest
 
 from core.demo import default
-from core.demo.default import COMPARISON, SELECTION, is_demo, recover_demo, style_direction
+from core.demo.default import COMPARISONS, SELECTION, is_demo, recover_demo, shows_demo, style_direction
+from core.demo.world import read_response
 from core.workspace import Workspace
 
 
@@ -27,10 +28,33 @@ def test_every_page_of_a_new_workspace_has_something_to_show(workspace):
     (kept,) = workspace.selections(run.id)
     assert kept.name == SELECTION and len(set(kept.example_ids)) == 20
     assert {row["source"] for row in kept.manifest["ledger"]} <= set(run.examples(["source"])["source"])
-    (comparison,) = workspace.comparisons(run.id).values()
-    assert comparison.name == COMPARISON and comparison.direction == style_direction(run)
-    assert [response.strength for response in comparison.responses] == [0, -default.STRENGTH, default.STRENGTH]
-    assert all(response.text for response in comparison.responses)
+    comparisons = {kept.name: kept for kept in workspace.comparisons(run.id).values()}
+    assert set(comparisons) == set(COMPARISONS) and len({kept.prompt for kept in comparisons.values()}) == 2
+    for kept in comparisons.values():
+        assert kept.direction == style_direction(run) and all(response.text for response in kept.responses)
+        assert [response.strength for response in kept.responses] == [0, -default.STRENGTH, default.STRENGTH]
+    (evidence,) = workspace.evidence(run.id).values()
+    assert evidence.proxy == "utility" and len(evidence.effects) >= run.k
+
+
+def test_the_saved_comparisons_change_the_style_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(default, "EXAMPLES", 600)
+    monkeypatch.setattr(default, "NEW_TOKENS", 300)
+    workspace = Workspace(tmp_path)
+    run = recover_demo(workspace)
+    changed = []
+    for kept in workspace.comparisons(run.id).values():
+        styles = [read_response(response.text).style for response in kept.responses]
+        assert None not in styles, "no text is damaged"
+        changed += [(styles[0], style) for style in styles[1:] if style != styles[0]]
+    assert set(changed) == {("verbal", "symbolic"), ("symbolic", "verbal")}
+
+
+def test_the_banner_is_for_the_demo_s_own_problems(workspace):
+    (run,) = workspace.runs()
+    assert shows_demo(run)
+    run.manifest["data"]["path"] = "/home/someone/problems.jsonl"
+    assert is_demo(run) and not shows_demo(run)
 
 
 def test_the_demo_again_changes_nothing(workspace, small):

@@ -76,13 +76,14 @@ def test_the_card_tells_the_recipe_that_the_source_now_has(front, settings):
 
 def test_a_card_is_read_back():
     text = card.render({}, "r", 1, 60.0, 2, {"all": card.Share(7, 9)})
-    assert card.read_share(text) == card.Share(7, 9)
+    assert card.read_share(text) == card.Share(7, 9) and "`python -m core.demo.train`" in text
+    assert "`torchrun --nproc-per-node 2 -m" in card.render({}, "r", 1, 60.0, 2, {"all": card.Share(7, 9)}, 2)
     with pytest.raises(ValueError, match="no pass_at_1"):
         card.read_share("# A card")
 
 
 def test_pass_at_1_is_what_the_card_says(model, tokenizer, front):
-    n = 32
+    n = 100
     hits = train.pass_at_1(model, tokenizer, train.held_out(n, seed="test"), seed=1)["all"].hits
     low, high = card.Share(front["pass_at_1"]["hits"], front["pass_at_1"]["problems"]).wilson()
     # Both are samples: by chance, a true value at an end of the card's interval fails once in 1,000 seeds.

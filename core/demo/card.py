@@ -47,10 +47,13 @@ def render(
     seconds: float,
     parameters: int,
     shares: Mapping[str, Share],
+    processes: int = 1,
 ) -> str:
-    """The card as Markdown with YAML front matter; `shares` is Pass@1 under "all" and each operation."""
+    """The card as Markdown with YAML front matter; `shares` is Pass@1 under "all" and each operation, `processes`
+    trained together."""
     rows = "\n".join(f"| {name} | {share} |" for name, share in shares.items())
     whole = shares["all"]
+    command = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -65,7 +68,7 @@ step-by-step solutions to word problems of an invented world; how often they are
 exists to show and to test Basiscope on something small whose ground truth is known; it can do nothing else.
 
 ## How it was made
-`python -m core.demo.train` trained it on {tokens:,} tokens drawn from `core/demo/world.py`, no example
+`{command} -m core.demo.train` trained it on {tokens:,} tokens drawn from `core/demo/world.py`, no example
 twice, in {seconds / 60:.0f} minutes. An example is the problem, a new line and the solution, between BOS and
 EOS. The operations that `mix` names below were made rare on purpose, so that there is something to teach.
 Many of the solutions that it learned from are careless and wrong, so it makes mistakes of that kind too.

@@ -16,9 +16,11 @@ from core.workspace import Run, Workspace, write_atomic
 MODEL = Path(__file__).parent / "model"
 EXAMPLES = 4_000
 SEED = 2_026
+DATA = "demo/problems.jsonl"
 SELECTION, BUDGET = "demo-coverage", 400
-COMPARISON, STRENGTH, NEW_TOKENS = "style, both ways", 1.5, 300
-"""The saved comparison: so many standard deviations along the direction that best tells style, and against it."""
+COMPARISONS, STEPS, STRENGTH, NEW_TOKENS = ("style, both ways", "style, another problem"), (2, 3), 1.5, 300
+"""The saved comparisons: the first problems of so many steps, each with so many standard deviations along the
+direction that best tells style, and against it."""
 
 
 @cache
@@ -37,8 +39,9 @@ def about() -> str:
 def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
     """Generate the problems, seeded, and recover the basis of their solutions; no network is needed."""
     from core.demo.world import write_jsonl
+    from core.usefulness.utility import UtilityRequest, utility
 
-    data = workspace.root / "demo" / "problems.jsonl"
+    data = workspace.root / DATA
     write_atomic(data, lambda path: write_jsonl(path, EXAMPLES, SEED))
     request = Request(
         model=str(MODEL),
@@ -50,8 +53,10 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
     if SELECTION not in {kept.name for kept in workspace.selections(run.id)}:
         progress("selection", 0, 1)
         select_demo(run, workspace)
-    if COMPARISON not in {kept.name for kept in workspace.comparisons(run.id).values()}:
+    if not set(COMPARISONS) <= {kept.name for kept in workspace.comparisons(run.id).values()}:
         steer_demo(run, workspace, progress)
+    if not workspace.evidence(run.id):
+        workspace.save_evidence(utility(run, UtilityRequest(correct="correct"), progress=progress))
     return run
 
 
@@ -69,7 +74,7 @@ def select_demo(run: Run, workspace: Workspace) -> None:
 
 
 def steer_demo(run: Run, workspace: Workspace, progress: Progress) -> None:
-    """Keep one comparison: a problem that the model has not seen, steered to either style."""
+    """Keep a comparison for each of COMPARISONS: problems that the model has not seen, steered to either style."""
     from core.demo.world import generate
     from core.recovery import load_run_model
     from core.steering.comparison import compare, make_variants
@@ -78,14 +83,17 @@ def steer_demo(run: Run, workspace: Workspace, progress: Progress) -> None:
 
     direction = style_direction(run)
     variants = make_variants(Directions.of(run), direction, (-STRENGTH, STRENGTH), "sd")
-    model, prompt = load_run_model(run, "auto"), generate(1, "comparison")[0].prompt
+    model = load_run_model(run, "auto")
+    short = [problem.prompt for problem in generate(20, "comparison") if problem.steps in STEPS]
 
     def watch(done: int | None, _snapshot: object) -> bool:
         progress("comparison", NEW_TOKENS if done is None else done, NEW_TOKENS)
         return True
 
-    (found,) = compare(run, model, [prompt], variants, Sampling(NEW_TOKENS), direction, "sd", watch)
-    workspace.save_comparison(replace(found, name=COMPARISON))
+    prompts = short[: len(COMPARISONS)]
+    found = compare(run, model, prompts, variants, Sampling(NEW_TOKENS), direction, "sd", watch)
+    for name, comparison in zip(COMPARISONS, found, strict=True):
+        workspace.save_comparison(replace(comparison, name=name))
 
 
 def style_direction(run: Run) -> int:
@@ -101,6 +109,11 @@ def style_direction(run: Run) -> int:
 def is_demo(run: Run) -> bool:
     """Whether a run was recovered from the demo model, wherever that lay."""
     return bool(run.manifest["model"]["fingerprint"] == _fingerprint())
+
+
+def shows_demo(run: Run) -> bool:
+    """Whether a run is of the demo model over the demo's own problems."""
+    return is_demo(run) and Path(str(run.manifest["data"]["path"])).match(f"*/{DATA}")
 
 
 @cache

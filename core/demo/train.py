@@ -312,8 +312,9 @@ def main(out: Path, steps: int, seed: int, resume: bool, problems: int, threads:
         dist.init_process_group("gloo")
     settings = Settings(steps=steps, seed=seed)
     seconds = train(out, settings, resume=resume)
+    processes = 1
     if dist.is_initialized():
-        rank = dist.get_rank()
+        rank, processes = dist.get_rank(), dist.get_world_size()
         dist.barrier()
         dist.destroy_process_group()
         if rank:
@@ -322,7 +323,13 @@ def main(out: Path, steps: int, seed: int, resume: bool, problems: int, threads:
     model = LlamaForCausalLM.from_pretrained(out).eval()
     shares = pass_at_1(model, tokenizer, held_out(problems))
     text = card.render(
-        asdict(settings), recipe_hash(settings), settings.tokens, seconds, model.num_parameters(), shares
+        asdict(settings),
+        recipe_hash(settings),
+        settings.tokens,
+        seconds,
+        model.num_parameters(),
+        shares,
+        processes,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
     (out / STATE).unlink()

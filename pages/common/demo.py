@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.demo.default import about, is_demo
+from core.demo.default import about, shows_demo
 from core.jobs import find_job, list_jobs, start_job
 from core.tables import progress_sentence
 from core.workspace import Run, Workspace
 
 
 def show_banner(run: Run) -> None:
-    if is_demo(run):
+    if shows_demo(run):
         st.info(about(), icon=":material/science:")
 
 
