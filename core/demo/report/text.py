@@ -27,6 +27,7 @@ from core.demo.report.measures import (
     SteeredPass,
     SteeredShare,
 )
+from core.demo.train import Settings
 from core.evaluation.intervals import share_interval
 from core.usefulness.table import all_proxies, conclusion, towards
 
@@ -153,8 +154,8 @@ def training_parts(results: Trainings) -> list[str]:
         f"From {tuning.POOL:,} solutions each rule chooses {tuning.BUDGET:,}, and all weights of the model are "
         f"trained on them for one epoch, with {len(tuning.SEEDS)} seeds, which order the examples and, where a "
         "rule leaves something to chance, choose them; the budget is in examples, so rules that choose long ones "
-        f"take more steps. The operations {' and '.join(tuning.RARE)} are rare: the pretraining had a quarter as "
-        "many as of each other one, the pool half as many, and the problems all alike. Pass@1: one rollout each "
+        f"take more steps. The operations {' and '.join(tuning.RARE)} are rare: {_rarity()}, "
+        "and the problems all alike. Pass@1: one rollout each "
         f"of {tuning.PROBLEMS} held-out problems, the same for all. Loss: on right solutions of {tuning.PROBLEMS} "
         "other problems, in nats per token. 95% intervals by Student's t over problems and seeds, each for "
         "itself.",
@@ -236,6 +237,11 @@ def _rate_table(results: Trainings) -> str:
         rate, taken = f"{one.rate:g}" if one.rate else "not tuned", " (taken)" if one.rate == results.rate else ""
         lines.append(f"| {rate}{taken} | {one.loss:.4f} |")
     return "\n".join(lines)
+
+
+def _rarity() -> str:
+    learned, offered = min(dict(Settings().mix).values()), min(tuning.MIX.values())
+    return f"for each of another one the pretraining had {learned:g}, the pool has {offered:g}"
 
 
 def _training_minutes(results: Trainings) -> float:

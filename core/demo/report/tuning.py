@@ -35,9 +35,9 @@ from core.workspace import Run, Workspace, content_hash, read_json, write_atomic
 
 POOL, BUDGET, SEEDS, PROBLEMS = 20_000, 1_000, (0, 1, 2), 400
 RARE = ("fraction", "conversion")
-"""The operations that the model saw a quarter as often as each of the others."""
+"""The operations that the model's training made rare."""
 MIX = dict.fromkeys(RARE, 0.5)
-"""In the pool they are half as frequent as each of the others; among the problems all are alike."""
+"""How often the pool has them for each of another operation; among the problems all are alike."""
 ALONG = 500
 """The budget along one end of one direction."""
 RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4), 10
