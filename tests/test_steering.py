@@ -13,6 +13,8 @@ from tiny import HIDDEN, VOCABULARY, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.basis import Basis
+from core.demo import world
+from core.demo.default import MODEL
 from core.errors import BasiscopeError
 from core.model import block_output, find_blocks, load_model
 from core.reading import score_tokens
@@ -580,3 +582,35 @@ def test_the_real_model_steers_as_bias_surgery_and_steering_vectors_do(gsm8k_run
     vector = library.SteeringVector({b: torch.from_numpy(directions.vector(2, 1.0, b)) for b in directions.blocks})
     with torch.no_grad(), vector.apply(model.module, multiplier=4.0):
         assert_close(model.module(torch.tensor([ids])).logits, expected)
+
+
+def test_rows_that_ended_are_taken_out_and_the_others_do_not_notice(monkeypatch):
+    """Of prompts of several lengths, steered in several ways; the texts end at different times."""
+    model, blocks, rng = load_model(str(MODEL), device="cpu"), (1, 3), np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.standard_normal((2 * model.hidden_size, 2)))[0].T.astype(np.float32)
+    mean, scale = np.zeros(2 * model.hidden_size, np.float32), np.ones(2, np.float32)
+    directions = Directions(Basis(vectors, mean, np.ones(2, np.float32), scale, 2.0, 50, np.zeros(2)), blocks)
+    ways = (Steering(), Steering(((1, 0.3),)), Steering(((2, 0.5),), "remove", "response"), Steering(((1, -0.2),)))
+    rows = [
+        Row(tuple(model.tokenizer(f"{problem.prompt}\n")["input_ids"]), way, seed)
+        for seed, (problem, way) in enumerate(zip(world.generate(12, "taken out"), ways * 3, strict=True))
+    ]
+    sizes = []
+    handle = model.module.register_forward_pre_hook(
+        lambda _module, _args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+
+    def run(share):
+        sizes.clear()
+        monkeypatch.setattr("core.steering.generation.KEPT_ROWS", share)
+        return Generation(model, directions, rows, Sampling(260, temperature=1.0), with_logprobs=True).run()
+
+    whole = run(-1.0)
+    assert set(sizes) == {len(rows)}, "none is taken out"
+    dropped = run(0.75)
+    handle.remove()
+    assert sizes[0] == len(rows) and len(set(sizes)) > 2 and sizes == sorted(sizes, reverse=True)
+    assert len({len(tokens) for tokens in whole.tokens}) > 4
+    assert dropped.tokens == whole.tokens and dropped.ended == whole.ended
+    for some, all_ in zip(dropped.logprobs, whole.logprobs, strict=True):
+        np.testing.assert_allclose(some, all_, atol=1e-3)  # another batch, in float32

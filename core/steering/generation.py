@@ -22,6 +22,8 @@ REPEATED_TOKENS, ROUNDS = 24, 3
 """A text that ends in so many tokens of a cycle, and in so many rounds of it, is called repetition."""
 WHOLE_TOKENS, WHOLE_ROUNDS = 12, 4
 """So is a shorter text that is nothing but a cycle, from so many tokens and rounds on."""
+KEPT_ROWS = 0.75
+"""Rows that ended are taken out of the batch once no more than this share of it goes on."""
 LARGEST_SEED = 10**18 - 1
 NOT_A_NUMBER = "the steered model's logits are not numbers: the strength is too large"
 REPEATS = "it ends in the same words over and over"
@@ -172,38 +174,50 @@ class Generation:
 
     def steps(self) -> Generator[int, None, None]:
         """Generate, yielding the number of tokens so far after each step. Close it to stop."""
-        import torch
-
         trunk = _Trunk(self.model, [row.prompt for row in self.rows], self.use_cache)
         noise = _Noise([row.seed for row in self.rows], self.sampling)
         ends = end_ids(self.model)
-        lengths = [len(row.prompt) for row in self.rows]
+        going, counts = list(range(len(self.rows))), iter(range(1, self.sampling.max_new_tokens + 1))
         try:
-            with self._steered(lengths):
-                for step in range(self.sampling.max_new_tokens):
-                    with torch.inference_mode():
-                        logits = trunk.logits()
-                        broken = torch.isnan(logits).any(dim=1).tolist()
-                        chosen = choose_tokens(logits, self.sampling, noise.draw(logits.shape[1]))
-                        if self.with_logprobs:
-                            logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0].tolist()
-                    ids = chosen.tolist()
-                    for i, token in enumerate(ids):
-                        self._take(i, token, broken[i], ends)
-                    if self.with_logprobs:
-                        self._keep_logprobs(logprobs)
-                    if not any(end is None for end in self.ended):
-                        yield step + 1
-                        return
-                    trunk.append(chosen)
-                    yield step + 1
+            while going:
+                with self._steered(going):
+                    for step in counts:
+                        chosen = self._step(trunk, noise, going, ends)
+                        places = [place for place, i in enumerate(going) if self.ended[i] is None]
+                        if places:
+                            trunk.append(chosen)
+                        yield step
+                        if not places or (len(places) <= KEPT_ROWS * len(going) and trunk.can_drop):
+                            break
+                going = [going[place] for place in places]
+                if going:
+                    trunk.keep(places)
         finally:
             self.ended = [end or "stopped" for end in self.ended]
 
-    def _steered(self, lengths: Sequence[int]) -> AbstractContextManager[None]:
+    def _step(self, trunk: _Trunk, noise: _Noise, going: Sequence[int], ends: frozenset[int]) -> torch.Tensor:
+        """A token for each row of these numbers, (rows,)."""
+        import torch
+
+        with torch.inference_mode():
+            logits = trunk.logits()
+            broken = torch.isnan(logits).any(dim=1).tolist()
+            chosen = choose_tokens(logits, self.sampling, noise.draw(logits.shape[1], going))
+            if self.with_logprobs:
+                logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0].tolist()
+        for i, token, is_broken in zip(going, chosen.tolist(), broken, strict=True):
+            self._take(i, token, is_broken, ends)
+        if self.with_logprobs:
+            self._keep_logprobs(going, logprobs)
+        return chosen
+
+    def _steered(self, going: Sequence[int]) -> AbstractContextManager[None]:
         if self.directions is None:
             return nullcontext()
-        return steered(self.model, self.directions, [row.steering for row in self.rows], lengths)
+        rows = [self.rows[i] for i in going]
+        return steered(
+            self.model, self.directions, [row.steering for row in rows], [len(row.prompt) for row in rows]
+        )
 
     def _take(self, i: int, token: int, broken: bool, ends: frozenset[int]) -> None:
         if self.ended[i] is not None:
@@ -217,10 +231,10 @@ class Generation:
             if len(self.tokens[i]) == self.sampling.max_new_tokens:
                 self.ended[i] = "length"
 
-    def _keep_logprobs(self, found: list[float]) -> None:
-        for tokens, kept, value in zip(self.tokens, self.logprobs, found, strict=True):
-            if len(tokens) > len(kept):
-                kept.append(value)
+    def _keep_logprobs(self, going: Sequence[int], found: list[float]) -> None:
+        for i, value in zip(going, found, strict=True):
+            if len(self.tokens[i]) > len(self.logprobs[i]):
+                self.logprobs[i].append(value)
 
     def run(self) -> Generation:
         """All steps at once."""
@@ -295,6 +309,26 @@ class _Trunk:
         self.use_cache = self.cache is not None  # else every step reads the whole text again
         return output.logits[:, -1].float()
 
+    @property
+    def can_drop(self) -> bool:
+        """Whether rows can be taken out: without a cache, or with one that is a plain list of keys and values."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        return self.cache is None or (
+            type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        )
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        import torch
+
+        kept = torch.tensor(places, device=self.ids.device)
+        self.ids, self.new = self.ids[kept], self.new[kept]
+        if self.mask is not None:
+            self.mask = self.mask[kept]
+        if self.cache is not None:
+            self.cache.batch_select_indices(kept)
+
     def append(self, tokens: torch.Tensor) -> None:
         import torch
 
@@ -316,17 +350,18 @@ class _Noise:
         self.seeds = seeds
         self.generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds if sampling.temperature > 0}
 
-    def draw(self, vocabulary: int) -> torch.Tensor | None:
-        """(rows, vocabulary), or None where tokens are chosen greedily."""
+    def draw(self, vocabulary: int, rows: Sequence[int]) -> torch.Tensor | None:
+        """(rows, vocabulary) for the rows of these numbers, or None where tokens are chosen greedily."""
         import torch
 
         if not self.generators:
             return None
+        seeds = [self.seeds[i] for i in rows]
         noise = {
-            seed: -torch.empty(vocabulary).exponential_(generator=generator).clamp_(min=1e-30).log()
-            for seed, generator in self.generators.items()
+            seed: -torch.empty(vocabulary).exponential_(generator=self.generators[seed]).clamp_(min=1e-30).log()
+            for seed in dict.fromkeys(seeds)
         }
-        return torch.stack([noise[seed] for seed in self.seeds])
+        return torch.stack([noise[seed] for seed in seeds])
 
 
 def choose_tokens(logits: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None) -> torch.Tensor:

@@ -17,15 +17,12 @@ from core.demo import world
 from core.demo.card import Share
 from core.demo.default import MODEL
 from core.demo.report.factors import Carried, carried
-from core.demo.report.tuning import worker_processes
+from core.demo.report.tuning import roll_out_all, worker_processes
 from core.evaluation import Interval
 from core.evaluation.passk import Difference, Tally, paired_difference, pass_at_intervals
-from core.evaluation.problems import Problem
-from core.evaluation.rollouts import Rollout, encode_problems, roll_out
-from core.evaluation.verifiers import verifier
+from core.evaluation.rollouts import Rollout
 from core.examples import Columns, DataSource, ReadReport, read_examples, tokenize
 from core.model import LanguageModel, load_model, resolve_blocks
-from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.workspace import Run
 
@@ -175,13 +172,7 @@ def respond(trial: Trial) -> list[Rollout]:
     steering = Steering(((trial.direction, directions.in_unit(trial.direction, trial.strength, "sd")),))
     if trial.name == "random":
         directions = randomised(directions, trial.direction)
-    asked = [Problem(i, problem.prompt, problem.answer) for i, problem in enumerate(trial.problems)]
-    prompts = encode_problems(model, asked, "bare", "plain", NEW_TOKENS)
-    sampling = Sampling(NEW_TOKENS, temperature=1.0, seed=SEED)
-    batches = roll_out(
-        model, asked, prompts, verifier("world"), trial.r, sampling, {trial.name: steering}, directions
-    )
-    return sorted(itertools.chain.from_iterable(batches), key=lambda one: (one.problem_id, one.rollout))
+    return roll_out_all(model, trial.problems, NEW_TOKENS, trial.r, steering, directions, SEED)
 
 
 def randomised(directions: Directions, direction: int) -> Directions:

@@ -24,12 +24,16 @@ from core.demo import train, world
 from core.demo.default import MODEL
 from core.evaluation import Interval
 from core.evaluation.problems import Problem
+from core.evaluation.rollouts import UNSTEERED, Rollout, encode_problems, roll_out
+from core.evaluation.verifiers import verifier
 from core.examples import Columns, DataSource
 from core.model import LanguageModel, load_model
 from core.recovery import Request, recover
 from core.selection.pool import Constraints, Pool, Rule, parse_quotas, pool_of
 from core.selection.step import Request as Asked
 from core.selection.step import find_selection
+from core.steering.generation import Sampling
+from core.steering.intervention import Directions, Steering
 from core.usefulness.development import Solutions, losses, written_solutions
 from core.workspace import Run, Workspace, content_hash, read_json, write_atomic, write_json
 
@@ -47,7 +51,8 @@ JUDGED = 1_000
 """So many solutions of the pool, drawn at random, have a verdict from which useful directions are told."""
 WORKERS = os.cpu_count() or 1
 """Trainings at once, of one thread each: twice as fast as one training on two threads."""
-ROWS = 20
+ROWS = 64
+NONE = Steering()
 USEFUL, RIGHT = "along useful directions (proxies)", "along useful directions (utility)"
 HUMAN, TRUTH = "human label (operation)", "only right solutions (the truth)"
 Tell = Callable[[str], None]
@@ -231,8 +236,8 @@ def tuned(task: Task) -> Tuned:
         columns |= {"check": chosen["check"], "tokens": chosen["n_tokens"]}
         facts = {name: float(values.mean()) for name, values in columns.items()}
     responses = respond(model) if task.with_verdicts else []
-    right = tuple(map(world.verify, problems(), responses))
-    checked = tuple(world.read_response(one).check for one in responses)
+    right = tuple(one.right is True for one in responses)
+    checked = tuple(world.read_response(one.text).check for one in responses)
     found_losses = held_out_losses(model, task.stream)
     seconds = time.process_time() - start
     made = Tuned(task.arm, task.seed, right, found_losses, task.rate, checked=checked, seconds=seconds, **facts)
@@ -287,15 +292,33 @@ def fine_tune(model: LanguageModel, texts: Sequence[str], seed: int, rate: float
 
 @cache
 def problems() -> tuple[world.Example, ...]:
-    """The held-out problems that `respond` asks; those of like length, whose solutions end together, follow each
-    other."""
-    return tuple(sorted(train.held_out(PROBLEMS, "tuning"), key=lambda problem: len(problem.prompt)))
+    """The held-out problems that `respond` asks."""
+    return tuple(train.held_out(PROBLEMS, "tuning"))
 
 
-def respond(model: LanguageModel) -> list[str]:
-    """One rollout of each of the `problems` at temperature 1, with the same seed for every model."""
-    prompts = [problem.prompt for problem in problems()]
-    return train.sample(model.module, model.tokenizer, prompts, 0, size=ROWS)  # type: ignore[arg-type]
+def respond(model: LanguageModel) -> list[Rollout]:
+    """One rollout of each of the `problems` at temperature 1; every model meets the same noise."""
+    return roll_out_all(model, problems(), train.LONGEST)
+
+
+def roll_out_all(
+    model: LanguageModel,
+    examples: Sequence[world.Example],
+    new_tokens: int,
+    r: int = 1,
+    steering: Steering = NONE,
+    directions: Directions | None = None,
+    seed: int = 0,
+) -> list[Rollout]:
+    """r verified responses to each example's problem at temperature 1, by problem."""
+    asked = [Problem(i, one.prompt, one.answer) for i, one in enumerate(examples)]
+    prompts = encode_problems(model, asked, "bare", "plain", new_tokens)
+    sampling = Sampling(new_tokens, temperature=1.0, seed=seed)
+    variants = {UNSTEERED: steering}
+    batches = roll_out(
+        model, asked, prompts, verifier("world"), r, sampling, variants, directions, batch_rows=ROWS
+    )
+    return sorted(itertools.chain.from_iterable(batches), key=lambda one: (one.problem_id, one.rollout))
 
 
 def held_out_losses(model: LanguageModel, stream: str = TEST) -> tuple[float, ...]:
