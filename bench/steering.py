@@ -20,6 +20,9 @@ from bench.measure import clock, machine, private_peak, show, spread
 from core.activations import Recipe
 from core.basis import Basis
 from core.checkpoint import export
+from core.demo import world
+from core.demo.default import MODEL
+from core.evaluation.rollouts import BATCH_ROWS
 from core.examples import Columns, DataSource
 from core.model import LanguageModel, load_model
 from core.recovery import Request, load_run_model, recover
@@ -29,6 +32,7 @@ from core.workspace import Run, Workspace
 
 K, STRENGTH = 10, 2.0
 TOKENS, ROUNDS, PROMPT_TOKENS = 128, 9, 64
+ANSWERS, ANSWER_TOKENS = 64, 420
 
 
 def main(quick: bool) -> None:
@@ -51,6 +55,7 @@ def main(quick: bool) -> None:
         compare(model, random_directions(model), prompt, tokens, rounds)
         del model
         export_memory(Path(name), texts[: 20 if quick else 200])
+    answer(8 if quick else ANSWERS, 1 if quick else 3)
 
 
 def random_directions(model: LanguageModel) -> Directions:
@@ -122,6 +127,47 @@ def compare(
     for name, steering in (("add", plus), ("remove", removed)):
         alone = hook_seconds(model, directions, steering)
         print(f"  the hooks alone, {name}, one row: {1e6 * alone:.0f} microseconds a token, {alone / token:.2%}")
+
+
+def answer(problems: int, rounds: int) -> None:
+    """Print the time that the demo model's answers take, which end at different lengths, in batches of BATCH_ROWS,
+    beside the library's `generate` on the same batches. Sampled, so by tokens written."""
+    model = load_model(str(MODEL), device="cpu")
+    prompts = [f"{problem.prompt}\n" for problem in world.generate(problems, "bench")]
+    batches = [prompts[i : i + BATCH_ROWS] for i in range(0, problems, BATCH_ROWS)]
+    ended = model.tokenizer.eos_token_id
+
+    def ours() -> int:
+        written = 0
+        for number, batch in enumerate(batches):
+            ids = [tuple(model.tokenizer(prompt)["input_ids"]) for prompt in batch]
+            rows = [Row(row, Steering(), BATCH_ROWS * number + i) for i, row in enumerate(ids)]
+            sampling = Sampling(ANSWER_TOKENS, temperature=1.0)
+            written += sum(map(len, Generation(model, None, rows, sampling).run().tokens))
+        return written
+
+    def library() -> int:
+        written = 0
+        for batch in batches:
+            inputs = model.tokenizer(batch, return_tensors="pt", padding=True, padding_side="left")
+            inputs.pop("token_type_ids", None)
+            tokens = model.module.generate(
+                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=ANSWER_TOKENS
+            )[:, inputs["input_ids"].shape[1] :]
+            written += int(((tokens == ended).cumsum(dim=1) == 0).sum())
+        return written
+
+    times: dict[str, list[float]] = {"the library's generate": [], "ours": []}
+    for _ in range(rounds):
+        for name, write in zip(times, (library, ours), strict=True):
+            start = clock()
+            written = write()
+            times[name].append(1_000 * (clock() - start) / written)
+    ratios = np.array(times["ours"]) / np.array(times["the library's generate"])
+    lines = [[name, spread(found)] for name, found in times.items()]
+    print(f"  {problems} answers of the demo model in batches of {BATCH_ROWS}, until the last of a batch ends:")
+    show(["", "ms per token written"], lines)
+    print(f"  ours / the library's: {spread(ratios)}")
 
 
 def export_memory(folder: Path, texts: list[str]) -> None:
