@@ -53,6 +53,8 @@ def test_the_saved_comparisons_change_the_style_both_ways(tmp_path, monkeypatch)
 def test_the_banner_is_for_the_demo_s_own_problems(workspace):
     (run,) = workspace.runs()
     assert shows_demo(run)
+    run.manifest["data"]["path"] = "demo/problems.jsonl"
+    assert shows_demo(run), "also where the workspace is the folder one is in"
     run.manifest["data"]["path"] = "/home/someone/problems.jsonl"
     assert is_demo(run) and not shows_demo(run)
 

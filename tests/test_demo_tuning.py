@@ -7,7 +7,7 @@ import torch
 
 from core.demo import train, world
 from core.demo.report import proxies, tuning
-from core.demo.report.tuning import Tuned, against, fine_tune, load, pass_at_1, right_directions
+from core.demo.report.tuning import Tuned, against, average, fine_tune, load, right_directions
 from core.selection.pool import pool_of
 from core.usefulness.table import towards
 from core.workspace import Workspace
@@ -55,7 +55,7 @@ def test_intervals_cover_the_truth_whether_seeds_or_problems_differ(by_seed, by_
             ]
             for _ in range(2)
         )
-        one, gap = pass_at_1(ours, by="losses"), against(ours, theirs, by="losses")
+        one, gap = average(ours, by="losses"), against(ours, theirs, by="losses")
         covered[0] += one.low <= 0 <= one.high
         covered[1] += gap.interval.low <= 0 <= gap.interval.high
         rejected += gap.p < 0.05
@@ -66,7 +66,7 @@ def test_intervals_cover_the_truth_whether_seeds_or_problems_differ(by_seed, by_
 
 def test_one_training_has_the_interval_of_its_problems():
     (only,) = arm("a", 0.4, 1, np.random.default_rng(0))
-    found, right = pass_at_1([only]), np.array(only.right, dtype=float)
+    found, right = average([only]), np.array(only.right, dtype=float)
     assert found.value == right.mean()
     assert found.high - found.value == pytest.approx(1.972 * right.std(ddof=1) / np.sqrt(200), rel=1e-3)
 

@@ -113,7 +113,7 @@ def is_demo(run: Run) -> bool:
 
 def shows_demo(run: Run) -> bool:
     """Whether a run is of the demo model over the demo's own problems."""
-    return is_demo(run) and Path(str(run.manifest["data"]["path"])).match(f"*/{DATA}")
+    return is_demo(run) and Path(str(run.manifest["data"]["path"])).match(DATA)
 
 
 @cache

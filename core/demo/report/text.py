@@ -194,10 +194,10 @@ def draw_arms(arms: Mapping[str, Sequence[Tuned]], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes: Axes = figure.subplots()
-    found = [tuning.pass_at_1(arm) for arm in arms.values()]
+    found = [tuning.average(arm) for arm in arms.values()]
     bars = np.array([[one.value - one.low, one.high - one.value] for one in found]).T
     axes.errorbar([one.value for one in found], range(len(found)), xerr=bars, fmt="o", capsize=3)
-    axes.axvline(tuning.pass_at_1(arms["random"]).value, linestyle=":", color="grey")
+    axes.axvline(tuning.average(arms["random"]).value, linestyle=":", color="grey")
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
     axes.set_xlabel("Pass@1 after training; dotted: random")
@@ -212,8 +212,8 @@ def _tuned_table(arms: Mapping[str, Sequence[Tuned]]) -> str:
     lines = ["| rule | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, arm in arms.items():
         gap, less = (tuning.against(arm, arms["random"], by=by).interval for by in ("right", "losses"))
-        cells = [_share(tuning.pass_at_1(arm)), "" if name == "random" else _points(gap)]
-        cells += [_share(tuning.pass_at_1(arm, rare=True)), _share(tuning.pass_at_1(arm, by="checked"))]
+        cells = [_share(tuning.average(arm)), "" if name == "random" else _points(gap)]
+        cells += [_share(tuning.average(arm, rare=True)), _share(tuning.average(arm, by="checked"))]
         cells.append(f"{np.mean([one.loss for one in arm]):.4f}")
         cells.append("" if name == "random" else f"{less.value:+.4f} ({less.low:+.4f} to {less.high:+.4f})")
         for what, form in (("correct", ".0%"), ("check", ".0%"), ("rare", ".0%"), ("tokens", ".0f")):

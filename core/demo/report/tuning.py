@@ -350,8 +350,8 @@ def against(arm: Sequence[Tuned], other: Sequence[Tuned], by: str = "right") -> 
     return _gap([_table(arm, by), _table(other, by)])
 
 
-def pass_at_1(arm: Sequence[Tuned], rare: bool = False, by: str = "right") -> Interval:
-    """Over problems, all or those of a rare operation, and seeds; by `checked`, the share that checks."""
+def average(arm: Sequence[Tuned], by: str = "right", rare: bool = False) -> Interval:
+    """Pass@1, or the mean of `checked` or `losses`, over problems, all or those of a rare operation, and seeds."""
     ours = _table(arm, by)
     if rare:
         ours = ours[:, [problem.operation in RARE for problem in problems()]]
