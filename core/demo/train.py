@@ -55,7 +55,7 @@ class Settings:
     million tokens and had not begun to tell words of one kind (names, things) apart, so it copied none.
     """
 
-    steps: int = 13_000
+    steps: int = 9_000
     seed: int = 0
     rows: int = 2
     length: int = 768

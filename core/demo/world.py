@@ -23,11 +23,12 @@ from core.demo import grammar
 TOKEN = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]"
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division", "fraction", "comparison", "conversion")
-LIMITS = {"easy": 50, "medium": 90, "hard": 200}  # no quantity exceeds the limit of its difficulty
-SPANS = {"easy": 9, "medium": 15, "hard": 40}  # nor does what is added or taken at once
+LIMITS = {"easy": 50, "medium": 80, "hard": 150}  # no quantity exceeds the limit of its difficulty
+SPANS = {"easy": 9, "medium": 12, "hard": 25}  # nor does what is added or taken at once
 START = {"multiplication": 8, "conversion": 3}  # a start is at most this part of the limit, else one half
 STEPS = (1, 2, 3, 4, 5)
-CARELESS = {False: 0.60, True: 0.04}  # share of wrong solutions, by whether each step is checked
+CARELESS = {False: 0.50, True: 0.04}  # share of wrong solutions, by whether each step is checked
+CAREFULLY = "Carefully: "  # so begins each step that will be checked: the habit shows before the result is written
 REPAIRED = 0.08  # share of checked steps whose first try is wrong, found out and done again
 UNLICENSED = 0.15
 
@@ -284,6 +285,7 @@ def solve(rng: Random, problem: Problem, style: str, check: bool, plan: bool, co
     a, things = problem.start, problem.things
     for i, (step, r) in enumerate(zip(problem.steps, results, strict=True)):
         line = f"Step {i + 1} of {n}, {signs[i]}: " if plan else ""
+        line += CAREFULLY if check else ""
         tried = _slip(rng, step, r) if check and rng.random() < REPAIRED else r
         if symbolic:
             line += _symbolic(rng, grammar.LETTERS[i : i + 2], step, a, tried, things, detailed)
