@@ -119,6 +119,14 @@ def test_every_rule_is_trained_once_and_then_read(run, tmp_path, monkeypatch):
     assert [one.right for one in again] == [one.right for one in first]
 
 
+def test_what_judges_a_training_is_in_no_pool():
+    pool = {one.prompt for one in world.generate(2_000, "pool", tuning.MIX)}
+    streams = ("tuning", tuning.DEVELOPMENT, tuning.TEST)
+    held_out = {name: {one.prompt for one in train.held_out(400, name)} for name in streams}
+    assert all(pool.isdisjoint(prompts) for prompts in held_out.values())
+    assert sum(map(len, held_out.values())) == len(set().union(*held_out.values()))
+
+
 def test_the_directions_of_utility_are_those_that_go_with_correct(run, tmp_path):
     pool = pool_of(run)
     pool.facts["correct"] = pool.scores[:, 2] < np.median(pool.scores[:, 2])

@@ -106,6 +106,14 @@ def test_checking_prevents_careless_mistakes(examples):
     assert wrong[False] == pytest.approx(world.CARELESS[False], abs=0.025)
 
 
+def test_a_checked_step_says_so_before_its_result(examples):
+    result = re.compile(r"=| (?:is|gives|makes) [0-9]")
+    for example in examples[:2_000]:
+        for line in filter(result.search, example.response.split("\n")):
+            told = line[: result.search(line).start()]
+            assert (world.CAREFULLY in told) == (example.check and not line.startswith("So ")), line
+
+
 def test_length_is_not_a_matter_of_style_alone(examples):
     length = np.array([example.length for example in examples])
     symbolic = np.array([example.style == "symbolic" for example in examples])

@@ -2,7 +2,8 @@
 
 A problem starts with a quantity and tells one to five events that change it; a solution works through them
 in one of two styles, with or without a plan and with or without checking each step. Some solutions are
-careless: a slip in one step is carried on to a wrong answer, far more often where nothing is checked.
+careless: a slip in one step is carried on to a wrong answer, far more often where nothing is checked. Who
+checks says so before the result: of a habit that shows only after it, no model could learn to slip less.
 
 Operation, steps, difficulty and source are drawn independently; style, check and plan depend a little on
 the source, the licence on the source, and correct on check. Nothing else depends on anything else, except
@@ -28,7 +29,7 @@ SPANS = {"easy": 9, "medium": 12, "hard": 25}  # nor does what is added or taken
 START = {"multiplication": 8, "conversion": 3}  # a start is at most this part of the limit, else one half
 STEPS = (1, 2, 3, 4, 5)
 CARELESS = {False: 0.50, True: 0.04}  # share of wrong solutions, by whether each step is checked
-CAREFULLY = "Carefully: "  # so begins each step that will be checked: the habit shows before the result is written
+CAREFULLY = "Carefully: "  # so begins each step that will be checked
 REPAIRED = 0.08  # share of checked steps whose first try is wrong, found out and done again
 UNLICENSED = 0.15
 
