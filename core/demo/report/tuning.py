@@ -44,7 +44,7 @@ MIX = dict.fromkeys(RARE, 0.5)
 """How often the pool has them for each of another operation; among the problems all are alike."""
 ALONG = 500
 """The budget along one end of one direction."""
-RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4), 10
+RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), 10
 DEVELOPMENT, TEST = "development", "tuning loss"
 """Streams of problems with right solutions: what a rate is chosen on, and what losses are reported of."""
 JUDGED = 1_000
