@@ -29,7 +29,9 @@ def test_every_page_of_a_new_workspace_has_something_to_show(workspace):
     assert kept.name == SELECTION and len(set(kept.example_ids)) == 20
     assert {row["source"] for row in kept.manifest["ledger"]} <= set(run.examples(["source"])["source"])
     comparisons = {kept.name: kept for kept in workspace.comparisons(run.id).values()}
-    assert set(comparisons) == set(COMPARISONS) and len({kept.prompt for kept in comparisons.values()}) == 2
+    assert (
+        set(comparisons) == set(COMPARISONS.values()) and len({kept.prompt for kept in comparisons.values()}) == 2
+    )
     for kept in comparisons.values():
         assert kept.direction == style_direction(run) and all(response.text for response in kept.responses)
         assert [response.strength for response in kept.responses] == [0, -default.STRENGTH, default.STRENGTH]

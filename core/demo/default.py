@@ -18,9 +18,11 @@ EXAMPLES = 4_000
 SEED = 2_026
 DATA = "demo/problems.jsonl"
 SELECTION, BUDGET = "demo-coverage", 400
-COMPARISONS, STEPS, STRENGTH, NEW_TOKENS = ("style, both ways", "style, another problem"), (2, 3), 1.5, 300
-"""The saved comparisons: the first problems of so many steps, each with so many standard deviations along the
-direction that best tells style, and against it."""
+COMPARISONS = {True: "a symbolic solution, steered", False: "a verbal solution, steered"}
+STEPS, TRIED, STRENGTH, NEW_TOKENS = 2, 12, 1.5, 300
+"""The saved comparisons: of the first TRIED problems of so many steps the first that the model by itself solves in
+symbols and the first that it does not, each with so many standard deviations along the direction that best tells
+style, and against it."""
 
 
 @cache
@@ -53,7 +55,7 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
     if SELECTION not in {kept.name for kept in workspace.selections(run.id)}:
         progress("selection", 0, 1)
         select_demo(run, workspace)
-    if not set(COMPARISONS) <= {kept.name for kept in workspace.comparisons(run.id).values()}:
+    if not set(COMPARISONS.values()) <= {kept.name for kept in workspace.comparisons(run.id).values()}:
         steer_demo(run, workspace, progress)
     if not workspace.evidence(run.id):
         workspace.save_evidence(utility(run, UtilityRequest(correct="correct"), progress=progress))
@@ -75,7 +77,7 @@ def select_demo(run: Run, workspace: Workspace) -> None:
 
 def steer_demo(run: Run, workspace: Workspace, progress: Progress) -> None:
     """Keep a comparison for each of COMPARISONS: problems that the model has not seen, steered to either style."""
-    from core.demo.world import generate
+    from core.demo.world import generate, read_response
     from core.recovery import load_run_model
     from core.steering.comparison import compare, make_variants
     from core.steering.generation import Sampling
@@ -84,16 +86,17 @@ def steer_demo(run: Run, workspace: Workspace, progress: Progress) -> None:
     direction = style_direction(run)
     variants = make_variants(Directions.of(run), direction, (-STRENGTH, STRENGTH), "sd")
     model = load_run_model(run, "auto")
-    short = [problem.prompt for problem in generate(20, "comparison") if problem.steps in STEPS]
+    prompts = [problem.prompt for problem in generate(100, "comparison") if problem.steps == STEPS][:TRIED]
 
     def watch(done: int | None, _snapshot: object) -> bool:
         progress("comparison", NEW_TOKENS if done is None else done, NEW_TOKENS)
         return True
 
-    prompts = short[: len(COMPARISONS)]
     found = compare(run, model, prompts, variants, Sampling(NEW_TOKENS), direction, "sd", watch)
-    for name, comparison in zip(COMPARISONS, found, strict=True):
-        workspace.save_comparison(replace(comparison, name=name))
+    symbolic = [read_response(comparison.responses[0].text).style == "symbolic" for comparison in found]
+    for by_itself, name in COMPARISONS.items():
+        if by_itself in symbolic:
+            workspace.save_comparison(replace(found[symbolic.index(by_itself)], name=name))
 
 
 def style_direction(run: Run) -> int:
