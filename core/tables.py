@@ -383,6 +383,9 @@ def suggested_range_sentence(found: SuggestedRange) -> str:
 
 SLIDER_STEPS = 40
 """From 0 to either end."""
+START_SD = 1.5
+"""Where the first columns begin as long as no range is known: along the demo's style most solutions turn and stay
+right, at 2 most answers are wrong."""
 
 
 def slider_limit(
@@ -415,8 +418,8 @@ def column_strengths(
     found: SuggestedRange | None, deviation: float, unit: str, operation: str, asked: float = 0.0
 ) -> list[float]:
     """The first strengths of the columns after the baseline: what is asked for, in multiples of the unit
-    direction, to four digits, and its opposite; else the ends of the suggested range, or two standard deviations;
-    then the half of both, and twice."""
+    direction, to four digits, and its opposite; else the ends of the suggested range, or START_SD standard
+    deviations; then the half of both, and twice."""
     if operation == "remove":
         return [1.0, 0.5, 0.25, 0.75, 0.1]
     limit = slider_limit(found, deviation, unit, operation, asked)
@@ -424,8 +427,8 @@ def column_strengths(
     if asked:
         first = float(f"{asked / scale:.4g}")
         return [float(np.clip(part * first, -limit, limit)) for part in (1, -1, 0.5, -0.5, 2)]
-    high = (found.high if found and found.high else 2 * deviation) / scale
-    low = (found.low if found and found.low else -2 * deviation) / scale
+    high = (found.high if found and found.high else START_SD * deviation) / scale
+    low = (found.low if found and found.low else -START_SD * deviation) / scale
     step = limit / SLIDER_STEPS
     wanted = (high, low, high / 2, low / 2, 2 * high)
     return [float(np.clip(round(value / step) * step, -limit, limit)) for value in wanted]

@@ -1,8 +1,18 @@
 import pytest
 
 from core.demo import default
-from core.demo.default import COMPARISONS, SELECTION, is_demo, recover_demo, shows_demo, style_direction
+from core.demo.default import (
+    COMPARISONS,
+    SELECTION,
+    is_demo,
+    recover_demo,
+    shows_demo,
+    style_direction,
+    usual_problems,
+)
 from core.demo.world import read_response
+from core.evaluation.problems import read_problems
+from core.examples import DataSource
 from core.workspace import Workspace
 
 
@@ -37,6 +47,15 @@ def test_every_page_of_a_new_workspace_has_something_to_show(workspace):
         assert [response.strength for response in kept.responses] == [0, -default.STRENGTH, default.STRENGTH]
     (evidence,) = workspace.evidence(run.id).values()
     assert evidence.proxy == "utility" and len(evidence.effects) >= run.k
+
+
+def test_usefulness_has_problems_that_the_demo_does_not_hold(workspace):
+    (run,) = workspace.runs()
+    problems = read_problems(DataSource(usual_problems(run, workspace)), "prompt", "answer").problems
+    assert len(problems) == default.PROBLEMS
+    assert not {one.prompt for one in problems} & set(run.examples(["prompt"])["prompt"])
+    run.manifest["data"]["path"] = "/home/someone/problems.jsonl"
+    assert not usual_problems(run, workspace)
 
 
 def test_the_saved_comparisons_change_the_style_both_ways(tmp_path, monkeypatch):

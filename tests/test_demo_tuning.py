@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.demo import train, world
+from core.demo.default import write_development
 from core.demo.report import proxies, tuning
 from core.demo.report.tuning import Tuned, against, average, fine_tune, load, right_directions
 from core.selection.pool import pool_of
@@ -156,8 +157,7 @@ def test_the_held_out_losses_are_those_of_the_responses(run):
 
 
 def test_proxies_are_ranked_by_what_training_gave(run, tmp_path, monkeypatch):
-    source = tmp_path / "development.jsonl"
-    proxies.write_problems(source)
+    source = write_development(Workspace(tmp_path), proxies.PROBLEMS)
     found = proxies.measure("first-order", run.folder, tmp_path, source)
     assert proxies.measure("first-order", run.folder, tmp_path, source) == found  # it is read, seconds and all
     ends = towards(found)
@@ -170,8 +170,7 @@ def test_proxies_are_ranked_by_what_training_gave(run, tmp_path, monkeypatch):
 
 
 def test_useful_directions_are_those_that_the_proxies_recommend(run, tmp_path):
-    source = tmp_path / "development.jsonl"
-    proxies.write_problems(source)
+    source = write_development(Workspace(tmp_path), proxies.PROBLEMS)
     found = proxies.measure("first-order", run.folder, tmp_path, source)
     planted = [replace(one, gap=1.0, adjusted=1e-6) if one.direction == 4 else one for one in found.effects]
     (best, *_), reason = proxies.useful_directions([replace(found, effects=tuple(planted))], run.k)

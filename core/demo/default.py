@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from core.workspace import Run, Workspace, write_atomic
 MODEL = Path(__file__).parent / "model"
 EXAMPLES = 4_000
 SEED = 2_026
-DATA = "demo/problems.jsonl"
+DATA, DEVELOPMENT = "demo/problems.jsonl", "demo/development.jsonl"
+PROBLEMS = 200
+"""So many other problems with right solutions are written to DEVELOPMENT, to measure usefulness on."""
 SELECTION, BUDGET = "demo-coverage", 400
 COMPARISONS = {True: "a symbolic solution, steered", False: "a verbal solution, steered"}
 STEPS, TRIED, STRENGTH, NEW_TOKENS = 2, 12, 1.5, 300
@@ -32,9 +35,10 @@ def about() -> str:
     low, high = share.wilson()
     return (
         "This is the embedded demo: a language model of 2.8 million parameters, trained on two processor cores, "
-        f"over generated word problems that it has not seen. It solves {share.value:.0%} of such problems (95% "
-        f"interval {low:.0%} to {high:.0%}). It shows how the tool works, and nothing about models that people "
-        "use. To see one of your own, open Recover."
+        f"over generated word problems that it has not seen. By itself it solves {share.value:.0%} of such "
+        f"problems (95% interval {low:.0%} to {high:.0%}). The solutions in the data, some wrong on purpose, and "
+        "their contributors are made up. It shows how the tool works, and nothing about models that people use. "
+        "To see one of your own, open Recover."
     )
 
 
@@ -45,6 +49,7 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
 
     data = workspace.root / DATA
     write_atomic(data, lambda path: write_jsonl(path, EXAMPLES, SEED))
+    write_development(workspace, PROBLEMS)
     request = Request(
         model=str(MODEL),
         source=DataSource(str(data)),
@@ -60,6 +65,22 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
     if not workspace.evidence(run.id):
         workspace.save_evidence(utility(run, UtilityRequest(correct="correct"), progress=progress))
     return run
+
+
+def write_development(workspace: Workspace, n: int) -> Path:
+    """n problems with right solutions, which no training of the model and none of its tests has."""
+    from core.demo.world import generate
+
+    right = [asdict(one) for one in generate(2 * n, "held out development") if one.correct][:n]
+    path = workspace.root / DEVELOPMENT
+    write_atomic(path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in right)))
+    return path
+
+
+def usual_problems(run: Run, workspace: Workspace) -> str:
+    """The file of problems to measure the demo's usefulness on; empty for other runs."""
+    path = workspace.root / DEVELOPMENT
+    return str(path) if shows_demo(run) and path.exists() else ""
 
 
 def select_demo(run: Run, workspace: Workspace) -> None:

@@ -156,7 +156,8 @@ class Comparison:
             blocks = steering.blocks
             where = f", blocks {blocks[0]} to {blocks[-1]}" if blocks else ""
             done = f"{steering.operation} {pairs} on {steering.scope}{where}"
-        facts = [done, f"{len(response.token_ids)} tokens"]
+        cut = " (the most asked for: it is cut off)" if response.ended == "length" else ""
+        facts = [done, f"{len(response.token_ids)} tokens{cut}"]
         if response.divergence is not None and not steering.is_baseline:
             facts.append(f"KL {response.divergence:.2f}")
         if response.perplexity is not None:

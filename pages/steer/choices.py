@@ -145,7 +145,7 @@ def choose_sampling() -> Sampling:
     if NEXT_SEED in st.session_state:  # before the field is drawn, the only time when it can be set
         st.session_state["steer_seed"] = st.session_state.pop(NEXT_SEED)
     with st.popover("Generation", icon=":material/settings:"):
-        tokens = st.number_input("New tokens at most", 1, 4_096, 96, key="steer_tokens", persist_state="session")
+        tokens = st.number_input("New tokens at most", 1, 4_096, 256, key="steer_tokens", persist_state="session")
         temperature = st.number_input(
             "Temperature",
             0.0,

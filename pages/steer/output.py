@@ -126,7 +126,8 @@ def show_kept(run: Run, labels: dict[int, Label]) -> None:
     kept = workspace().comparisons(run.id)
     if not kept:
         return
-    with st.expander(f"Kept comparisons ({len(kept)})"):
+    nothing_else = OPENED not in st.session_state and STREAM not in st.session_state
+    with st.expander(f"Kept comparisons ({len(kept)})", expanded=nothing_else):
         for comparison_id, comparison in kept.items():
             what, open_, delete = st.columns([8, 1, 1], vertical_alignment="center")
             names = ", ".join(response.variant for response in comparison.responses[1:])

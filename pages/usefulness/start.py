@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from core.demo.default import is_demo
+from core.demo.default import is_demo, usual_problems
 from core.jobs import command_line, start_job
 from core.tables import colour_columns
 from core.usefulness import PROXIES
@@ -108,18 +108,21 @@ def choose_problems(run: Run, kind: str) -> list[str]:
         place = place_of_verdicts(run, columns)
         return option("--correct", st.selectbox("Verdicts", columns, place, key=f"own_verdict_{run.id}"))
     path, limit = st.columns([4, 1])
-    file = path.text_input("Problems: a file or hub data set", key="problems", persist_state="session").strip()
+    usual = usual_problems(run, workspace())
+    file = path.text_input(
+        "Problems: a file or hub data set", key="problems", placeholder=usual, persist_state="session"
+    )
     most = limit.number_input("Only the first", 1, None, None, key="problems_limit", placeholder="all")
     first, second, third = st.columns(3)
     problem = first.text_input("Column with the problems", key="problem_column", placeholder="of a usual name")
     answer = second.text_input("Column with the answers", key="answer_column", placeholder="of a usual name")
-    arguments = [*option("--problems", file), *option("--limit", most), *option("--problem", problem)]
-    arguments += option("--answer", answer)
+    arguments = [*option("--problems", file.strip() or usual), *option("--limit", most)]
+    arguments += [*option("--problem", problem), *option("--answer", answer)]
     if kind == "steering":
         return arguments + choose_verifier(run, third)
-    usual = f"{run.manifest['data']['columns'].get('response') or 'solution'}, where right"
+    written = f"{run.manifest['data']['columns'].get('response') or 'solution'}, where right"
     solution = third.text_input(
-        "Column with worked solutions", key="solution_column", placeholder=usual, help=USUAL_SOLUTIONS
+        "Column with worked solutions", key="solution_column", placeholder=written, help=USUAL_SOLUTIONS
     )
     return [*arguments, *option("--solution", solution)]
 

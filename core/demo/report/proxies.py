@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from core.demo.default import MODEL
+from core.demo.default import MODEL, write_development
 from core.demo.report.tuning import Tell, Tuned, as_solutions, right_solutions, worker_processes
 from core.evaluation import Interval
 from core.evaluation.problems import read_problems
@@ -23,7 +22,7 @@ from core.usefulness.sft import SftRequest, train_proxy
 from core.usefulness.steering import SteeringRequest, steer_proxy
 from core.usefulness.table import agreement_of, towards
 from core.usefulness.utility import UtilityRequest, utility
-from core.workspace import Run, Workspace, write_atomic
+from core.workspace import Run, Workspace
 
 NAMES = ("steering", "sft", "utility", "first-order")
 """The slowest first, so that they run beside each other."""
@@ -44,8 +43,7 @@ class Foretold:
 
 def measure_proxies(run: Run, workspace: Workspace, tell: Tell) -> list[Evidence]:
     """All proxies on the same development problems, which no training or test has. What is finished is kept."""
-    source = workspace.root / "demo" / "development.jsonl"
-    write_problems(source)
+    source = write_development(workspace, PROBLEMS)
     measured = partial(measure, folder=run.folder, root=workspace.root, source=source)
     found = []
     with worker_processes() as workers:
@@ -53,11 +51,6 @@ def measure_proxies(run: Run, workspace: Workspace, tell: Tell) -> list[Evidence
             tell(f"{one.proxy}: {one.cost.seconds:,.0f} s")
             found.append(one)
     return found
-
-
-def write_problems(path: Path) -> None:
-    rows = [asdict(one) for one in right_solutions(PROBLEMS, "development")]
-    write_atomic(path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in rows)))
 
 
 def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
