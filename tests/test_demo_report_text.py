@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,6 +85,15 @@ def test_what_a_rule_is_worth_is_said_as_the_trainings_tell_it():
     equal = verdict("right", useful=0.5, right=0.4)
     assert f"Not to be told from {HUMAN}: {USEFUL}." in equal and f"Worse than {HUMAN}: {RIGHT}." in equal
     assert f"Better than random: {USEFUL}, {RIGHT}, {TRUTH}." in verdict("losses"), "a lower loss is better"
+
+
+def test_a_habit_that_a_selection_brings_is_told():
+    easy, rng, arms = np.random.default_rng(0).random(N), np.random.default_rng(1), dict(trainings().arms)
+    some = [easy + 0.1 * rng.standard_normal(N) < 0.7 for _ in arms[RIGHT]]
+    arms[RIGHT] = [replace(one, checked=tuple(row)) for one, row in zip(arms[RIGHT], some, strict=True)]
+    said = text._verdict(arms, "checked")
+    assert f"More often than random: {RIGHT}." in said and f"More often than not tuned: {RIGHT}." in said
+    assert f"Not to be told from random: {USEFUL}, coverage, {HUMAN}, {TRUTH}." in said
 
 
 def test_why_says_what_the_truth_and_the_habit_are_worth():

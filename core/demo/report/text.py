@@ -169,6 +169,7 @@ def training_parts(results: Trainings) -> list[str]:
         _tuned_table(arms),
         f"By Pass@1. {_verdict(arms, 'right')}",
         f"By the loss. {_verdict(arms, 'losses')}",
+        f"By the responses that check. {_verdict(arms, 'checked')}",
         f"Each line is corrected for its {len(_pairs(arms))} comparisons (Benjamini-Hochberg, 5%).",
         *_why(arms),
         "## 4. Whether the proxies foretell it",
@@ -308,6 +309,8 @@ def draw_proxies(results: Trainings, path: Path) -> None:
 
 
 OURS = (tuning.USEFUL, tuning.RIGHT)
+VERDICTS = {"right": ("Better", "Worse"), "losses": ("Worse", "Better"), "checked": ("More often", "Less often")}
+"""What a larger and a smaller mean are called."""
 
 
 def _pairs(arms: Mapping[str, Sequence[Tuned]]) -> list[tuple[str, str]]:
@@ -317,12 +320,13 @@ def _pairs(arms: Mapping[str, Sequence[Tuned]]) -> list[tuple[str, str]]:
 
 
 def _verdict(arms: Mapping[str, Sequence[Tuned]], by: str) -> str:
-    """What Pass@1 (`right`) or the `losses` allow to say, corrected for all pairs, a sentence per comparison."""
+    """What Pass@1 (`right`), the `losses` or the share that checks (`checked`) allow to say, corrected for all
+    pairs, a sentence per comparison."""
     from scipy.stats import false_discovery_control
 
     pairs = _pairs(arms)
     gaps: list[Gap] = [tuning.against(arms[name], arms[other], by=by) for name, other in pairs]
-    more, less = ("Better", "Worse") if by == "right" else ("Worse", "Better")
+    more, less = VERDICTS[by]
     said: dict[str, list[str]] = {}
     for (name, other), gap, p in zip(pairs, gaps, false_discovery_control([gap.p for gap in gaps]), strict=True):
         told = f"{more if gap.interval.value > 0 else less} than" if p < 0.05 else "Not to be told from"
