@@ -486,10 +486,10 @@ def test_a_suggested_range_is_only_for_what_was_swept(workspace):
     at = show(STEER, direction="1")
     assert "Suggested: " in texts(at) and at.slider[0].value == 0.5
     at.segmented_control(key="steer_scope").select("response").run()
-    assert "Suggested: " not in texts(at) and "No range is suggested" in texts(at) and at.slider[0].value == 2.0
+    assert "Suggested: " not in texts(at) and "No range is suggested" in texts(at) and at.slider[0].value == 1.6
     at.segmented_control(key="steer_scope").select("all").run()
     at.segmented_control(key="steer_operation").select("clamp").run()
-    assert "Suggested: " not in texts(at) and at.slider[0].value == 2.0
+    assert "Suggested: " not in texts(at) and at.slider[0].value == 1.6
 
 
 def test_choices_that_would_do_nothing_are_disabled(workspace):
@@ -617,7 +617,7 @@ def test_what_is_exported_is_the_column_chosen(workspace, started):
     run = workspace.runs()[0]
     at = show(STEER, direction="3")
     at.selectbox(key="export_format").select("gguf").run()
-    strength = 2 * float(run.scores()["d3"].std())
+    strength = 1.6 * float(run.scores()["d3"].std())
     at.button(key="export").click().run()
     ((*arguments, out),) = started
     expected = ["export", run.id, "--direction", "3", "--strength", f"{strength:.6g}", "--format", "gguf", "--out"]

@@ -257,8 +257,8 @@ def test_sliders_hold_their_first_strengths_on_round_steps(unit, low_high):
         scale = 2.6 if unit == "sd" else 1.0
         assert high * scale >= max(map(abs, low_high))
         first, second = column_strengths(found, 2.6, unit, "add")[:2]
-        assert abs(first - (low_high[1] or 3.9) / scale) <= step
-        assert abs(second - (low_high[0] or -3.9) / scale) <= step or second == low
+        assert abs(first - (low_high[1] or 4.16) / scale) <= step
+        assert abs(second - (low_high[0] or -4.16) / scale) <= step or second == low
     assert slider_bounds(found, 2.6, unit, "remove") == (0.0, 1.0, 0.025)
 
 
