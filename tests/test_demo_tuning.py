@@ -116,6 +116,8 @@ def test_every_rule_is_trained_once_and_then_read(run, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "load", None)  # no model is needed any more
     truth = next(one for one in first if one.arm == tuning.TRUTH)
     assert truth.correct == 1
+    larger = tuning.compare_larger(run, workspace, 3e-5, told.append)
+    assert [(one.arm, one.rate) for one in larger] == [("random", 3e-4), (tuning.RIGHT, 3e-4)]
     again = tuning.compare_rules(run, workspace, 3e-4, (-2,), told.append)
     assert [one.right for one in again] == [one.right for one in first]
 

@@ -4,6 +4,7 @@ is seeded."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,7 +17,9 @@ from core.demo.report.text import Trainings, draw_arms, draw_factors, draw_proxi
 from core.demo.report.tuning import (
     RIGHT,
     USEFUL,
+    Tuned,
     compare_directions,
+    compare_larger,
     compare_rates,
     compare_rules,
     largest_harmless,
@@ -60,11 +63,16 @@ def train(run: Run, workspace: Workspace) -> Trainings:
     rates = compare_rates(run, workspace, click.echo)
     rate = largest_harmless(rates)
     tuned = compare_rules(run, workspace, rate, useful, click.echo)
-    arms = {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
+    arms = by_arm(tuned)
+    larger = by_arm(compare_larger(run, workspace, rate, click.echo))
     directions = compare_directions(run, workspace, rate, click.echo)
     ranked = foretold(evidence, directions, arms["not tuned"][0])
     chosen = {USEFUL: show_directions(useful), RIGHT: show_directions(tuple(right_directions(pool_of(run))))}
-    return Trainings(chosen, reason, rate, rates, arms, directions, evidence, ranked)
+    return Trainings(chosen, reason, rate, rates, arms, larger, directions, evidence, ranked)
+
+
+def by_arm(tuned: Sequence[Tuned]) -> dict[str, list[Tuned]]:
+    return {name: [one for one in tuned if one.arm == name] for name in dict.fromkeys(one.arm for one in tuned)}
 
 
 if __name__ == "__main__":

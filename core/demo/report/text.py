@@ -43,14 +43,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Trainings:
     """What items 3 and 4 rest on. chosen: rule along useful directions -> these in words, and the reason of those
-    that proxies chose; arms: rule -> its trainings; rates: the model as it is, then one random selection at each
-    rate, of which `rate` was taken; directions: one training along each end."""
+    that proxies chose; arms: rule -> its trainings, and larger: two of them at tuning.LARGER times the rate;
+    rates: the model as it is, then right solutions at each rate, of which `rate` was taken; directions: one
+    training along each end."""
 
     chosen: Mapping[str, str]
     reason: str
     rate: float
     rates: Sequence[Tuned]
     arms: Mapping[str, Sequence[Tuned]]
+    larger: Mapping[str, Sequence[Tuned]]
     directions: Sequence[Tuned]
     evidence: Sequence[Evidence]
     foretold: Sequence[Foretold]
@@ -172,6 +174,7 @@ def training_parts(results: Trainings) -> list[str]:
         f"By the responses that check. {_verdict(arms, 'checked')}",
         f"Each line is corrected for its {len(_pairs(arms))} comparisons (Benjamini-Hochberg, 5%).",
         *_why(arms),
+        _at_larger_rate(results),
         "## 4. Whether the proxies foretell it",
         f"Each end of each direction has {tuning.ALONG:,} examples trained on as in item 3, with one seed, and "
         "is judged by the loss, because Pass@1 of one training is known to no better than five points. The "
@@ -246,7 +249,8 @@ def _rarity() -> str:
 
 
 def _training_minutes(results: Trainings) -> float:
-    every = [*results.rates, *(one for arm in results.arms.values() for one in arm), *results.directions]
+    every = [*results.rates, *results.directions]
+    every += [one for arms in (results.arms, results.larger) for arm in arms.values() for one in arm]
     return (sum(one.seconds for one in every) + sum(one.cost.seconds for one in results.evidence)) / 60
 
 
@@ -267,6 +271,24 @@ def _why(arms: Mapping[str, Sequence[Tuned]]) -> list[str]:
         "the others; to check all would be worth at most about "
         f"{alone.value - right.mean():+.1%}, if checking were the cause.",
     ]
+
+
+def _at_larger_rate(results: Trainings) -> str:
+    """What is gained where the training is let do harm, so that a habit is learned faster."""
+    ours, chance = results.larger[tuning.RIGHT], results.larger["random"]
+    before = results.arms["not tuned"]
+    said = [
+        f"{name} gives Pass@1 {_share(tuning.average(arm))}, loss {np.mean([one.loss for one in arm]):.4f}, and "
+        f"{_share(tuning.average(arm, by='checked'))} of the responses check"
+        for name, arm in results.larger.items()
+    ]
+    return (
+        f"At {tuning.LARGER} times that rate: {'; '.join(said)}. Between the two that is "
+        f"{_points(tuning.against(ours, chance).interval)} of Pass@1 and "
+        f"{_points(tuning.against(ours, chance, by='checked').interval)} of checking; between {tuning.RIGHT} and "
+        f"the model as it is {_points(tuning.against(ours, before).interval)} of Pass@1. Intervals of 95% each, "
+        "uncorrected."
+    )
 
 
 def _foretold_table(results: Trainings) -> str:

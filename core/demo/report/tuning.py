@@ -45,6 +45,8 @@ MIX = dict.fromkeys(RARE, 0.5)
 ALONG = 500
 """The budget along one end of one direction."""
 RATES, WARMUP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), 10
+LARGER = 10
+"""So many times the rate that does no harm is tried, too, to see what a habit learned faster is worth."""
 DEVELOPMENT, TEST = "development", "tuning loss"
 """Streams of problems with right solutions: what a rate is chosen on, and what losses are reported of."""
 JUDGED = 1_000
@@ -168,6 +170,14 @@ def compare_rules(run: Run, workspace: Workspace, rate: float, useful: tuple[int
     tasks = [_task("not tuned", None, 0, 0.0, run, workspace)]
     tasks += [_task(name, asked[name](s), s, rate, run, workspace) for s, name in itertools.product(SEEDS, asked)]
     return train_all(tasks, tell)
+
+
+def compare_larger(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
+    """`random` and `RIGHT` under every seed, at LARGER times the rate."""
+    asked = rules(pool_of(run), ())
+    pairs = itertools.product(SEEDS, ("random", RIGHT))
+    larger = round(LARGER * rate, 12)
+    return train_all([_task(name, asked[name](s), s, larger, run, workspace) for s, name in pairs], tell)
 
 
 def compare_directions(run: Run, workspace: Workspace, rate: float, tell: Tell) -> list[Tuned]:
