@@ -384,8 +384,8 @@ def suggested_range_sentence(found: SuggestedRange) -> str:
 SLIDER_STEPS = 40
 """From 0 to either end."""
 START_SD = 1.6
-"""Where the first columns begin as long as no range is known: along the demo's style most solutions turn and stay
-right, at 2 most answers are wrong."""
+"""Where the first columns begin as long as no range is known: along the demo's style most solutions turn and are
+well formed at 1.5, at 2 half of them are not (docs/demo.md)."""
 
 
 def slider_limit(
