@@ -161,7 +161,10 @@ def test_the_held_out_losses_are_those_of_the_responses(run):
 def test_proxies_are_ranked_by_what_training_gave(run, tmp_path, monkeypatch):
     source = write_development(Workspace(tmp_path), proxies.PROBLEMS)
     found = proxies.measure("first-order", run.folder, tmp_path, source)
-    assert proxies.measure("first-order", run.folder, tmp_path, source) == found  # it is read, seconds and all
+    told = proxies.measure("utility", run.folder, tmp_path, source)
+    monkeypatch.setattr(proxies, "_measured", None)  # nothing is measured again
+    assert proxies.measure("first-order", run.folder, tmp_path, source) == found
+    assert proxies.measure("utility", run.folder, tmp_path, source).effects == told.effects
     ends = towards(found)
     rng = np.random.default_rng(0)
     arms = [replace(arm(end, 0.5, 1, rng)[0], losses=(-ends[end].value,)) for end in ends]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from core.demo.default import MODEL, write_development
 from core.demo.report.tuning import Tell, Tuned, as_solutions, right_solutions, worker_processes
 from core.evaluation import Interval
-from core.evaluation.problems import read_problems
+from core.evaluation.problems import ProblemSet, read_problems
 from core.examples import DataSource
 from core.model import load_model
 from core.steering.generation import Sampling
@@ -54,6 +54,7 @@ def measure_proxies(run: Run, workspace: Workspace, tell: Tell) -> list[Evidence
 
 
 def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
+    """What one proxy finds on the problems of `source`, or what it found before."""
     run, workspace = Run(folder), Workspace(root)
     problems = read_problems(DataSource(str(source)), "prompt", "answer")
     asked = {"report": problems.fingerprint}
@@ -62,6 +63,13 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
         (one for one in kept if (one.proxy, one.request.get("report")) == (proxy, *asked.values())), None
     ):
         return before
+    found = _measured(proxy, run, workspace, problems)
+    found = replace(found, request={**found.request, **asked})
+    workspace.save_evidence(found)
+    return found
+
+
+def _measured(proxy: str, run: Run, workspace: Workspace, problems: ProblemSet) -> Evidence:
     every = tuple(range(1, run.k + 1))
     if proxy == "utility":
         return utility(run, UtilityRequest(correct="correct"))
@@ -74,12 +82,9 @@ def measure(proxy: str, folder: Path, root: Path, source: Path) -> Evidence:
         return steer_proxy(run, model, tried, workspace)
     solutions = as_solutions(model, right_solutions(PROBLEMS, "development"))
     if proxy == "first-order":
-        found = first_order(run, model, solutions, asked)
-    else:
-        request = SftRequest(every, examples=EXAMPLES, seeds=1, rate=RATE, asked=asked)
-        found = train_proxy(run, model, solutions, request)
-    workspace.save_evidence(found)
-    return found
+        return first_order(run, model, solutions, {})
+    request = SftRequest(every, examples=EXAMPLES, seeds=1, rate=RATE)
+    return train_proxy(run, model, solutions, request)
 
 
 def useful_directions(evidence: Sequence[Evidence], k: int) -> tuple[tuple[int, ...], str]:
