@@ -146,7 +146,7 @@ def test_the_rates_differ_in_nothing_but_the_rate(run, tmp_path):
 
 def test_the_held_out_losses_are_those_of_the_responses(run):
     model = load()
-    examples = tuning.right_solutions(2, "tuning loss")
+    examples = train.right_solutions(2, "tuning loss")
     assert all(example.correct for example in examples)
     plain = []
     for example in examples:

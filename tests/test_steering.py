@@ -586,7 +586,8 @@ def test_the_real_model_steers_as_bias_surgery_and_steering_vectors_do(gsm8k_run
 
 def test_rows_that_ended_are_taken_out_and_the_others_do_not_notice(monkeypatch):
     """Of prompts of several lengths, steered in several ways; the texts end at different times."""
-    model, blocks, rng = load_model(str(MODEL), device="cpu"), (1, 3), np.random.default_rng(0)
+    model, blocks = load_model(str(MODEL), dtype="float32", device="cpu"), (1, 3)
+    rng = np.random.default_rng(0)
     vectors = np.linalg.qr(rng.standard_normal((2 * model.hidden_size, 2)))[0].T.astype(np.float32)
     mean, scale = np.zeros(2 * model.hidden_size, np.float32), np.ones(2, np.float32)
     directions = Directions(Basis(vectors, mean, np.ones(2, np.float32), scale, 2.0, 50, np.zeros(2)), blocks)

@@ -69,11 +69,11 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
 
 def write_development(workspace: Workspace, n: int) -> Path:
     """n problems with right solutions, which no training of the model and none of its tests has."""
-    from core.demo.world import generate
+    from core.demo.train import right_solutions
 
-    right = [asdict(one) for one in generate(2 * n, "held out development") if one.correct][:n]
+    rows = [json.dumps(asdict(one)) + "\n" for one in right_solutions(n, "development")]
     path = workspace.root / DEVELOPMENT
-    write_atomic(path, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in right)))
+    write_atomic(path, lambda part: part.write_text("".join(rows)))
     return path
 
 

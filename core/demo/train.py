@@ -284,6 +284,11 @@ def held_out(n: int, seed: int | str = 0) -> list[world.Example]:
     return world.generate(n, f"held out {seed}")
 
 
+def right_solutions(n: int, stream: str) -> list[world.Example]:
+    """The first n right ones of the held-out problems of a stream."""
+    return [one for one in held_out(2 * n, stream) if one.correct][:n]
+
+
 def pass_at_1(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[world.Example], seed: int = 0
 ) -> dict[str, card.Share]:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from core.demo.default import MODEL, write_development
-from core.demo.report.tuning import Tell, Tuned, as_solutions, right_solutions, worker_processes
+from core.demo.report.tuning import DEVELOPMENT, Tell, Tuned, as_solutions, worker_processes
+from core.demo.train import right_solutions
 from core.evaluation import Interval
 from core.evaluation.problems import ProblemSet, read_problems
 from core.examples import DataSource
@@ -80,7 +81,7 @@ def _measured(proxy: str, run: Run, workspace: Workspace, problems: ProblemSet) 
             problems, "world", every, (STRENGTH,), SECONDS, ROLLOUTS, sampling=sampling, wording="bare"
         )
         return steer_proxy(run, model, tried, workspace)
-    solutions = as_solutions(model, right_solutions(PROBLEMS, "development"))
+    solutions = as_solutions(model, right_solutions(PROBLEMS, DEVELOPMENT))
     if proxy == "first-order":
         return first_order(run, model, solutions, {})
     request = SftRequest(every, examples=EXAMPLES, seeds=1, rate=RATE)

@@ -333,18 +333,13 @@ def roll_out_all(
 
 def held_out_losses(model: LanguageModel, stream: str = TEST) -> tuple[float, ...]:
     """Nats per token of right solutions to PROBLEMS problems that `respond` is not asked."""
-    return tuple(losses(model, as_solutions(model, right_solutions(PROBLEMS, stream))).tolist())
+    return tuple(losses(model, as_solutions(model, train.right_solutions(PROBLEMS, stream))).tolist())
 
 
 def as_solutions(model: LanguageModel, examples: Sequence[world.Example]) -> Solutions:
     """The examples' own responses, tokenised as the model writes them."""
     asked = [Problem(i, one.prompt, one.answer) for i, one in enumerate(examples)]
     return written_solutions(model, asked, {i: one.response for i, one in enumerate(examples)}, "bare")
-
-
-def right_solutions(n: int, stream: str) -> list[world.Example]:
-    """The first n right ones of the held-out problems of a stream."""
-    return [one for one in train.held_out(2 * n, stream) if one.correct][:n]
 
 
 @dataclass(frozen=True)
