@@ -94,10 +94,13 @@ class Request:
             raise BasiscopeError(f"Store dtype {self.store_dtype!r} is not one of {', '.join(STORE_DTYPES)}.")
 
 
-def recover(request: Request, workspace: Workspace, progress: Progress = silent) -> Run:
+def recover(
+    request: Request, workspace: Workspace, progress: Progress = silent, lender: Path | None = None
+) -> Run:
     """Recover the basis, or return the finished run where there is one; an interrupted run continues.
 
-    Raises BasiscopeError for everything that a person can mend.
+    Where the folder `lender` has the activations of this model, data and recipe (`lend` wrote it), they are taken
+    from there. Raises BasiscopeError for everything that a person can mend.
     """
     check_columns(request.source, request.columns)
     progress("model", 0, 1)
@@ -112,7 +115,7 @@ def recover(request: Request, workspace: Workspace, progress: Progress = silent)
         return done
     shared = content_hash({key: value for key, value in identity.items() if key not in OWN_CHOICES})
     asked = {"model": model_name(request.model), "data": request.source.path}
-    with workspace.start(identity, shared, asked) as partial:
+    with workspace.start(identity, shared, asked, lender) as partial:
         if done := workspace.finished(identity):  # by another process, since the first look
             partial.discard()
             return done

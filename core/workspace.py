@@ -825,11 +825,16 @@ class Workspace:
 
     @contextmanager
     def start(
-        self, request: Mapping[str, Any], shared: str, asked: Mapping[str, str] | None = None
+        self,
+        request: Mapping[str, Any],
+        shared: str,
+        asked: Mapping[str, str] | None = None,
+        lender: Path | None = None,
     ) -> Iterator[PartialRun]:
         """The locked partial folder of the run that `request` asks for. `shared` names what determines its
-        examples and activations; a finished run that agrees in it lends its own. `asked` is kept with the
-        request: the names of model and data, for people.
+        examples and activations; a finished run that agrees in it lends its own, or else the one that
+        `lend` copied to the folder `lender`. `asked` is kept with the request: the names of model and data, for
+        people.
 
         A request that fails before any activations are stored leaves nothing behind. Raises BasiscopeError
         where another process is at work on the same run.
@@ -847,7 +852,7 @@ class Workspace:
                 (folder / PROGRESS).unlink(missing_ok=True)
                 under_way = PartialRun(folder, request["store_dtype"])
                 if not under_way.has_activations() and not under_way.is_read:
-                    self._borrow(under_way, shared)
+                    self._borrow(under_way, shared, lender)
                 try:
                     yield under_way
                 except BasiscopeError:
@@ -859,9 +864,9 @@ class Workspace:
                 f"Run {folder.name} is being recovered by another process; wait for it or stop it first."
             ) from error
 
-    def _borrow(self, under_way: PartialRun, shared: str) -> None:
+    def _borrow(self, under_way: PartialRun, shared: str, outside: Path | None) -> None:
         folder = under_way.folder
-        for lender, damaged in self._lenders(folder, shared):
+        for lender, damaged in self._lenders(folder, shared, outside):
             shards = [f"activations/{path.name}" for path in _shards(lender)]
             names = sorted(set(shards) - set(damaged))
             if not set(READ_FILES) & set(damaged):
@@ -878,9 +883,9 @@ class Workspace:
                     under_way.save_step(name, {"from": lender.name, **facts})
             return
 
-    def _lenders(self, folder: Path, shared: str) -> Iterator[tuple[Path, list[str]]]:
+    def _lenders(self, folder: Path, shared: str, outside: Path | None) -> Iterator[tuple[Path, list[str]]]:
         """Folders of finished runs, then of interrupted ones that have read their examples, each with the
-        names of its damaged files; last those that can lend activations alone."""
+        names of its damaged files; last those that can lend activations alone, as the one `outside`."""
         without_examples = []
         for run in self.readable_runs():
             if run.manifest.get("shared") == shared:
@@ -897,6 +902,10 @@ class Workspace:
                 else:
                     without_examples.append((other, list(READ_FILES)))
         yield from without_examples
+        if outside is not None:
+            with suppress(BasiscopeError):  # one of another format
+                if Run(outside).manifest.get("shared") == shared:
+                    yield outside, [*Run(outside).damaged_files(), *READ_FILES]
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""
@@ -1245,6 +1254,17 @@ def _is_held(lock: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def lend(run: Run, folder: Path) -> None:
+    """Copy to `folder` what a run in any workspace can take of this one: its activations, and its manifest without
+    the paths of this machine."""
+    manifest = run.manifest
+    names = {"model": {**manifest["model"], "name": Path(manifest["model"]["name"]).name}}
+    names["data"] = {**manifest["data"], "path": Path(manifest["data"]["path"]).name}
+    for shard in _shards(run.folder):
+        write_atomic(folder / "activations" / shard.name, partial(shutil.copyfile, shard))
+    write_json(folder / "manifest.json", manifest | names)
 
 
 def _steps(folder: Path) -> dict[str, dict[str, Any]]:

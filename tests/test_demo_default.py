@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
+import torch
 
+from core import recovery
 from core.demo import default
 from core.demo.default import (
     COMPARISONS,
+    MODEL,
     SELECTION,
     is_demo,
     recover_demo,
@@ -11,17 +15,21 @@ from core.demo.default import (
     usual_problems,
 )
 from core.demo.world import read_response
+from core.errors import BasiscopeError
 from core.evaluation.problems import read_problems
 from core.examples import DataSource
-from core.workspace import Workspace
+from core.model import load_model
+from core.workspace import Workspace, lend
+
+SMALL = {"EXAMPLES": 120, "BUDGET": 20, "NEW_TOKENS": 30}
+FULL = {name: getattr(default, name) for name in SMALL}
 
 
 @pytest.fixture(scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(default, "EXAMPLES", 120)
-        patch.setattr(default, "BUDGET", 20)
-        patch.setattr(default, "NEW_TOKENS", 30)
+        for name, value in SMALL.items():
+            patch.setattr(default, name, value)
         yield
 
 
@@ -58,17 +66,50 @@ def test_usefulness_has_problems_that_the_demo_does_not_hold(workspace):
     assert not usual_problems(run, workspace)
 
 
-def test_the_saved_comparisons_change_the_style_both_ways(tmp_path, monkeypatch):
-    monkeypatch.setattr(default, "EXAMPLES", 600)
-    monkeypatch.setattr(default, "NEW_TOKENS", 300)
-    workspace = Workspace(tmp_path)
-    run = recover_demo(workspace)
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    """The workspace as a user gets it, of which nothing may run the model over the examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FULL.items():
+            patch.setattr(default, name, value)
+        patch.setattr(recovery, "extract", None)
+        return recover_demo(Workspace(tmp_path_factory.mktemp("first")))
+
+
+def test_the_activations_that_come_with_it_are_the_model_s(first_start):
+    """One example at a time in float32, after other batches in float32; stored as float16, 2^-11 relative."""
+    model = load_model(str(MODEL), dtype="float32", device="cpu")
+    windows, shipped = first_start.windows(), first_start.activations()
+    (rows,) = shipped.shards
+    assert shipped.n == len(windows) == len(rows) == 4_000 and rows.dtype == torch.float16
+    stored = dict(zip(shipped.example_id.tolist(), rows.float(), strict=True))
+    for i in np.random.default_rng(0).choice(4_000, 24, replace=False):
+        ids = torch.from_numpy(windows.tokens(i)).long()[None]
+        states = model.module(ids, output_hidden_states=True).hidden_states
+        pooled = [states[block + 1][0, windows.first[i] :].mean(dim=0) for block in shipped.blocks]
+        torch.testing.assert_close(stored[windows.example_id[i]], torch.cat(pooled), rtol=2**-10, atol=1e-4)
+
+
+def test_the_saved_comparisons_change_the_style_both_ways(first_start):
     changed = []
-    for kept in workspace.comparisons(run.id).values():
+    for kept in Workspace(first_start.folder.parent.parent).comparisons(first_start.id).values():
         styles = [read_response(response.text).style for response in kept.responses]
         assert None not in styles, "no text is damaged"
         changed += [(styles[0], style) for style in styles[1:] if style != styles[0]]
     assert set(changed) == {("verbal", "symbolic"), ("symbolic", "verbal")}
+
+
+def test_computed_anew_it_takes_nothing_and_replaces_nothing(small, workspace, tmp_path):
+    (run,) = workspace.runs()
+    with pytest.raises(BasiscopeError, match=f"Run {run.id} of the demo is there"):
+        recover_demo(workspace, anew=True)
+    lent = tmp_path / "lent"
+    lend(run, lent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "SHIPPED", lent)
+        for anew in (True, False):
+            again = recover_demo(Workspace(tmp_path / str(anew)), anew=anew)
+            assert ("from" in again.manifest["steps"]["activations"]) is not anew
 
 
 def test_the_banner_is_for_the_demo_s_own_problems(workspace):

@@ -22,7 +22,7 @@ from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.reading import Label
 from core.recovery import Request, load_run_model, recover
-from core.workspace import Workspace, is_disk_full
+from core.workspace import Workspace, is_disk_full, lend
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -257,6 +257,29 @@ def test_the_same_request_returns_the_run_and_another_k_its_activations(gsm8k_re
     for name in ("directions", "singular_values"):  # the same to the solver's tolerance, 1e-5 relative residual
         np.testing.assert_allclose(getattr(wider.basis(), name)[:3], getattr(again.basis(), name)[:3], atol=2e-3)
     workspace.delete(wider.id)
+
+
+def test_activations_are_lent_to_another_workspace_where_nothing_else_would_be_the_same(
+    gsm8k_request, gsm8k_run, tmp_path, monkeypatch
+):
+    lender = tmp_path / "lender"
+    lend(gsm8k_run, lender)
+    assert str(gsm8k_run.folder.parent.parent) not in (lender / "manifest.json").read_text()
+    shard = lender / "activations" / "00000.safetensors"
+    whole = shard.read_bytes()
+    other = replace(gsm8k_request, recipe=replace(gsm8k_request.recipe, pooling="last"), k=2)
+    run = recover(other, Workspace(tmp_path / "other"), lender=lender)
+    assert "from" not in run.manifest["steps"]["activations"]
+    shard.write_bytes(whole[:-1] + b"?")
+    run = recover(replace(gsm8k_request, k=2), Workspace(tmp_path / "damaged"), lender=lender)
+    assert "from" not in run.manifest["steps"]["activations"]
+    shard.write_bytes(whole)
+    monkeypatch.setattr(recovery, "extract", None)
+    run = recover(gsm8k_request, Workspace(tmp_path / "same"), lender=lender)
+    assert run.manifest["steps"]["activations"]["from"] == "lender" and run.damaged_files() == []
+    pd.testing.assert_frame_equal(run.scores(), gsm8k_run.scores())
+    Workspace(tmp_path / "same").delete(run.id)
+    assert shard.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["activations/00000.safetensors", "scores.parquet", "examples.parquet"])

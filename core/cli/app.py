@@ -18,15 +18,21 @@ from core.workspace import Workspace
 
 
 @cli.command()
+@click.option(
+    "--anew", is_flag=True, help="Compute the activations here, instead of taking those that come with it."
+)
 @workspace_option
 @json_option
-def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
-    """Recover the embedded demo: a small model, trained on generated word problems. Needs no network."""
+def demo(anew: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
+    """Recover the embedded demo: a small model, trained on generated word problems. Needs no network.
+
+    What is there already stays; what is missing is made again. The model's activations come with Basiscope.
+    """
     from core.demo.default import recover_demo
     from core.selection.farthest import compile_ahead
 
     with Reporter(as_json) as progress:
-        run = recover_demo(Workspace(workspace), progress)
+        run = recover_demo(Workspace(workspace), progress, anew=anew)
         compile_ahead(progress)
     return {"run": run.id, "lines": [run.id]}
 

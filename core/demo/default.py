@@ -6,15 +6,19 @@ import json
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from core.activations import Progress, Recipe, silent
 from core.demo.card import read_share
+from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.model import model_fingerprint
 from core.recovery import Request, recover
-from core.workspace import Run, Workspace, write_atomic
+from core.workspace import Run, Workspace, lend, write_atomic
 
 MODEL = Path(__file__).parent / "model"
+SHIPPED = Path(__file__).parent / "shipped"
+"""The activations of the examples, so that a first start takes them instead of computing them."""
 EXAMPLES = 4_000
 SEED = 2_026
 DATA, DEVELOPMENT = "demo/problems.jsonl", "demo/development.jsonl"
@@ -42,21 +46,20 @@ def about() -> str:
     )
 
 
-def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
-    """Generate the problems, seeded, and recover the basis of their solutions; no network is needed."""
-    from core.demo.world import write_jsonl
+def recover_demo(workspace: Workspace, progress: Progress = silent, *, anew: bool = False) -> Run:
+    """Generate the problems, seeded, and recover the basis of their solutions; no network is needed. The
+    activations are those that come with Basiscope, unless they shall be computed `anew`.
+
+    Raises BasiscopeError where that is asked and the run is there.
+    """
     from core.usefulness.utility import UtilityRequest, utility
 
-    data = workspace.root / DATA
-    write_atomic(data, lambda path: write_jsonl(path, EXAMPLES, SEED))
     write_development(workspace, PROBLEMS)
-    request = Request(
-        model=str(MODEL),
-        source=DataSource(str(data)),
-        columns=Columns(prompt="prompt", response="response"),
-        recipe=Recipe(pooling="mean-response"),
-    )
-    run = recover(request, workspace, progress)
+    if anew and (there := [run.id for run in workspace.readable_runs() if shows_demo(run)]):
+        raise BasiscopeError(
+            f"Run {there[0]} of the demo is there; to compute it anew, delete it or give another --workspace."
+        )
+    run = recover(demo_request(workspace), workspace, progress, None if anew else SHIPPED)
     if SELECTION not in {kept.name for kept in workspace.selections(run.id)}:
         progress("selection", 0, 1)
         select_demo(run, workspace)
@@ -65,6 +68,22 @@ def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
     if not workspace.evidence(run.id):
         workspace.save_evidence(utility(run, UtilityRequest(correct="correct"), progress=progress))
     return run
+
+
+def demo_request(workspace: Workspace) -> Request:
+    """The problems, written to the workspace, and the recipe: in float32, so that every machine sees the same
+    directions."""
+    from core.demo.world import write_jsonl
+
+    data = workspace.root / DATA
+    write_atomic(data, lambda path: write_jsonl(path, EXAMPLES, SEED))
+    return Request(
+        model=str(MODEL),
+        source=DataSource(str(data)),
+        columns=Columns(prompt="prompt", response="response"),
+        recipe=Recipe(pooling="mean-response", dtype="float32"),
+        store_dtype="float16",
+    )
 
 
 def write_development(workspace: Workspace, n: int) -> Path:
@@ -143,3 +162,9 @@ def shows_demo(run: Run) -> bool:
 @cache
 def _fingerprint() -> str:
     return model_fingerprint(MODEL)
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as folder:
+        at = Workspace(Path(folder))
+        lend(recover(demo_request(at), at), SHIPPED)

@@ -108,7 +108,8 @@ def write_report(
         f"`make demo-report` wrote this; its last call took {seconds / 60:.0f} minutes, and the trainings of "
         f"items 3 and 4, of this call or kept from an earlier one, {_training_minutes(results):.0f} minutes of "
         f"one core. The model solves {share} of held-out problems at temperature 1. Seed {SEED}; {EXAMPLES:,} "
-        f"examples; k = {K}. The trainings are in float32, all else in {choose_dtype()}.",
+        f"examples; k = {K}. The default run, its steering and the trainings are in float32, all else in "
+        f"{choose_dtype()}.",
         "## 1. Which known factors the directions carry",
         "For each factor the direction that tells it best on four fifths of the examples, measured on the last "
         "fifth, five times: AUC for factors of two values (0.5 tells nothing), eta squared for the others (0). In "
