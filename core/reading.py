@@ -25,7 +25,7 @@ POLARITIES = {"+": 1, "-": -1}
 ENDS = 0.1
 END_EXAMPLES = 100
 LENGTH_STRATA = 10
-PRIOR_TOKENS = 500.0
+PRIOR_EXAMPLES = 10.0
 LABEL_WORDS = 3
 SIGNIFICANCE = 0.05
 MIN_EXAMPLES = 5
@@ -227,15 +227,20 @@ def matched_ends(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, n
     return np.concatenate(top), np.concatenate(bottom)
 
 
-def log_odds(top: np.ndarray, bottom: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """(words,) z-scores of the log-odds ratio of two counts (words,) with an informative Dirichlet prior in
-    proportion to the pool's counts (Monroe, Colaresi and Quinn 2008, "Fightin' Words", eq. 16 and 22)."""
-    prior = PRIOR_TOKENS * pool / pool.sum()
-    odds = []
-    for counts in (top, bottom):
-        smoothed = counts + prior
-        odds.append(np.log(smoothed / (smoothed.sum() - smoothed)))
-    return (odds[0] - odds[1]) / np.sqrt(1 / (top + prior) + 1 / (bottom + prior))
+def log_odds(counts: np.ndarray, sizes: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(words,) z-scores of the log-odds ratio of two ends with an informative Dirichlet prior (Monroe, Colaresi
+    and Quinn 2008, "Fightin' Words", eq. 16 and 20). The categories are, word by word, to have it and not to have
+    it, because a text counts once for a word: so a word that all texts have tells nothing, however many others
+    one end's texts have. The variance is of both categories: eq. 20 leaves out that of not having it, which is
+    small only for words that few have.
+
+    counts: (2, words) examples of either end that have the word; sizes: (2,) examples; share: (words,) of all
+    examples, the prior, in (0, 1)
+    """
+    has = counts + PRIOR_EXAMPLES * share
+    lacks = sizes[:, None] - counts + PRIOR_EXAMPLES * (1 - share)
+    odds = np.log(has / lacks)
+    return (odds[0] - odds[1]) / np.sqrt((1 / has + 1 / lacks).sum(axis=0))
 
 
 def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarray) -> Label:
@@ -249,14 +254,16 @@ def contrastive_label(counts: WordCounts, values: np.ndarray, lengths: np.ndarra
 
     if len(counts.words) < 2:
         return Label("no words to compare", "words")
-    top, bottom = (np.asarray(counts.present[rows].sum(axis=0)).ravel() for rows in matched_ends(values, lengths))
-    z = log_odds(top, bottom, np.asarray(counts.present.sum(axis=0)).ravel())
+    ends = matched_ends(values, lengths)
+    found = np.stack([np.asarray(counts.present[rows].sum(axis=0)).ravel() for rows in ends])
+    share = (np.asarray(counts.present.sum(axis=0)).ravel() + 0.5) / (len(values) + 1)
+    z = log_odds(found, np.array([len(rows) for rows in ends]), share)
     holds = false_discovery_control(2 * norm.sf(np.abs(z))) < SIGNIFICANCE
-    ends = [_distinct(counts.words[side], np.abs(z[side])) for side in (holds & (z > 0), holds & (z < 0))]
-    spoken = [[word for word, _ in end if _emptiness(word) < 2] or [word for word, _ in end] for end in ends]
+    telling = [_distinct(counts.words[side], np.abs(z[side])) for side in (holds & (z > 0), holds & (z < 0))]
+    spoken = [[word for word, _ in end if _emptiness(word) < 2] or [word for word, _ in end] for end in telling]
     texts = [", ".join(words[:LABEL_WORDS]) or "none" for words in spoken]
-    text = " : ".join(texts) if any(ends) else "no word sets the ends apart"
-    return Label(text, "words", ends[0], ends[1])
+    text = " : ".join(texts) if any(telling) else "no word sets the ends apart"
+    return Label(text, "words", telling[0], telling[1])
 
 
 def _distinct(words: np.ndarray, z: np.ndarray, most: int = 12) -> tuple[tuple[str, float], ...]:

@@ -414,14 +414,15 @@ def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None
 
 
 def label_run(run: Run, directions: list[int], progress: Progress = silent, *, over_person: bool = True) -> None:
-    """Give the directions (from 1) labels from the texts, a random LABEL_EXAMPLES of them where there are more.
-    Unless `over_person`, labels that a person has set stay, also those set meanwhile."""
+    """Give the directions (from 1) labels from the texts, or from the responses where only these are pooled, of a
+    random LABEL_EXAMPLES where there are more. Unless `over_person`, labels that a person has set stay, also those
+    set meanwhile."""
     lengths, scores = run.examples(["n_tokens"])["n_tokens"].to_numpy(), run.scores()
     rows = np.arange(len(lengths))
     if len(rows) > LABEL_EXAMPLES:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), LABEL_EXAMPLES, replace=False))
     progress("labels", 0, len(directions))
-    counts = count_words(run.texts(rows))
+    counts = count_words(run.texts(rows, run.pooled_text))
     lengths = lengths[rows]
     for done, j in enumerate(directions):
         label = contrastive_label(counts, scores[f"d{j}"].to_numpy()[rows], lengths)

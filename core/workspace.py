@@ -175,6 +175,11 @@ class Run:
     def k(self) -> int:
         return int(self.manifest["k"])
 
+    @property
+    def pooled_text(self) -> str:
+        """The column of `examples` that is pooled: `response` where prompts are left out, else `text`."""
+        return "response" if self.manifest["recipe"]["pooling"] == "mean-response" else "text"
+
     def _table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
         import pandas as pd
         import pyarrow as pa
@@ -222,9 +227,9 @@ class Run:
         texts = {"text", "prompt", "response", *used, *(f"data_{name}" for name in used)}
         return [name for name in self.columns() if name not in texts]
 
-    def texts(self, rows: Iterable[int]) -> list[str]:
-        """The texts of some examples by row number, in the order asked for; only their part of the file is
-        read."""
+    def texts(self, rows: Iterable[int], column: str = "text") -> list[str]:
+        """The texts of some examples by row number, in the order asked for, or their `response`; only their part
+        of the file is read."""
         wanted = np.asarray(list(rows), dtype=np.int64)
         found = np.empty(len(wanted), dtype=object)
         with self._examples_file() as file:
@@ -232,9 +237,9 @@ class Run:
             ends = np.cumsum(sizes)
             group = np.searchsorted(ends, wanted, side="right")
             for i in np.unique(group):
-                column = file.read_row_group(i, columns=["text"], use_threads=False)["text"]
+                texts = file.read_row_group(i, columns=[column], use_threads=False)[column]
                 here = group == i
-                found[here] = column.take(wanted[here] - (ends[i] - sizes[i])).to_pylist()
+                found[here] = texts.take(wanted[here] - (ends[i] - sizes[i])).to_pylist()
         return found.tolist()
 
     def search(self, text: str) -> np.ndarray:

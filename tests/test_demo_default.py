@@ -19,6 +19,7 @@ from core.errors import BasiscopeError
 from core.evaluation.problems import read_problems
 from core.examples import DataSource
 from core.model import load_model
+from core.reading import terms
 from core.workspace import Workspace, lend
 
 SMALL = {"EXAMPLES": 120, "BUDGET": 20, "NEW_TOKENS": 30}
@@ -97,6 +98,13 @@ def test_the_saved_comparisons_change_the_style_both_ways(first_start):
         assert None not in styles, "no text is damaged"
         changed += [(styles[0], style) for style in styles[1:] if style != styles[0]]
     assert set(changed) == {("verbal", "symbolic"), ("symbolic", "verbal")}
+
+
+def test_the_labels_are_of_the_responses_which_alone_are_pooled(first_start):
+    examples = first_start.examples(["prompt", "response"])
+    asked, answered = (set().union(*map(terms, examples[part])) for part in ("prompt", "response"))
+    said = {word for label in first_start.labels().values() for word, _ in (*label.positive, *label.negative)}
+    assert said <= answered and asked - answered
 
 
 def test_computed_anew_it_takes_nothing_and_replaces_nothing(small, workspace, tmp_path):

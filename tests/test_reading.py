@@ -12,7 +12,7 @@ from core.reading import (
     ENDS,
     LLM_CHARACTERS,
     LLM_EXAMPLES,
-    PRIOR_TOKENS,
+    PRIOR_EXAMPLES,
     Endpoint,
     Label,
     contrastive_label,
@@ -62,18 +62,30 @@ def test_both_ends_have_the_same_lengths(n):
     assert abs(lengths[top].mean() - lengths[bottom].mean()) < (0.2 if n > 100 else 0.6) * apart
 
 
-def test_log_odds_is_that_of_monroe_et_al():
+def test_log_odds_is_that_of_monroe_et_al_over_having_a_word_and_not():
     rng = np.random.default_rng(1)
-    top, bottom, rest = (rng.integers(0, 50, 30) for _ in range(3))
-    pool = top + bottom + rest
-    for w in range(30):  # equations 16, 20 and 22, one word at a time
-        a = [PRIOR_TOKENS * pool[v] / pool.sum() for v in range(30)]
-        a0, ni, nj = sum(a), top.sum(), bottom.sum()
-        delta = np.log((top[w] + a[w]) / (ni + a0 - top[w] - a[w])) - np.log(
-            (bottom[w] + a[w]) / (nj + a0 - bottom[w] - a[w])
-        )
-        variance = 1 / (top[w] + a[w]) + 1 / (bottom[w] + a[w])
-        assert log_odds(top, bottom, pool)[w] == pytest.approx(delta / np.sqrt(variance), rel=1e-12)
+    sizes, n = np.array([60, 80]), 300
+    counts = np.stack([rng.integers(0, size + 1, 30) for size in sizes])
+    share = (counts.sum(axis=0) + rng.integers(0, n - 140, 30) + 0.5) / (n + 1)
+    for w in range(30):  # equations 16 and 20, one word and one category at a time
+        prior = {"has": PRIOR_EXAMPLES * share[w], "lacks": PRIOR_EXAMPLES * (1 - share[w])}
+        omega, variance = [], 0.0
+        for end in range(2):
+            y = {"has": counts[end, w], "lacks": sizes[end] - counts[end, w]}
+            rest = sizes[end] + PRIOR_EXAMPLES - y["has"] - prior["has"]
+            omega.append(np.log((y["has"] + prior["has"]) / rest))
+            variance += sum(1 / (y[kind] + prior[kind]) for kind in y)
+        expected = (omega[0] - omega[1]) / np.sqrt(variance)
+        assert log_odds(counts, sizes, share)[w] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_word_that_every_text_has_is_no_label_though_one_end_has_more_words():
+    rng = np.random.default_rng(5)
+    scores = np.linspace(1, -1, 600)
+    rich = [["amber", "birch", "cedar", "delta", "ember", "flint", "grove", "haven"]] * 300 + [[]] * 300
+    texts = [" ".join(["answer", *rng.permutation(words)]) for words in rich]
+    label = contrastive_label(count_words(texts), scores, np.full(600, 9))
+    assert "amber" in dict(label.positive) and not label.negative and "answer" not in dict(label.positive)
 
 
 def test_a_planted_word_is_found_at_its_end():
