@@ -176,13 +176,14 @@ def extremes(
     values: Sequence[np.ndarray],
     top: int,
     allowed: np.ndarray | None = None,
+    column: str = "text",
 ) -> list[tuple[list[Extreme], list[Extreme]]]:
     """For each of several `values` (n,) the `top` examples at the + and the - end, among those `allowed` (n,).
-    facts: one row per example, with example_id and n_tokens."""
+    facts: one row per example, with example_id and n_tokens; column: what of an example is its text."""
     rows = np.arange(len(facts)) if allowed is None else np.flatnonzero(allowed)
     ends = [[rows[rank_examples(v[rows], polarity, top)] for polarity in (1, -1)] for v in values]
     shown = np.unique(np.concatenate([end for pair in ends for end in pair]))
-    texts = dict(zip(shown.tolist(), run.texts(shown), strict=True))
+    texts = dict(zip(shown.tolist(), run.texts(shown, column), strict=True))
     ids, lengths = facts["example_id"].to_numpy(), facts["n_tokens"].to_numpy()
 
     def described(end: np.ndarray, v: np.ndarray) -> list[Extreme]:

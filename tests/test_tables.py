@@ -110,6 +110,12 @@ def test_extremes_are_ranked_with_ties_in_the_order_of_the_examples(run):
     assert other[0] == Extreme(59, 3.0, run.examples()["text"][59], int(facts["n_tokens"][59]))
 
 
+def test_extremes_show_the_part_of_an_example_that_is_asked_for(gsm8k_run):
+    facts, responses = gsm8k_run.examples(gsm8k_run.facts_columns()), gsm8k_run.examples()["response"]
+    ((top, bottom),) = extremes(gsm8k_run, facts, [np.arange(60.0)], 1, column="response")
+    assert (top[0].text, bottom[0].text) == (responses[59], responses[0])
+
+
 def test_extremes_keep_to_what_is_allowed(run):
     facts, values = run.examples(run.facts_columns()), np.arange(60.0)
     allowed = np.isin(np.arange(60), [5, 11])

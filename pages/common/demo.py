@@ -18,11 +18,12 @@ def show_banner(run: Run) -> None:
 def show_empty(workspace: Workspace) -> None:
     """What to do in a workspace without a run: watch the demo come, start it, or recover one's own."""
     st.title("Basiscope")
-    st.text("There is no run in this workspace yet.")
     job = next((job for job in list_jobs(workspace) if job.step == "demo"), None)
     if job and job.state == "running":
         watch(workspace, job.id)
-    elif job and job.state != "done":
+    else:
+        st.text("There is no run in this workspace yet.")
+    if job and job.state not in ("running", "done"):
         st.text(f"The embedded demo was not recovered. {job.result['message']}")
     if not (job and job.state == "running") and st.button("Recover the embedded demo", key="demo"):
         start_job(workspace, ["demo"])
@@ -33,7 +34,10 @@ def show_empty(workspace: Workspace) -> None:
 @st.fragment(run_every=0.5)
 def watch(workspace: Workspace, job_id: str) -> None:
     job = find_job(workspace, job_id)
-    st.text("The embedded demo is being recovered: a small model over generated word problems.")
+    st.text(
+        "The embedded demo is being recovered: a small model over generated word problems. It takes half a minute "
+        "on two idle cores, and comes in steps."
+    )
     st.progress(job.progress.share, text=progress_sentence(job.progress))
     if job.state != "running":
         st.rerun()

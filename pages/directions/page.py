@@ -21,10 +21,12 @@ def choose(direction: int) -> None:
 
 def show_cards(run: Run) -> None:
     st.title("Directions")
-    st.caption("Every direction with the first example of both ends. Open one to read it.")
+    part = " (its response, which alone is pooled)" if run.pooled_text == "response" else ""
+    st.caption(f"Every direction with the first example of both ends{part}. Open one to read it.")
     examples, scores = table(run, "examples"), table(run, "scores")
     directions, labels = table(run, "directions"), run.labels()
-    ends = extremes(run, examples, [scores[f"d{j}"].to_numpy() for j in range(1, run.k + 1)], 1)
+    ranked = [scores[f"d{j}"].to_numpy() for j in range(1, run.k + 1)]
+    ends = extremes(run, examples, ranked, 1, column=run.pooled_text)
     for start in range(0, run.k, CARD_COLUMNS):
         for column, j in zip(st.columns(CARD_COLUMNS), range(start + 1, run.k + 1), strict=False):
             with column.container(border=True, key=f"card_{j}"):
