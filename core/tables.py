@@ -217,6 +217,17 @@ def chosen_examples(
     return chosen.rename(columns={"example_id": "example", "n_tokens": "tokens"})
 
 
+def placed_examples(
+    run: Run, facts: pd.DataFrame, rows: np.ndarray, places: Sequence[int], reasons: Sequence[str]
+) -> pd.DataFrame:
+    """The examples in `rows` of a selection, as `chosen_examples` has them, with their places in it (from 1) and
+    why they are there."""
+    placed = chosen_examples(run, facts, rows, ("place", "kept because"))
+    placed.insert(0, "place", places)
+    placed.insert(2, "kept because", reasons)
+    return placed
+
+
 def estimate_sentences(facts: Mapping[str, Any]) -> list[str]:
     """What a recovery will cost, a line each."""
     return [

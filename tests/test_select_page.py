@@ -394,6 +394,10 @@ def test_kept_selections_are_compared_copied_and_deleted(workspace, run):
     at = look(show(SELECT), "Kept")
     overlap = next(frame.value for frame in at.dataframe if list(frame.value.index) == ["longest", "random"])
     assert overlap.loc["longest", "longest"] == 1
+    own = next(frame.value for frame in at.dataframe if "kept because" in frame.value)
+    assert own["place"].tolist() == list(range(1, 21)) and own["text"].str.len().min() > 0
+    assert own["example"].tolist() == workspace.selection(at.selectbox(key=f"kept_{run.id}").value).example_ids
+    assert "Nothing was dropped." in texts(at)
     assert len(at.get("echarts_chart")) == 4
     assert "only longest" in "".join(html.proto.body for html in at.get("html"))
     at.text_input(key="copy_name").set_value("again").run()

@@ -13,10 +13,11 @@ from core.selection import FORMATS, measures
 from core.selection.live import can_compare, readable
 from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
+from core.tables import placed_examples
 from core.workspace import KeptSelection, Run
-from pages.common.session import follow, is_dark, show_sentence, with_sentences, workspace
+from pages.common.session import follow, is_dark, show_sentence, table, with_sentences, workspace
 from pages.select_data.choices import columns_of
-from pages.select_data.results import counted, map_points
+from pages.select_data.results import LISTED, counted, map_points, say_how_many
 
 SAVE_JOB, REOPEN = "select_job", "select_reopen"
 MOST_COMPARED = 4
@@ -91,9 +92,21 @@ def show_kept(run: Run, pool: Pool) -> None:
         st.rerun()
     one = next(one for one in kept if one.name == chosen)
     with st.expander("Its examples, and what was dropped"):
-        st.dataframe(one.chosen(), hide_index=True, height=240)
-        st.dataframe(one.dropped(), hide_index=True, height=160)
+        show_examples(run, pool, one)
     show_comparison(run, pool, kept)
+
+
+def show_examples(run: Run, pool: Pool, one: KeptSelection) -> None:
+    ids, dropped = one.example_ids, one.dropped()
+    say_how_many(len(ids))
+    rows = pool.rows(tuple(ids[:LISTED]), one.name)
+    reasons = one.chosen()["reason"][:LISTED].tolist()
+    places = range(1, len(rows) + 1)
+    st.dataframe(placed_examples(run, table(run, "examples"), rows, places, reasons), hide_index=True, height=240)
+    if dropped.empty:
+        st.caption("Nothing was dropped.")
+    else:
+        st.dataframe(dropped, hide_index=True, height=160)
 
 
 def show_comparison(run: Run, pool: Pool, kept: list[KeptSelection]) -> None:

@@ -29,7 +29,7 @@ from core.selection.live import (
 from core.selection.pool import Constraints, Pool
 from core.selection.screening import Screening
 from core.selection.step import Request
-from core.tables import chosen_examples, colour_columns, sorted_rows
+from core.tables import colour_columns, placed_examples, sorted_rows
 from core.workspace import Run
 from pages.common.session import colours, is_dark, search, table, with_sentences
 from pages.select_data.choices import DROPPED, PINNED, columns_of
@@ -174,11 +174,11 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
         rows = rows[search(run, text)[rows]]
     if by != PLACE:
         rows = sorted_rows(facts[by], rows, flip.toggle("Highest first", key="highest_chosen"))
-    st.caption(f"{len(rows):,} examples" + (f", the first {LISTED} are listed" if len(rows) > LISTED else ""))
-    place = {int(row): i for i, row in enumerate(found.selection.rows)}
-    listed = chosen_examples(run, facts, rows[:LISTED], ("place", "kept because"))
-    listed.insert(0, "place", [place[int(row)] + 1 for row in rows[:LISTED]])
-    listed.insert(2, "kept because", [found.selection.reasons[place[int(row)]] for row in rows[:LISTED]])
+    say_how_many(len(rows))
+    place = {int(row): i for i, row in enumerate(found.selection.rows, 1)}
+    places = [place[int(row)] for row in rows[:LISTED]]
+    reasons = [found.selection.reasons[i - 1] for i in places]
+    listed = placed_examples(run, facts, rows[:LISTED], places, reasons)
     key = f"chosen_table_{hash(tuple(listed['example']))}"  # marks are by position: other examples, other marks
     event = st.dataframe(
         listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=key, height=300
@@ -192,6 +192,10 @@ def show_chosen(run: Run, pool: Pool, found: Prospect) -> None:
             mark(key, run, marked, why)
             st.rerun()
     show_marks(run)
+
+
+def say_how_many(n: int) -> None:
+    st.caption(f"{n:,} examples" + (f", the first {LISTED} are listed" if n > LISTED else ""))
 
 
 def show_marks(run: Run) -> None:
