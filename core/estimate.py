@@ -190,9 +190,10 @@ def _tokens_per_second(
         step, model = run.manifest["steps"].get("activations", {}), run.manifest["model"]
         there = run.manifest.get("machine", {}).get("device", device).split(":")[0]
         same = (model["name"], model["dtype"], there) == (name, dtype, device.split(":")[0])
-        if same and step.get("tokens", 0) > 10_000:
+        rate = step.get("tokens_per_second")  # not of activations that came with Basiscope
+        if same and rate and step.get("tokens", 0) > 10_000:
             blocks = run.manifest["blocks"][-1] + 1
-            return step["tokens_per_second"] * blocks / shape.blocks, f"measured in run {run.id}"
+            return rate * blocks / shape.blocks, f"measured in run {run.id}"
     flops = 2 * shape.parameters + 4 * length * shape.hidden * shape.blocks
     seconds = flops / (EFFICIENCY * _flops(dtype, device, shape))
     if device == "cpu":

@@ -318,7 +318,7 @@ def _extract(
                 fresh += n_tokens
                 progress("activations", done + fresh, total)
     finally:
-        seconds = earlier["seconds"] + max(time.monotonic() - start, 1e-6)
+        seconds = earlier.get("seconds", 0.0) + max(time.monotonic() - start, 1e-6)
         tokens = earlier["tokens"] + fresh
         with suppress(OSError):  # a full disk has its own sentence
             rate = round(tokens / seconds, 1)
@@ -417,7 +417,8 @@ def label_run(run: Run, directions: list[int], progress: Progress = silent, *, o
     """Give the directions (from 1) labels from the texts, or from the responses where only these are pooled, of a
     random LABEL_EXAMPLES where there are more. Unless `over_person`, labels that a person has set stay, also those
     set meanwhile."""
-    lengths, scores = run.examples(["n_tokens"])["n_tokens"].to_numpy(), run.scores()
+    windows, scores = run.windows(), run.scores()
+    lengths = windows.lengths - (windows.first if run.pooled_text == "response" else 0)
     rows = np.arange(len(lengths))
     if len(rows) > LABEL_EXAMPLES:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), LABEL_EXAMPLES, replace=False))
@@ -444,7 +445,8 @@ def label_by_endpoint(
     for done, j in enumerate(directions):
         progress("labels", done, len(directions))
         ends = [
-            run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES)) for polarity in (1, -1)
+            run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES), run.pooled_text)
+            for polarity in (1, -1)
         ]
         run.save_label(j, label_by_model(endpoint, *ends), over_person=over_person)
         progress("labels", done + 1, len(directions))

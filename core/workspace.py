@@ -870,12 +870,15 @@ class Workspace:
             ) from error
 
     def _borrow(self, under_way: PartialRun, shared: str, outside: Path | None) -> None:
-        folder = under_way.folder
+        """Link activations of the first lender that has some, and examples of the first that has them."""
+        folder, missing = under_way.folder, {"read", "activations"}
         for lender, damaged in self._lenders(folder, shared, outside):
             shards = [f"activations/{path.name}" for path in _shards(lender)]
-            names = sorted(set(shards) - set(damaged))
+            parts = {"activations": [name for name in shards if name not in damaged]}
             if not set(READ_FILES) & set(damaged):
-                names += [*READ_FILES, "read.json"]
+                parts["read"] = [*READ_FILES, "read.json"]
+            taken = {step: names for step, names in parts.items() if names and step in missing}
+            names = [name for part in taken.values() for name in part]
             try:
                 for name in names:
                     write_atomic(folder / name, partial(_link, lender / name))
@@ -884,9 +887,11 @@ class Workspace:
                     (folder / name).unlink(missing_ok=True)
                 continue
             for name, facts in _steps(lender).items():
-                if name in ("read", "activations"):
+                if name in taken:
                     under_way.save_step(name, {"from": lender.name, **facts})
-            return
+            missing -= taken.keys()
+            if "activations" not in missing:
+                return
 
     def _lenders(self, folder: Path, shared: str, outside: Path | None) -> Iterator[tuple[Path, list[str]]]:
         """Folders of finished runs, then of interrupted ones that have read their examples, each with the
@@ -908,7 +913,7 @@ class Workspace:
                     without_examples.append((other, list(READ_FILES)))
         yield from without_examples
         if outside is not None:
-            with suppress(BasiscopeError):  # one of another format
+            with suppress(BasiscopeError):  # none is there, or one of another format: nothing is lent
                 if Run(outside).manifest.get("shared") == shared:
                     yield outside, [*Run(outside).damaged_files(), *READ_FILES]
 
@@ -1262,14 +1267,20 @@ def _is_held(lock: Path) -> bool:
 
 
 def lend(run: Run, folder: Path) -> None:
-    """Copy to `folder` what a run in any workspace can take of this one: its activations, and its manifest without
-    the paths of this machine."""
+    """Make `folder` what a run in any workspace can take of this one: its activations, and its manifest without
+    the paths and the speed of this machine."""
     manifest = run.manifest
-    names = {"model": {**manifest["model"], "name": Path(manifest["model"]["name"]).name}}
-    names["data"] = {**manifest["data"], "path": Path(manifest["data"]["path"]).name}
-    for shard in _shards(run.folder):
-        write_atomic(folder / "activations" / shard.name, partial(shutil.copyfile, shard))
-    write_json(folder / "manifest.json", manifest | names)
+    shards = {name: digest for name, digest in manifest["files"].items() if name.startswith("activations/")}
+    facts = {
+        "model": {**manifest["model"], "name": Path(manifest["model"]["name"]).name},
+        "data": {**manifest["data"], "path": Path(manifest["data"]["path"]).name},
+        "steps": {"activations": {"tokens": manifest["data"]["tokens"]}},
+        "files": shards,
+    }
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in shards:
+        write_atomic(folder / name, partial(shutil.copyfile, run.folder / name))
+    write_json(folder / "manifest.json", manifest | facts)
 
 
 def _steps(folder: Path) -> dict[str, dict[str, Any]]:

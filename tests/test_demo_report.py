@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
+from core.activations import Activations
 from core.demo import world
 from core.demo.report.factors import UNCHECKED, area_under_curve, carried, codes_of, eta_squared
-from core.demo.report.measures import randomised, shares
+from core.demo.report.measures import RIVALS, shares, steering_vector
 from core.steering.intervention import Directions
 
 N = 400
@@ -62,9 +66,40 @@ def test_shares_read_solutions_as_the_world_wrote_them():
     assert [share.hits for share in shares(problems, ["nonsense"] * 200)] == [0, 0, 0, 0]
 
 
-def test_the_control_direction_is_a_unit_vector_in_one_place(gsm8k_run):
-    real = Directions.of(gsm8k_run)
-    other = randomised(real, 2)
-    rows, before = other.basis.directions, real.basis.directions
-    np.testing.assert_allclose(np.linalg.norm(rows[1]), 1, rtol=1e-6)
-    assert abs(rows[1] @ before[1]) < 0.5 and (rows[[0, 2]] == before[[0, 2]]).all()
+def test_what_a_direction_is_steered_against():
+    """A planted run: a factor lies half on each of two directions, and on a third dimension of no direction."""
+    rng = np.random.default_rng(3)
+    second = rng.random(N) < 0.5
+    scores = rng.standard_normal((N, 2)) + 2 * second[:, None] * [1, -1]
+    activations = np.concatenate([scores, rng.standard_normal((N, 1)) + 2 * second[:, None]], axis=1)
+    ids = rng.permutation(N)
+    run = SimpleNamespace(
+        examples=lambda _columns: pd.DataFrame({"check": second}),
+        scores=lambda: pd.DataFrame({"example_id": range(N), "d1": scores[:, 0], "d2": scores[:, 1]}),
+        activations=lambda: Activations(ids, [torch.from_numpy(activations[ids])], (0,)),
+    )
+    deviations = scores.std(axis=0)
+    directions = SimpleNamespace(basis=SimpleNamespace(directions=np.eye(2, 3)), deviations=deviations)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Directions, "of", lambda _run: directions)
+        found = {name: steering_vector(run, "check", 2, name) for name in ("recovered", *RIVALS)}
+    assert all(np.linalg.norm(vector) == pytest.approx(1) for vector, _ in found.values())
+    np.testing.assert_array_equal(found["recovered"][0], [0, 1, 0])
+    assert found["recovered"][1] == found["random"][1] == deviations[1]
+    np.testing.assert_allclose(found["combined"][0], [0.5**0.5, -(0.5**0.5), 0], atol=0.1)
+    np.testing.assert_allclose(found["mean difference"][0], np.array([1, -1, 1]) / 3**0.5, atol=0.1)
+    for name in ("combined", "mean difference"):
+        vector, deviation = found[name]
+        assert deviation == pytest.approx((activations @ vector).std(), rel=1e-6)
+
+
+def test_all_directions_together_tell_what_none_tells_alone(factors):
+    rng = np.random.default_rng(4)
+    scores = rng.standard_normal((N, 4))
+    scores[:, 0] += 3 * scores[:, 1]
+    scores[:, 1] += 0.5 * factors["plan"]
+    scores[:, 0] += 0.5 * factors["plan"]
+    (found,) = (one for one in carried(scores, factors) if one.factor == "plan")
+    alone = np.abs(found.by_direction - 0.5).max() + 0.5
+    assert found.together is not None and alone < 0.7 < 0.75 < found.together
+    assert found.beyond.dtype == bool and not found.beyond[3]

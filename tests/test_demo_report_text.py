@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +136,22 @@ def swept(kind, shares):
     ]
 
 
+def test_a_habit_that_no_direction_moves_is_said_and_so_is_one_that_is_moved():
+    (carries,) = (one for one in carried(*planted()) if one.factor == "check")
+    still = [replace(one, check=Share(50, 100)) for one in swept("recovered", {0.0: (99, 50), 1.0: (99, 50)})]
+    told = text._why_not_steered(carries, still)
+    assert f"{carries.together:.3f} by all together) does not bring it about" in told
+    damaged = replace(still[1], direction="combined", check=Share(90, 100), well_formed=Share(40, 100))
+    assert text._why_not_steered(carries, [*still, damaged]) == told
+    moved = replace(damaged, well_formed=Share(90, 100))
+    assert text._why_not_steered(carries, [*still, moved]) == "The habit is moved along: combined."
+
+
+def planted():
+    facts = pd.DataFrame([vars(example) for example in world.generate(N, "report text")])
+    return np.random.default_rng(0).standard_normal((N, 3)) + 4 * facts[["check"]].to_numpy() * [1, 0, 0], facts
+
+
 def test_the_whole_report_is_written():
     facts = pd.DataFrame([vars(example) for example in world.generate(N, "report text")])
     rng = np.random.default_rng(0)
@@ -162,13 +179,19 @@ def test_the_whole_report_is_written():
         ),
     ]
     written = write_report(
-        pd.DataFrame(rows), carried(scores, facts), {"style": points}, {"check": passes}, trainings(), 120.0
+        pd.DataFrame(rows),
+        carried(scores, facts),
+        {"style": points, "check": points},
+        {"check": passes},
+        trainings(),
+        120.0,
     )
     above, rest = written.split("Above every untrained model, with its whole interval: ")[1].split(". Not so: ")
     assert above.startswith("style") and "plan" in rest.split(";")[0] and "difficulty" in rest.split(";")[0]
     assert f"| {UNCHECKED} (AUC) |" in written and written.count("| style (AUC) |") == 4
-    assert "10.0% (5.4% to 17.9%, 9 of 90) at -1 sd and 94.1%" in written, (
-        "the ends within what leaves texts whole"
-    )
+    ends = "9 of 90) at -1 sd, which differs from no steering; and 94.1%"
+    assert ends in written, "the ends within what leaves texts whole"
+    assert "9 of 90) at -1 sd, which does not differ from no steering; and 48.9%" not in written
+    assert "44 of 90) at +1 sd, which does not differ from no steering" in written
     assert "| recovered | -2 | none is well formed |" in written
-    assert "-16.7% (" in written and "nan" not in written
+    assert "-16.7% (" in written and not re.search(r"\bnan\b", written)

@@ -1,9 +1,13 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from core.errors import BasiscopeError
@@ -18,13 +22,13 @@ from core.reading import (
     contrastive_label,
     count_words,
     label_by_model,
-    log_odds,
+    log_odds_scores,
     matched_ends,
     parse_contrast,
     rank_examples,
     token_texts,
 )
-from core.recovery import label_by_endpoint, load_run_model, shade_examples
+from core.recovery import label_by_endpoint, label_run, load_run_model, shade_examples
 
 COMMON = ["the", "a", "tree", "house", "water", "stone", "light", "dark", "river", "field"]
 
@@ -62,21 +66,26 @@ def test_both_ends_have_the_same_lengths(n):
     assert abs(lengths[top].mean() - lengths[bottom].mean()) < (0.2 if n > 100 else 0.6) * apart
 
 
-def test_log_odds_is_that_of_monroe_et_al_over_having_a_word_and_not():
+def test_the_score_of_the_log_odds_is_that_of_a_logistic_regression_on_the_end():
+    """Rao's score statistic where the coefficient is 0, from its definition: gradient over root information."""
     rng = np.random.default_rng(1)
-    sizes, n = np.array([60, 80]), 300
+    sizes = np.array([60, 80])
     counts = np.stack([rng.integers(0, size + 1, 30) for size in sizes])
-    share = (counts.sum(axis=0) + rng.integers(0, n - 140, 30) + 0.5) / (n + 1)
-    for w in range(30):  # equations 16 and 20, one word and one category at a time
-        prior = {"has": PRIOR_EXAMPLES * share[w], "lacks": PRIOR_EXAMPLES * (1 - share[w])}
-        omega, variance = [], 0.0
-        for end in range(2):
-            y = {"has": counts[end, w], "lacks": sizes[end] - counts[end, w]}
-            rest = sizes[end] + PRIOR_EXAMPLES - y["has"] - prior["has"]
-            omega.append(np.log((y["has"] + prior["has"]) / rest))
-            variance += sum(1 / (y[kind] + prior[kind]) for kind in y)
-        expected = (omega[0] - omega[1]) / np.sqrt(variance)
-        assert log_odds(counts, sizes, share)[w] == pytest.approx(expected, rel=1e-12)
+    share = rng.uniform(0.01, 0.99, 30)
+    found = log_odds_scores(counts, sizes, share)
+    for w in range(30):
+        has, size = counts[:, w] + PRIOR_EXAMPLES * share[w], sizes + PRIOR_EXAMPLES
+        at_zero, first = has.sum() / size.sum(), size[0] / size.sum()
+        gradient = has[0] - size[0] * at_zero
+        information = at_zero * (1 - at_zero) * size.sum() * first * (1 - first)
+        assert found[w] == pytest.approx(gradient / np.sqrt(information), rel=1e-12)
+
+
+@given(st.integers(0, 399), st.integers(0, 400), st.floats(0.005, 0.995))
+def test_a_word_tells_less_where_the_other_end_gains_it(more, other, share):
+    counts = np.array([[other, other], [more, more + 1]])
+    before, after = log_odds_scores(counts, np.array([400, 400]), np.array([share, share]))
+    assert after < before and log_odds_scores(counts[::-1], np.array([400, 400]), np.array([share]))[0] == -before
 
 
 def test_a_word_that_every_text_has_is_no_label_though_one_end_has_more_words():
@@ -131,14 +140,52 @@ def test_a_word_that_only_comes_with_length_is_no_label():
     assert "furthermore" in contrastive_label(count_words(texts), scores, np.ones(1_000)).text
 
 
+def test_where_the_responses_are_labelled_their_lengths_are_matched():
+    """Long prompts hide how long a response is; the word comes with long responses alone."""
+    rng = np.random.default_rng(6)
+    prompts, lengths = rng.integers(100, 1_000, 1_000), rng.integers(20, 80, 1_000)
+    short = random_texts(rng, 1_000, 8)
+    texts = [f"{text}{' furthermore' * int(n > 50)}" for text, n in zip(short, lengths, strict=True)]
+    labels = {}
+    run = SimpleNamespace(
+        pooled_text="response",
+        windows=lambda: SimpleNamespace(lengths=prompts + lengths, first=prompts),
+        scores=lambda: pd.DataFrame({"d1": lengths + 0.1 * rng.normal(size=1_000)}),
+        texts=lambda rows, column: [texts[row] for row in rows] if column == "response" else None,
+        save_label=lambda j, label, over_person: labels.update({j: label}),
+    )
+    label_run(run, [1])
+    assert "furthermore" not in labels[1].text
+    run.windows = lambda: SimpleNamespace(lengths=2 * prompts, first=prompts)
+    label_run(run, [1])
+    assert "furthermore" in labels[1].text
+
+
 def test_texts_without_a_common_word():
     counts = count_words([f"unique{chr(97 + i)}" for i in range(20)])
     assert contrastive_label(counts, np.arange(20.0), np.ones(20)).text == "no words to compare"
 
 
-def test_texts_of_one_single_word_get_no_label():
+def test_texts_of_one_single_word_get_a_label_where_some_lack_it():
     counts = count_words(["alpha"] * 40)
-    assert contrastive_label(counts, np.arange(40.0), np.ones(40)).text == "no words to compare"
+    assert contrastive_label(counts, np.arange(40.0), np.ones(40)).text == "no word sets the ends apart"
+    counts = count_words(["alpha"] * 20 + [""] * 20)
+    assert contrastive_label(counts, -np.arange(40.0), np.ones(40)).text == "alpha : none"
+
+
+def test_a_word_of_content_that_barely_tells_does_not_come_before_one_that_tells_all():
+    rng = np.random.default_rng(7)
+    scores = np.linspace(1, -1, 600)
+    texts = [
+        " . ".join(
+            ["p"] * int(score > 0)
+            + ["cookies"] * int(rng.random() < 0.4 + 0.15 * np.sign(score))
+            + ["tree", "tree"]
+        )
+        for score in scores
+    ]
+    label = contrastive_label(count_words(texts), scores, np.full(600, 9))
+    assert [word for word, _ in label.positive] == ["p", "cookies"]  # they stand in different sentences
 
 
 def test_a_label_survives_being_stored():

@@ -23,7 +23,7 @@ from core.workspace import Workspace
 )
 @workspace_option
 @json_option
-def demo(anew: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
+def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
     """Recover the embedded demo: a small model, trained on generated word problems. Needs no network.
 
     What is there already stays; what is missing is made again. The model's activations come with Basiscope.
@@ -32,7 +32,7 @@ def demo(anew: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
     from core.selection.farthest import compile_ahead
 
     with Reporter(as_json) as progress:
-        run = recover_demo(Workspace(workspace), progress, anew=anew)
+        run = recover_demo(Workspace(workspace), progress)
         compile_ahead(progress)
     return {"run": run.id, "lines": [run.id]}
 
@@ -77,8 +77,9 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool) -> None:
     space = Workspace(workspace)
     _check_port(port)
     jobs = list_jobs(space)
-    refused = any(job.step == "demo" and job.state == "cancelled" for job in jobs)
-    if not space.runs() and not refused and not any(job.state == "running" for job in jobs):
+    demos = [job.state for job in jobs if job.step == "demo"]
+    wanted = not space.runs() or "killed" in demos[:1]
+    if wanted and "cancelled" not in demos and not any(job.state == "running" for job in jobs):
         start_job(space, ["demo"])
         click.echo(
             "The embedded demo is recovered in the background; it goes on when the app is closed. "

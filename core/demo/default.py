@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 from core.activations import Progress, Recipe, silent
 from core.demo.card import read_share
-from core.errors import BasiscopeError
 from core.examples import Columns, DataSource
 from core.model import model_fingerprint
 from core.recovery import Request, recover
@@ -18,7 +17,8 @@ from core.workspace import Run, Workspace, lend, write_atomic
 
 MODEL = Path(__file__).parent / "model"
 SHIPPED = Path(__file__).parent / "shipped"
-"""The activations of the examples, so that a first start takes them instead of computing them."""
+"""The activations of the examples, so that a first start takes them instead of computing them; `python -m
+core.demo.default` writes them."""
 EXAMPLES = 4_000
 SEED = 2_026
 DATA, DEVELOPMENT = "demo/problems.jsonl", "demo/development.jsonl"
@@ -46,26 +46,19 @@ def about() -> str:
     )
 
 
-def recover_demo(workspace: Workspace, progress: Progress = silent, *, anew: bool = False) -> Run:
-    """Generate the problems, seeded, and recover the basis of their solutions; no network is needed. The
-    activations are those that come with Basiscope, unless they shall be computed `anew`.
-
-    Raises BasiscopeError where that is asked and the run is there.
-    """
+def recover_demo(workspace: Workspace, progress: Progress = silent) -> Run:
+    """Generate the problems, seeded, and recover the basis of their solutions, the activations being those that
+    come with Basiscope; no network is needed. What is there already stays."""
     from core.usefulness.utility import UtilityRequest, utility
 
     write_development(workspace, PROBLEMS)
-    if anew and (there := [run.id for run in workspace.readable_runs() if shows_demo(run)]):
-        raise BasiscopeError(
-            f"Run {there[0]} of the demo is there; to compute it anew, delete it or give another --workspace."
-        )
-    run = recover(demo_request(workspace), workspace, progress, None if anew else SHIPPED)
+    run = recover(demo_request(workspace), workspace, progress, SHIPPED)
     if SELECTION not in {kept.name for kept in workspace.selections(run.id)}:
         progress("selection", 0, 1)
         select_demo(run, workspace)
     if not set(COMPARISONS.values()) <= {kept.name for kept in workspace.comparisons(run.id).values()}:
         steer_demo(run, workspace, progress)
-    if not workspace.evidence(run.id):
+    if "utility" not in {one.proxy for one in workspace.evidence(run.id).values()}:
         workspace.save_evidence(utility(run, UtilityRequest(correct="correct"), progress=progress))
     return run
 

@@ -26,8 +26,10 @@ class Carried:
     folds: AUC of a factor of two values, else the share of the score's variance between the factor's groups (eta
     squared); `low` and `high`: its 95% interval over the folds. `null`: 95th percentile of the same over shuffled
     factors; `p`: share of them that reach `value`.
-    by_direction (k,): over all examples, not cross-validated; direction: the best of these, from 1; sign: the end
-    that has the second of a factor's two sorted values."""
+    by_direction (k,): over all examples, nothing chosen; beyond (k,): whether it is beyond the 95th percentile of
+    the best direction over shuffled factors; direction: the best of these, from 1; sign: the end that has the
+    second of a factor's two sorted values. together: the cross-validated AUC of the combination of all directions
+    that best tells a factor of two values (Fisher's linear discriminant)."""
 
     factor: str
     measure: str
@@ -39,6 +41,8 @@ class Carried:
     direction: int
     sign: int
     by_direction: np.ndarray
+    beyond: np.ndarray
+    together: float | None
 
 
 def carried(scores: np.ndarray, factors: pd.DataFrame, seed: int = 0) -> list[Carried]:
@@ -62,11 +66,14 @@ def _carried(scores: np.ndarray, name: str, values: pd.Series, seed: int) -> Car
     value = float(by_fold.mean())
     half = float(t.ppf(0.975, FOLDS - 1) * by_fold.std(ddof=1) / np.sqrt(FOLDS))
     shuffled = np.array([measure(rng.permutation(codes)).mean() for _ in range(SHUFFLES)])
-    if is_binary:
-        by_direction = area_under_curve(_ranks(scores), codes == 1)
-        strength = np.abs(by_direction - 0.5)
-    else:
-        by_direction = strength = eta_squared(scores, codes)
+    ranks = _ranks(scores)
+
+    def told(codes: np.ndarray) -> np.ndarray:
+        return area_under_curve(ranks, codes == 1) if is_binary else eta_squared(scores, codes)
+
+    by_direction, nothing = told(codes), 0.5 if is_binary else 0.0
+    strength = np.abs(by_direction - nothing)
+    by_chance = [np.abs(told(rng.permutation(codes)) - nothing).max() for _ in range(SHUFFLES)]
     best = int(strength.argmax())
     return Carried(
         name,
@@ -79,7 +86,18 @@ def _carried(scores: np.ndarray, name: str, values: pd.Series, seed: int) -> Car
         best + 1,
         1 if not is_binary or by_direction[best] > 0.5 else -1,
         by_direction,
+        strength > np.quantile(by_chance, 0.95),
+        _told_together(scores, codes, folds) if is_binary else None,
     )
+
+
+def _told_together(scores: np.ndarray, codes: np.ndarray, folds: np.ndarray) -> float:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    model, split = LinearDiscriminantAnalysis(), PredefinedSplit(folds)
+    combined = cross_val_predict(model, scores, codes, cv=split, method="decision_function")
+    return float(area_under_curve(_ranks(combined[:, None]), codes == 1)[0])
 
 
 def codes_of(values: pd.Series) -> np.ndarray:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from core.activations import Activations, TokenWindows, extract_all, window_start
-from core.basis import Basis, project, recover_basis
+from core.basis import project, recover_basis
 from core.demo import world
 from core.demo.card import Share
 from core.demo.default import MODEL
-from core.demo.report.factors import Carried, carried
+from core.demo.report.factors import Carried, carried, codes_of
 from core.demo.report.tuning import roll_out_all, worker_processes
 from core.evaluation import Interval
 from core.evaluation.passk import Difference, Tally, paired_difference, pass_at_intervals
@@ -31,10 +31,14 @@ POOLINGS, SCALES = ("mean-response", "mean", "last"), ("raw", "rms")
 UNTRAINED = 3
 """Random initialisations that the default recipe is held against; the other recipes meet the first of them."""
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-RANDOM_STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
+RIVALS = ("combined", "mean difference", "random")
+"""What the recovered direction is held against: the combination of all directions that best tells the factor
+(Fisher's linear discriminant), the difference of the activations' means over its two values (Panickssery et al.
+2023), and a random direction."""
+RIVAL_STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
 PROBLEMS = 100
 """Strengths are in standard deviations of the direction's scores."""
-PASS_STRENGTHS, PASS_PROBLEMS, ROLLOUTS = (-1.0, 1.0), 64, 8
+PASS_STRENGTHS, PASS_PROBLEMS, ROLLOUTS = (-2.0, -1.0, 1.0, 2.0), 64, 8
 NEW_TOKENS = 420
 COLUMNS = {"prompt": "prompt", "response": "response"}
 
@@ -114,11 +118,13 @@ class SteeredPass:
 
 
 def steer_factor(run: Run, factor: Carried) -> list[SteeredShare]:
-    """The factor's direction over STRENGTHS, and a random one of the same norm over RANDOM_STRENGTHS."""
+    """The factor's direction over STRENGTHS, and RIVALS over RIVAL_STRENGTHS."""
+    settings = itertools.chain(
+        itertools.product(["recovered"], STRENGTHS), itertools.product(RIVALS, RIVAL_STRENGTHS)
+    )
     trials = [
-        Trial(run.folder, factor.direction, name, strength, f"steering {SEED}", PROBLEMS)
-        for name, strengths in (("recovered", STRENGTHS), ("random", RANDOM_STRENGTHS))
-        for strength in strengths
+        Trial(run.folder, factor.factor, factor.direction, name, strength, f"steering {SEED}", PROBLEMS)
+        for name, strength in settings
     ]
     return [
         SteeredShare(trial.name, trial.strength, *shares(trial.problems, [one.text for one in rollouts]))
@@ -130,7 +136,16 @@ def pass_at(run: Run, factor: Carried) -> list[SteeredPass]:
     """No steering, and the factor's direction and a random one of the same norm over PASS_STRENGTHS."""
     settings = [("none", 0.0), *itertools.product(("recovered", "random"), PASS_STRENGTHS)]
     trials = [
-        Trial(run.folder, factor.direction, name, strength, f"rollouts {SEED}", PASS_PROBLEMS, ROLLOUTS)
+        Trial(
+            run.folder,
+            factor.factor,
+            factor.direction,
+            name,
+            strength,
+            f"rollouts {SEED}",
+            PASS_PROBLEMS,
+            ROLLOUTS,
+        )
         for name, strength in settings
     ]
     (_, before), *rest = tried(trials)
@@ -144,10 +159,11 @@ def pass_at(run: Run, factor: Carried) -> list[SteeredPass]:
 
 @dataclass(frozen=True)
 class Trial:
-    """r responses to each of n problems of a stream, steered along a direction (from 1) of the run in `folder` by
-    so many standard deviations of its scores; `random` puts a random direction in its place."""
+    """r responses to each of n problems of a stream, steered along the direction (from 1) of the run in `folder`
+    that best tells a factor, or along one of RIVALS of that `name`, by so many standard deviations of scores."""
 
     folder: Path
+    factor: str
     direction: int
     name: str
     strength: float
@@ -168,20 +184,43 @@ def tried(trials: Sequence[Trial]) -> list[tuple[Trial, list[Rollout]]]:
 
 def respond(trial: Trial) -> list[Rollout]:
     """The verified responses at temperature 1, by problem; the same noise at every strength."""
-    model, directions = load_model(str(MODEL), device="cpu"), Directions.of(Run(trial.folder))
-    steering = Steering(((trial.direction, directions.in_unit(trial.direction, trial.strength, "sd")),))
-    if trial.name == "random":
-        directions = randomised(directions, trial.direction)
+    run = Run(trial.folder)
+    directions = Directions.of(run)
+    vector, deviation = steering_vector(run, trial.factor, trial.direction, trial.name)
+    rows = directions.basis.directions.copy()
+    rows[trial.direction - 1] = vector
+    directions = Directions(replace(directions.basis, directions=rows), directions.blocks)
+    model = load_model(str(MODEL), dtype=run.manifest["model"]["dtype"], device="cpu")
+    steering = Steering(((trial.direction, deviation * trial.strength),))
     return roll_out_all(model, trial.problems, NEW_TOKENS, trial.r, steering, directions, SEED)
 
 
-def randomised(directions: Directions, direction: int) -> Directions:
-    """The same, with a random unit vector for one direction (from 1)."""
-    vector = np.random.default_rng(SEED).standard_normal(directions.basis.directions.shape[1])
-    rows = directions.basis.directions.copy()
-    rows[direction - 1] = vector / np.linalg.norm(vector)
-    basis: Basis = replace(directions.basis, directions=rows)
-    return Directions(basis, directions.blocks)
+def steering_vector(run: Run, factor: str, direction: int, name: str) -> tuple[np.ndarray, float]:
+    """A unit vector (d,) and the standard deviation of the examples along it: the direction (from 1) of a run with
+    raw blocks, or one of RIVALS that points to the second of the factor's two sorted values."""
+    directions = Directions.of(run)
+    rows, deviation = directions.basis.directions, float(directions.deviations[direction - 1])
+    if name == "recovered":
+        return rows[direction - 1], deviation
+    if name == "random":
+        chance = np.random.default_rng(SEED).standard_normal(rows.shape[1:])
+        chance /= np.linalg.norm(chance)
+        return chance, deviation
+    second = codes_of(run.examples([factor])[factor]) == 1
+    if name == "combined":
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        scores = run.scores().drop(columns="example_id").to_numpy()
+        weights = LinearDiscriminantAnalysis().fit(scores, second).coef_[0]
+        weights /= np.linalg.norm(weights)
+        combined: np.ndarray = weights @ rows
+        return combined, float((scores @ weights).std())
+    activations = run.activations()
+    order = np.argsort(activations.example_id)
+    values = np.concatenate([shard.float().numpy() for shard in activations.shards])[order]
+    difference: np.ndarray = values[second].mean(axis=0) - values[~second].mean(axis=0)
+    difference /= np.linalg.norm(difference)
+    return difference, float((values @ difference).std())
 
 
 def shares(problems: Sequence[world.Example], responses: Sequence[str]) -> tuple[Share, Share, Share, Share]:
