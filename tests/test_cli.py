@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,6 +288,39 @@ def test_the_doctor_looks_at_this_machine(read, run_cli):
     assert "torch: " in run_cli("doctor")[1]
 
 
+@pytest.mark.parametrize(
+    ("states", "has_run", "starts"),
+    [
+        ([], False, True),
+        ([], True, False),
+        (["done"], True, False),
+        (["killed"], True, True),  # what comes after the run is not there yet
+        (["done", "killed"], True, False),
+        (["killed", "cancelled"], True, False),
+        (["cancelled"], False, False),
+        (["running"], False, False),
+    ],
+)
+def test_the_app_begins_the_demo_and_goes_on_with_one_that_was_killed(
+    states, has_run, starts, run_cli, tmp_path, monkeypatch
+):
+    started = []
+    jobs = [SimpleNamespace(step="demo", state=state) for state in states]
+    monkeypatch.setattr("core.cli.app.list_jobs", lambda _space: jobs)
+    monkeypatch.setattr("core.cli.app.start_job", lambda _space, arguments: started.append(arguments))
+    monkeypatch.setattr("core.cli.app.runpy.run_module", lambda *_arguments, **_options: None)
+    monkeypatch.setattr("core.cli.app._check_port", lambda _port: None)
+    monkeypatch.setattr("core.cli.app._say_what_goes_on", lambda _space: None)
+    monkeypatch.setattr("core.cli.app.os.chdir", lambda _folder: None)
+    monkeypatch.setattr(Workspace, "runs", lambda _self: [SimpleNamespace(id="0")] if has_run else [])
+    for name in ("argv", "path"):
+        monkeypatch.setattr(sys, name, list(getattr(sys, name)))
+    for name in ("BASISCOPE_WORKSPACE", "BASISCOPE_STARTED_IN"):
+        monkeypatch.setenv(name, "")
+    assert run_cli("app", "--headless", "--workspace", tmp_path)[0] == 0
+    assert started == ([["demo"]] if starts else [])
+
+
 # --- the estimate ---------------------------------------------------------------------------------------
 
 
@@ -308,6 +342,12 @@ def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
     assert seconds / 4 < facts["seconds"] < 4 * seconds + 5  # a loaded machine is not steady
     status, out, _ = run_cli(*options, "--k", 4, "--estimate")
     assert json.loads(out)["rate_from"] == f"measured in run {run.id}"
+    path = run.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["steps"]["activations"] = {"from": "shipped", "tokens": manifest["data"]["tokens"]}
+    path.write_text(json.dumps(manifest))
+    status, out, _ = run_cli(*options, "--k", 4, "--estimate")
+    assert json.loads(out)["rate_from"] == "from the speed of a matrix product"
 
 
 def test_the_estimate_counts_what_many_directions_cost(run_cli, stories, gsm8k, tmp_path):

@@ -1,3 +1,6 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,12 +18,11 @@ from core.demo.default import (
     usual_problems,
 )
 from core.demo.world import read_response
-from core.errors import BasiscopeError
 from core.evaluation.problems import read_problems
 from core.examples import DataSource
 from core.model import load_model
 from core.reading import terms
-from core.workspace import Workspace, lend
+from core.workspace import Workspace
 
 SMALL = {"EXAMPLES": 120, "BUDGET": 20, "NEW_TOKENS": 30}
 FULL = {name: getattr(default, name) for name in SMALL}
@@ -107,17 +109,14 @@ def test_the_labels_are_of_the_responses_which_alone_are_pooled(first_start):
     assert said <= answered and asked - answered
 
 
-def test_computed_anew_it_takes_nothing_and_replaces_nothing(small, workspace, tmp_path):
+def test_other_evidence_does_not_stand_for_the_utility(small, workspace):
     (run,) = workspace.runs()
-    with pytest.raises(BasiscopeError, match=f"Run {run.id} of the demo is there"):
-        recover_demo(workspace, anew=True)
-    lent = tmp_path / "lent"
-    lend(run, lent)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(default, "SHIPPED", lent)
-        for anew in (True, False):
-            again = recover_demo(Workspace(tmp_path / str(anew)), anew=anew)
-            assert ("from" in again.manifest["steps"]["activations"]) is not anew
+    (kept,) = workspace.evidence(run.id).values()
+    workspace.save_evidence(replace(kept, proxy="first-order"))
+    shutil.rmtree(workspace.root / "usefulness" / run.id / "evidence")
+    workspace.save_evidence(replace(kept, proxy="first-order"))
+    recover_demo(workspace)
+    assert {one.proxy for one in workspace.evidence(run.id).values()} == {"first-order", "utility"}
 
 
 def test_the_banner_is_for_the_demo_s_own_problems(workspace):

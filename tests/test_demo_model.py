@@ -42,7 +42,9 @@ def settings():
 def test_every_example_survives_the_tokenizer(tokenizer):
     examples = world.generate(2_000, seed="round trip")
     tokens = tokenizer([example.text for example in examples]).input_ids
-    assert tokenizer.unk_token_id not in set().union(*tokens)
+    seen = set().union(*tokens)
+    never = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id}
+    assert set(range(len(tokenizer))) - seen == never, "every word of the world"
     assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == [example.text for example in examples]
     assert all(row[0] == tokenizer.bos_token_id and len(row) <= train.CONTEXT for row in tokens)
     assert [len(tokenizer.tokenize(e.response)) for e in examples] == [e.length for e in examples]

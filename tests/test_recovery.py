@@ -259,27 +259,55 @@ def test_the_same_request_returns_the_run_and_another_k_its_activations(gsm8k_re
     workspace.delete(wider.id)
 
 
-def test_activations_are_lent_to_another_workspace_where_nothing_else_would_be_the_same(
-    gsm8k_request, gsm8k_run, tmp_path, monkeypatch
-):
-    lender = tmp_path / "lender"
-    lend(gsm8k_run, lender)
-    assert str(gsm8k_run.folder.parent.parent) not in (lender / "manifest.json").read_text()
-    shard = lender / "activations" / "00000.safetensors"
-    whole = shard.read_bytes()
-    other = replace(gsm8k_request, recipe=replace(gsm8k_request.recipe, pooling="last"), k=2)
-    run = recover(other, Workspace(tmp_path / "other"), lender=lender)
-    assert "from" not in run.manifest["steps"]["activations"]
-    shard.write_bytes(whole[:-1] + b"?")
-    run = recover(replace(gsm8k_request, k=2), Workspace(tmp_path / "damaged"), lender=lender)
-    assert "from" not in run.manifest["steps"]["activations"]
-    shard.write_bytes(whole)
+@pytest.fixture
+def lender(gsm8k_run, tmp_path):
+    lend(gsm8k_run, tmp_path / "lender")
+    return tmp_path / "lender"
+
+
+def activations_step(run):
+    return run.manifest["steps"]["activations"]
+
+
+def test_activations_are_lent_to_another_workspace(gsm8k_request, gsm8k_run, lender, tmp_path, monkeypatch):
+    told = (lender / "manifest.json").read_text()
+    assert str(gsm8k_run.folder.parent.parent) not in told and "tokens_per_second" not in told
+    before = (lender / "activations" / "00000.safetensors").read_bytes()
     monkeypatch.setattr(recovery, "extract", None)
-    run = recover(gsm8k_request, Workspace(tmp_path / "same"), lender=lender)
-    assert run.manifest["steps"]["activations"]["from"] == "lender" and run.damaged_files() == []
-    pd.testing.assert_frame_equal(run.scores(), gsm8k_run.scores())
-    Workspace(tmp_path / "same").delete(run.id)
-    assert shard.read_bytes() == whole
+    run = recover(gsm8k_request, Workspace(tmp_path / "w"), lender=lender)
+    assert activations_step(run) == {"from": "lender", "tokens": gsm8k_run.manifest["data"]["tokens"]}
+    assert run.damaged_files() == []
+    np.testing.assert_array_equal(stored_activations(run), stored_activations(gsm8k_run))
+    Workspace(tmp_path / "w").delete(run.id)
+    assert (lender / "activations" / "00000.safetensors").read_bytes() == before
+
+
+def test_no_activations_are_lent_to_another_recipe_and_no_damaged_ones(gsm8k_request, lender, tmp_path):
+    other = replace(gsm8k_request, recipe=replace(gsm8k_request.recipe, pooling="last"), k=2)
+    assert "from" not in activations_step(recover(other, Workspace(tmp_path / "other"), lender=lender))
+    shard = lender / "activations" / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    run = recover(replace(gsm8k_request, k=2), Workspace(tmp_path / "damaged"), lender=lender)
+    assert "from" not in activations_step(run)
+    assert activations_step(run)["tokens"] == run.manifest["data"]["tokens"], "none is counted twice"
+
+
+def test_a_run_whose_activations_are_damaged_keeps_its_examples_and_borrows_the_others(
+    gsm8k_request, gsm8k_copy, lender, monkeypatch
+):
+    run = gsm8k_copy.run()
+    (run.folder / "activations" / "00000.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(recovery, "extract", None)
+    monkeypatch.setattr(recovery, "_read", None)
+    mended = recover(gsm8k_request, gsm8k_copy, lender=lender)
+    assert mended.id == run.id and mended.damaged_files() == []
+    assert activations_step(mended)["from"] == "lender" and mended.manifest["steps"]["read"]["from"] == run.id
+
+
+def test_what_is_lent_again_replaces_what_was(gsm8k_run, lender):
+    (lender / "activations" / "00001.safetensors").write_bytes(b"of an earlier run")
+    lend(gsm8k_run, lender)
+    assert [path.name for path in (lender / "activations").iterdir()] == ["00000.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["activations/00000.safetensors", "scores.parquet", "examples.parquet"])
