@@ -189,9 +189,10 @@ def test_the_whole_report_is_written():
     above, rest = written.split("Above every untrained model, with its whole interval: ")[1].split(". Not so: ")
     assert above.startswith("style") and "plan" in rest.split(";")[0] and "difficulty" in rest.split(";")[0]
     assert f"| {UNCHECKED} (AUC) |" in written and written.count("| style (AUC) |") == 4
-    ends = "9 of 90) at -1 sd, which differs from no steering; and 94.1%"
+    ends = (
+        "| recovered | 10.0% (5.4% to 17.9%, 9 of 90) * at -1 sd | 94.1% (87.0% to 97.5%, 80 of 85) * at +1 sd |"
+    )
     assert ends in written, "the ends within what leaves texts whole"
-    assert "9 of 90) at -1 sd, which does not differ from no steering; and 48.9%" not in written
-    assert "44 of 90) at +1 sd, which does not differ from no steering" in written
+    assert "44 of 90) at +1 sd |" in written and "| combined | none is | none is |" in written
     assert "| recovered | -2 | none is well formed |" in written
     assert "-16.7% (" in written and not re.search(r"\bnan\b", written)

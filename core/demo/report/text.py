@@ -134,18 +134,15 @@ def write_report(
         f"{PROBLEMS} held-out problems, temperature 1, every strength with the same noise. The random direction, "
         "one, has the norm of the recovered one; combined is the combination of all directions that best tells "
         "the factor, mean difference that of the activations in all dimensions, both towards verbal or checking. "
-        "Well formed: it ends in an answer and keeps to one style; the share of symbolic solutions is of these. "
-        "What differs from no steering is uncorrected (Fisher's exact test, 5%).",
+        "Well formed: it ends in an answer and keeps to one style; the share of symbolic solutions is of these.",
     ]
     for name, points in sweeps.items():
-        said = [_swept(name, kind, points) for kind in ("recovered", *RIVALS)]
         (carries,) = (one for one in found if one.factor == name)
-        if name == "check":
-            said.append(_why_not_steered(carries, points))
+        said = [_ends_of_sweep(name, points), *([_why_not_steered(carries, points)] if name == "check" else [])]
         parts += [
             f"### {name}",
             f"![steering {name}](demo-steering-{name}.png)",
-            " ".join(said),
+            *said,
             _sweep_table(points),
         ]
     parts += [
@@ -458,23 +455,26 @@ def _differs(one: Share, other: Share) -> bool:
     return bool(fisher_exact(counts).pvalue < 0.05)
 
 
-def _swept(name: str, kind: str, points: Sequence[SteeredShare]) -> str:
-    """What the strengths that leave UNDAMAGED of the responses well formed do to the factor, at their ends."""
+def _ends_of_sweep(name: str, points: Sequence[SteeredShare]) -> str:
+    """What the outermost strengths that leave UNDAMAGED of the responses well formed do to the factor."""
     (unsteered,) = (_factor_share(name, one) for one in points if one.strength == 0)
-    kept = [one for one in _undamaged(kind, points) if one.strength]
-    if not kept:
-        return f"Along the {kind} direction no strength leaves {UNDAMAGED:.0%} of the responses well formed."
-    ends = {one.strength: one for one in sorted(kept, key=lambda one: one.strength)}
-    told = []
-    for strength in dict.fromkeys([min(ends), max(ends)]):
-        share = _factor_share(name, ends[strength])
-        verdict = "which differs" if _differs(share, unsteered) else "which does not differ"
-        told.append(f"{share} at {strength:+g} sd, {verdict} from no steering")
-    return (
-        f"Along the {kind} direction, within the strengths that leave {UNDAMAGED:.0%} of the responses well "
-        f"formed, the share of {'symbolic solutions' if name == 'style' else 'solutions with checks'} is "
-        f"{'; and '.join(told)} ({unsteered})."
-    )
+    what = "symbolic solutions" if name == "style" else "solutions with checks"
+    lines = [
+        f"At the outermost strengths that leave {UNDAMAGED:.0%} of the responses well formed, the share of "
+        f"{what}, without steering {unsteered}; * differs from that (Fisher's exact test, 5%, uncorrected):",
+        "",
+        "| direction | lowest | highest |",
+        "|---|---|---|",
+    ]
+    for kind in ("recovered", *RIVALS):
+        kept = sorted((one for one in _undamaged(kind, points) if one.strength), key=lambda one: one.strength)
+        shown = [f"{_marked(_factor_share(name, one), unsteered)} at {one.strength:+g} sd" for one in kept]
+        lines.append(f"| {kind} | {shown[0]} | {shown[-1]} |" if shown else f"| {kind} | none is | none is |")
+    return "\n".join(lines)
+
+
+def _marked(one: Share, unsteered: Share) -> str:
+    return f"{one}{' *' if _differs(one, unsteered) else ''}"
 
 
 def _why_not_steered(carries: Carried, points: Sequence[SteeredShare]) -> str:
