@@ -128,12 +128,13 @@ def test_the_banner_is_for_the_demo_s_own_problems(workspace):
     assert is_demo(run) and not shows_demo(run)
 
 
-def test_the_demo_again_changes_nothing(workspace, small):
+def test_the_demo_again_changes_nothing(workspace, small, run_cli):
     def files():
         return {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*") if "demo" not in path.parts}
 
     before = files()
-    recover_demo(workspace)
+    status, out, err = run_cli("demo", "--workspace", workspace.root)
+    assert status == 0 and out.strip() == workspace.run().id, err
     after = files()
     assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}
     kept = workspace.selections()[0].folder / "manifest.json"

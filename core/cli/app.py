@@ -18,9 +18,6 @@ from core.workspace import Workspace
 
 
 @cli.command()
-@click.option(
-    "--anew", is_flag=True, help="Compute the activations here, instead of taking those that come with it."
-)
 @workspace_option
 @json_option
 def demo(workspace: Path, as_json: bool) -> dict[str, Any]:
