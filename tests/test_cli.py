@@ -288,6 +288,27 @@ def test_the_doctor_looks_at_this_machine(read, run_cli):
     assert "torch: " in run_cli("doctor")[1]
 
 
+def test_a_stop_that_a_library_swallows_is_heard_at_the_next_progress():
+    """numba's compiler calls back from C, where Python ignores what is raised; the process is a fresh one."""
+    code = """
+import ctypes, os, signal, sys
+import core.demo.default
+from core.cli import main
+
+def recover_demo(_workspace, progress):
+    progress("map", 0, 1)
+    ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGTERM))()
+    progress("map", 1, 1)
+    print("it went on")
+
+core.demo.default.recover_demo = recover_demo
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=DEFAULT_ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 1 and "it went on" not in done.stdout
+    assert "Stopped." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("states", "has_run", "starts"),
     [

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from core.cli import app, evaluating, reading, recover, selecting, steering, usefulness
-from core.cli.group import cli
+from core.cli.group import asked_to_stop, cli
 from core.errors import BasiscopeError
 from core.workspace import disk_sentence
 
@@ -53,6 +53,7 @@ def _quiet_libraries() -> None:
 
 
 def _stop(_signal: int, _frame: Any) -> None:
+    asked_to_stop.set()
     raise KeyboardInterrupt
 
 
@@ -61,7 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     from core.jobs import JOB_VARIABLE, JobReporter
 
     _quiet_libraries()
+    asked_to_stop.clear()
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _stop)
     folder = os.environ.get(JOB_VARIABLE)
     job = JobReporter(Path(folder)) if folder else None
     status, state, result = _run(arguments)

@@ -18,6 +18,9 @@ from core.errors import BasiscopeError
 from core.workspace import DEFAULT_ROOT, Run
 
 LINE_SECONDS = 30.0
+asked_to_stop = Event()
+"""Set by the signal handler beside its KeyboardInterrupt, which is swallowed where a library calls back from C, as
+compilers do; then the next progress stops the command."""
 workspace_option = click.option(
     "--workspace",
     type=click.Path(file_okay=False, path_type=Path),
@@ -102,6 +105,8 @@ class Reporter:
                 bar.refresh()
 
     def progress(self, step: str, done: int, total: int) -> None:
+        if asked_to_stop.is_set():
+            raise KeyboardInterrupt
         if self._job:
             self._job.progress(step, done, total)
         elif self._draws:
