@@ -93,13 +93,15 @@ def test_the_activations_that_come_with_it_are_the_model_s(first_start):
         torch.testing.assert_close(stored[windows.example_id[i]], torch.cat(pooled), rtol=2**-10, atol=1e-4)
 
 
-def test_the_saved_comparisons_change_the_style_both_ways(first_start):
-    changed = []
-    for kept in Workspace(first_start.folder.parent.parent).comparisons(first_start.id).values():
-        styles = [read_response(response.text).style for response in kept.responses]
-        assert None not in styles, "no text is damaged"
-        changed += [(styles[0], style) for style in styles[1:] if style != styles[0]]
-    assert set(changed) == {("verbal", "symbolic"), ("symbolic", "verbal")}
+def test_the_saved_comparisons_are_what_their_names_say(first_start):
+    kept = Workspace(first_start.folder.parent.parent).comparisons(first_start.id).values()
+    styles = {one.name: {said.strength: read_response(said.text).style for said in one.responses} for one in kept}
+    by_itself, strength = 0.0, default.STRENGTH
+    symbolic, verbal = styles[COMPARISONS[True]], styles[COMPARISONS[False]]
+    assert (symbolic[by_itself], symbolic[-strength]) == ("symbolic", "verbal")
+    assert (verbal[by_itself], verbal[strength]) == ("verbal", "symbolic")
+    assert None not in {*symbolic.values(), *verbal.values()}, "no text is damaged"
+    assert all(f"{strength:g} sd" in name for name in styles)
 
 
 def test_the_labels_are_of_the_responses_which_alone_are_pooled(first_start):

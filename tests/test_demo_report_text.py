@@ -194,5 +194,11 @@ def test_the_whole_report_is_written():
     )
     assert ends in written, "the ends within what leaves texts whole"
     assert "44 of 90) at +1 sd |" in written and "| combined | none is | none is |" in written
+    assert "- **Recovery** (item 1). The basis tells style" in written
+    assert (
+        "+1 sd take the share of symbolic solutions from 50% to 94%, that of right ones from 30% to 30%" in written
+    )
+    assert "best tells check, no strength that leaves the texts whole changes the share" in written
+    assert "beside a random thousand: Pass@1 +" in written and "sft foretells best" in written
     assert "| recovered | -2 | none is well formed |" in written
     assert "-16.7% (" in written and not re.search(r"\bnan\b", written)

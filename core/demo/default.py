@@ -25,7 +25,10 @@ DATA, DEVELOPMENT = "demo/problems.jsonl", "demo/development.jsonl"
 PROBLEMS = 200
 """So many other problems with right solutions are written to DEVELOPMENT, to measure usefulness on."""
 SELECTION, BUDGET = "demo-coverage", 400
-COMPARISONS = {True: "a symbolic solution, steered", False: "a verbal solution, steered"}
+COMPARISONS = {
+    True: "a symbolic solution, made verbal at -1.5 sd",
+    False: "a verbal solution, made symbolic at +1.5 sd",
+}
 STEPS, TRIED, STRENGTH, NEW_TOKENS = 2, 12, 1.5, 300
 """The saved comparisons: of the first TRIED problems of so many steps the first that the model by itself solves in
 symbols and the first that it does not, each with so many standard deviations along the direction that best tells

@@ -159,7 +159,7 @@ class Comparison:
         cut = " (the most asked for: it is cut off)" if response.ended == "length" else ""
         facts = [done, f"{len(response.token_ids)} tokens{cut}"]
         if response.divergence is not None and not steering.is_baseline:
-            facts.append(f"KL {response.divergence:.2f} nats a token from unsteered")
+            facts.append(f"KL {response.divergence:.2g} nats a token from unsteered")
         if response.perplexity is not None:
             facts.append(f"perplexity {response.perplexity:.3g} unsteered")
         return "; ".join([*facts, *([response.note] if response.note else [])])

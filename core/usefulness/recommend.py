@@ -148,7 +148,7 @@ def _sentences(k: int, findings: Sequence[Finding], evidence: Mapping[str, Evide
         said = f"No direction can be recommended: {many} beats the controls of {' and '.join(evidence)}"
         if lapsed:
             return ["; ".join([f"{said} when corrected for {len(evidence)} proxies", *gaps]) + ".", *more]
-        chance = "What they show can be had from random directions, words or chance."
+        chance = "What they show, a control shows as well: random directions, words or chance."
         return ["; ".join([said, *gaps]) + f". {chance}", *_untried(evidence)]
     parts = [_clause(one, evidence[one.proxy]) for one in findings]
     if tried:

@@ -79,7 +79,10 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
         for sign, end in (("+", label.positive), ("−", label.negative)):
             listed = ", ".join(f"{word} ({z:.1f})" for word, z in end) or "no word passes the corrected limit"
             lines.append(f"{sign}  {listed}")
-        note = f"Words in each {run.pooled_text}, with the z-score of their log-odds between ends of equal length."
+        note = (
+            f"Words in each {run.pooled_text} that go with an end, whether or not they make the score, with the "
+            "z-score of their log-odds between ends of equal length; function words and symbols come later."
+        )
     st.html(figures.paragraphs(lines, note))
     if label.raw:
         with st.expander("The language model's answer"):

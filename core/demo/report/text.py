@@ -111,6 +111,7 @@ def write_report(
         f"one core. The model solves {share} of held-out problems at temperature 1. Seed {SEED}; {EXAMPLES:,} "
         f"examples; k = {K}. The default run, its steering and the trainings of all weights are in float32, all "
         f"else in {choose_dtype()}.",
+        *_findings(table, found, sweeps, results),
         "## 1. Which known factors the directions carry",
         "For each factor the direction that tells it best on four fifths of the examples, measured on the last "
         "fifth, five times: AUC for factors of two values (0.5 tells nothing), eta squared for the others (0). In "
@@ -155,6 +156,47 @@ def write_report(
     return "\n\n".join(parts) + "\n"
 
 
+def _findings(
+    table: pd.DataFrame,
+    found: Sequence[Carried],
+    sweeps: Mapping[str, Sequence[SteeredShare]],
+    results: Trainings,
+) -> list[str]:
+    """What came out, a line for each item."""
+    above = ", ".join(_above(table)) or "no factor"
+    parts = [f"- **Recovery** (item 1). The basis tells {above} better than that of any untrained model does."]
+    for name, points in sweeps.items():
+        (unsteered,) = (one for one in points if one.strength == 0)
+        kept = [one for one in _undamaged("recovered", points) if one.strength]
+        (direction,) = (one.direction for one in found if one.factor == name)
+        moved = [one for one in kept if _differs(_factor_share(name, one), _factor_share(name, unsteered))]
+        what = "symbolic solutions" if name == "style" else "solutions with checks"
+        told = f"no strength that leaves the texts whole changes the share of {what}"
+        if moved:
+            before = _factor_share(name, unsteered)
+            best = max(moved, key=lambda one: abs(_factor_share(name, one).value - before.value))
+            told = (
+                f"{best.strength:+g} sd take the share of {what} from {before.value:.0%} to "
+                f"{_factor_share(name, best).value:.0%}, that of right ones from {unsteered.right.value:.0%} to "
+                f"{best.right.value:.0%}"
+            )
+        parts.append(f"- **Steering** (item 2). Along direction {direction}, which best tells {name}, {told}.")
+    useful, random = results.arms[tuning.USEFUL], results.arms["random"]
+    right, loss = (tuning.against(useful, random, by=by).interval for by in ("right", "losses"))
+    parts.append(
+        "- **Selection** (item 3). A thousand solutions along the directions that the proxies put highest, beside "
+        f"a random thousand: Pass@1 {_points(right)}, loss {loss.value:+.4f} ({loss.low:+.4f} to "
+        f"{loss.high:+.4f}) nats per token. Which differences hold when all are corrected for is said there."
+    )
+    best_proxy = max(results.foretold, key=lambda one: one.agreement.value)
+    value = best_proxy.agreement
+    parts.append(
+        f"- **Proxies** (item 4). Of the proxies {best_proxy.proxy} foretells best what full fine-tuning gives: "
+        f"rank correlation {value.value:+.2f} ({value.low:+.2f} to {value.high:+.2f})."
+    )
+    return ["What came out, with 95% intervals, uncorrected here:", "\n".join(parts)]
+
+
 def training_parts(results: Trainings) -> list[str]:
     """Items 3 and 4."""
     arms = results.arms
@@ -168,6 +210,8 @@ def training_parts(results: Trainings) -> list[str]:
         f"of {tuning.PROBLEMS} held-out problems, the same for all. Loss: on right solutions of {tuning.PROBLEMS} "
         "other problems, in nats per token. 95% intervals by Student's t over problems and seeds, each for "
         "itself.",
+        "The directions here and in item 4 are those of these solutions, another basis than the one above and in "
+        "the app: the same number need not mean the same.",
         f"Useful directions: {results.chosen[tuning.USEFUL]} ({results.reason}); by utility, the association of "
         f"score and `correct` among {tuning.JUDGED:,} solutions of the pool, {results.chosen[tuning.RIGHT]}.",
         "The peak rate is the largest that does no harm: the loss on right solutions of other, development "
@@ -405,9 +449,13 @@ def _control_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _above(table: pd.DataFrame) -> list[str]:
+    return [factor for factor, trained, control in _beside_control(table) if trained.low > max(control)]
+
+
 def _above_control(table: pd.DataFrame) -> str:
     """Which factors the training brought into the basis."""
-    above = [factor for factor, trained, control in _beside_control(table) if trained.low > max(control)]
+    above = _above(table)
     rest = [factor for factor in FACTORS if factor not in above]
     return (
         f"Above every untrained model, with its whole interval: {', '.join(above) or 'none'}. Not so: "
@@ -486,9 +534,8 @@ def _why_not_steered(carries: Carried, points: Sequence[SteeredShare]) -> str:
         return f"The habit is moved along: {', '.join(moved)}."
     return (
         f"So what tells the habit in a written solution (AUC {carries.value:.2f} by one direction, "
-        f"{carries.together:.3f} by all together) does not bring it about: not the direction, not the best "
-        "combination of all of them, not the mean difference in all dimensions. A constant that is added to every "
-        "token has no hold on it before the texts are damaged, so it is not the way to more right answers."
+        f"{carries.together:.3f} by all together) does not bring it about at these strengths: not the direction, "
+        "not the best combination of all of them, not the mean difference in all dimensions."
     )
 
 
