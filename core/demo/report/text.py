@@ -170,13 +170,12 @@ def _findings(
         kept = [one for one in _undamaged("recovered", points) if one.strength]
         (direction,) = (one.direction for one in found if one.factor == name)
         moved = [one for one in kept if _differs(_factor_share(name, one), _factor_share(name, unsteered))]
-        what = "symbolic solutions" if name == "style" else "solutions with checks"
-        told = f"no strength that leaves the texts whole changes the share of {what}"
+        told = f"no strength that leaves the texts whole changes the share of {COUNTED[name]}"
         if moved:
             before = _factor_share(name, unsteered)
             best = max(moved, key=lambda one: abs(_factor_share(name, one).value - before.value))
             told = (
-                f"{best.strength:+g} sd take the share of {what} from {before.value:.0%} to "
+                f"{best.strength:+g} sd take the share of {COUNTED[name]} from {before.value:.0%} to "
                 f"{_factor_share(name, best).value:.0%}, that of right ones from {unsteered.right.value:.0%} to "
                 f"{best.right.value:.0%}"
             )
@@ -488,6 +487,9 @@ UNDAMAGED = 0.8
 """The share of well-formed responses at which a strength still counts as steering."""
 
 
+COUNTED = {"style": "symbolic solutions", "check": "solutions with checks"}
+
+
 def _factor_share(name: str, point: SteeredShare) -> Share:
     return point.symbolic if name == "style" else point.check
 
@@ -506,10 +508,10 @@ def _differs(one: Share, other: Share) -> bool:
 def _ends_of_sweep(name: str, points: Sequence[SteeredShare]) -> str:
     """What the outermost strengths that leave UNDAMAGED of the responses well formed do to the factor."""
     (unsteered,) = (_factor_share(name, one) for one in points if one.strength == 0)
-    what = "symbolic solutions" if name == "style" else "solutions with checks"
     lines = [
         f"At the outermost strengths that leave {UNDAMAGED:.0%} of the responses well formed, the share of "
-        f"{what}, without steering {unsteered}; * differs from that (Fisher's exact test, 5%, uncorrected):",
+        f"{COUNTED[name]}, without steering {unsteered}; * differs from that (Fisher's exact test, 5%, "
+        "uncorrected):",
         "",
         "| direction | lowest | highest |",
         "|---|---|---|",
@@ -528,7 +530,7 @@ def _marked(one: Share, unsteered: Share) -> str:
 def _why_not_steered(carries: Carried, points: Sequence[SteeredShare]) -> str:
     """Whether any direction moves the habit, beside how well they tell it."""
     (unsteered,) = (one.check for one in points if one.strength == 0)
-    kinds = [kind for kind in ("recovered", "combined", "mean difference") if _undamaged(kind, points)]
+    kinds = [kind for kind in ("recovered", *RIVALS) if kind != "random"]
     moved = [kind for kind in kinds if any(_differs(one.check, unsteered) for one in _undamaged(kind, points))]
     if moved:
         return f"The habit is moved along: {', '.join(moved)}."
