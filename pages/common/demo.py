@@ -35,7 +35,7 @@ def show_empty(workspace: Workspace) -> None:
 def watch(workspace: Workspace, job_id: str) -> None:
     job = find_job(workspace, job_id)
     st.text(
-        "The embedded demo is being recovered: a small model over generated word problems. It takes half a minute "
+        "The embedded demo is being recovered: a small model over generated word problems. It takes under a minute "
         "on two idle cores, longer on busy ones; each step has its own bar."
     )
     st.progress(job.progress.share, text=progress_sentence(job.progress))
