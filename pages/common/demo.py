@@ -35,8 +35,8 @@ def show_empty(workspace: Workspace) -> None:
 def watch(workspace: Workspace, job_id: str) -> None:
     job = find_job(workspace, job_id)
     st.text(
-        "The embedded demo is being recovered: a small model over generated word problems. It takes under a minute "
-        "on two idle cores, longer on busy ones; each step has its own bar."
+        "The embedded demo is being recovered: a small model over generated word problems. It takes under a "
+        "minute on two idle cores, longer on busy ones; each step has its own bar."
     )
     st.progress(job.progress.share, text=progress_sentence(job.progress))
     if job.state != "running":
