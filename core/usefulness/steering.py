@@ -552,7 +552,7 @@ class _Trial:
             NOT_APPLIED,
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
-        tokens = self.tokens + sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
+        tokens = self.tokens + sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in rollouts)
         return Evidence(
             "steering",
             run.id,
