@@ -8,11 +8,12 @@ import base64
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from core.errors import BasiscopeError
 
@@ -146,10 +147,8 @@ class Connection:
 
     def plain(self, text: str) -> str:
         """One line of at most 300 characters that can be shown, without the key, however it is written."""
-        if key := self.key:
-            forms = {key, quote(key, safe=""), json.dumps(key)[1:-1], repr(key)[1:-1], _base64(key)}
-            for form in sorted(forms, key=len, reverse=True):
-                text = text.replace(form, "***")
+        if self.key:
+            text = _written(self.key).sub("***", text)
         return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:300]
 
     def _refusal(self, error: Exception) -> BasiscopeError:
@@ -181,8 +180,11 @@ class Connection:
         )
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _written(key: str) -> re.Pattern[str]:
+    """The key as it stands, in capitals or not, in base64, in an address, or escaped once or more, as in JSON."""
+    letters = (rf"\\*(?:{re.escape(letter)}|u{ord(letter):04x}|%{ord(letter):02x})" for letter in key)
+    packed = base64.b64encode(key.encode()).decode()
+    return re.compile(f"{''.join(letters)}|{re.escape(packed)}", re.IGNORECASE)
 
 
 # --- the transport --------------------------------------------------------------------------------------
@@ -292,8 +294,9 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
     notes += () if is_usual else (NO_LOGPROBS,)
     usage = reply.get("usage")
     told = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    n_tokens = told if type(told) is int and 0 <= told <= MOST_TOKENS else len(values) or None
-    notes += () if n_tokens == told else (NO_TOKENS,) if told is not None else ()
+    is_told = type(told) is int and 0 <= told <= MOST_TOKENS
+    notes += () if is_told or told is None else (NO_TOKENS,)
+    n_tokens = told if is_told else len(values) or None
     mean = math.fsum(values) / len(values) if values else None
     return Completion(text, reasoning, is_cut, n_tokens, mean, notes)
 
@@ -332,9 +335,9 @@ def _logprobs(found: Any) -> tuple[list[float], bool]:
     """The tokens' log-probabilities as a completion or a chat completion has them, and whether they are ones."""
     if not isinstance(found, dict):
         return [], found is None
-    content, values = found.get("content"), found.get("token_logprobs")
-    if isinstance(content, list):
-        values = [one.get("logprob") if isinstance(one, dict) else math.nan for one in content]
+    values = found.get("token_logprobs", found.get("content"))
+    if isinstance(values, list):
+        values = [one.get("logprob", math.nan) if isinstance(one, dict) else one for one in values]
     if values is None:
         return [], True
     if not isinstance(values, list):
