@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation.endpoint import Server
@@ -22,6 +20,7 @@ from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
+from core.versions import versions_of
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 FORMAT_VERSION = 1
@@ -218,7 +217,6 @@ def _manifest(
             name: value for name, value in kept.manifest.items() if name not in ("finished", "result", "unread")
         }
     prompts = [problem.prompt for problem in request.problems.problems]
-    versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
     return {
         "format_version": FORMAT_VERSION,
         "request": dict(stored),
@@ -229,5 +227,5 @@ def _manifest(
         "created": now(),
         "seconds": 0.0,
         "batch_rows": BATCH_ROWS,
-        "versions": versions,
+        "versions": versions_of(PACKAGES),
     }
