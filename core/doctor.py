@@ -9,6 +9,7 @@ from typing import Any
 
 from core import __version__
 from core.model import choose_device, choose_dtype
+from core.versions import tested_with
 from core.workspace import Workspace
 
 PACKAGES = (
@@ -48,9 +49,12 @@ def examine(workspace: Workspace) -> dict[str, Any]:
     missing = []
     for package in PACKAGES:
         try:
-            facts[package] = version(package)
+            found = version(package)
         except PackageNotFoundError:
             missing.append(f"package {package}: pip install {package}")
+            continue
+        tested = tested_with(package, found)
+        facts[package] = f"{found} (tested with {tested})" if tested else found
     if not (shutil.which("chromium") or shutil.which("google-chrome")):
         missing.append("chromium, only for the browser tests: apt-get install chromium")
     facts["workspace"] = str(workspace.root)

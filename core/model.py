@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -428,6 +429,25 @@ def block_output(output: Any) -> torch.Tensor:
 def with_block_output(output: Any, hidden: torch.Tensor) -> Any:
     """What a block returned, with another residual stream."""
     return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
+
+
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
+"""What models call the cache that they take and return: transformers from 5.24 on, before, Mambas before, RWKV."""
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """The name under which `module.forward` takes a cache, None where it names none: what a model does not name
+    it may swallow without a word."""
+    named = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in named), None)
+
+
+def cached_tokens(cache: Any) -> int | None:
+    """The number of tokens that a cache holds of every row, None where it does not tell (a recurrent state)."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return None
 
 
 class _Finished(Exception):

@@ -100,7 +100,7 @@ def _scored(
     import torch
     from transformers import DynamicCache
 
-    from core.model import run_blocks
+    from core.model import cache_argument, run_blocks
 
     hidden_size = model.hidden_size
     directions = torch.from_numpy(basis.directions).view(basis.k, len(blocks), hidden_size)
@@ -108,7 +108,10 @@ def _scored(
     total = torch.zeros(len(ids), basis.k)
     inputs: dict[str, Any] = {}
     if piece < len(ids):
-        inputs = {"past_key_values": DynamicCache(config=model.module.config), "use_cache": True}
+        name = cache_argument(model.module.get_decoder())
+        if name is None:
+            raise BasiscopeError("There is no memory to score all its tokens, and the model reads none in pieces.")
+        inputs = {name: DynamicCache(config=model.module.config), "use_cache": True}
     for start in range(0, len(ids), piece):
         scores = total[start : start + piece]
 

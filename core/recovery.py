@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial as partial_of
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core import __version__
 from core.activations import Activations, Progress, Recipe, extract, silent, window_start
 from core.basis import (
     SIGN_RULE,
@@ -55,6 +53,7 @@ from core.reading import (
     rank_examples,
     score_tokens,
 )
+from core.versions import versions_of
 from core.workspace import FORMAT_VERSION, STORE_DTYPES, PartialRun, Run, Workspace, content_hash, now
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "umap-learn")
@@ -552,9 +551,7 @@ def _basis_facts(results: _Results) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"basiscope": __version__, "python": platform.python_version()} | {
-        package: version(package) for package in PACKAGES
-    }
+    return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
 def _warnings(problems: list[str], request: Request, recipe: Recipe, results: _Results) -> list[str]:

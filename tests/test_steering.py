@@ -16,7 +16,7 @@ from core.basis import Basis
 from core.demo import world
 from core.demo.default import MODEL
 from core.errors import BasiscopeError
-from core.model import block_output, find_blocks, load_model
+from core.model import block_output, cache_argument, find_blocks, load_model
 from core.reading import score_tokens
 from core.steering.generation import (
     REPEATS,
@@ -341,8 +341,8 @@ def test_scopes_hold_with_cache_without_and_with_padding_on_either_side(model, f
     with steered(model, directions, steering, [4]), torch.no_grad():
         cache, found = None, []
         for chunk in (ids[:4], ids[4:5], ids[5:]):
-            output = model.module(torch.tensor([chunk]), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model.module(torch.tensor([chunk]), use_cache=True, **{cache_argument(model.module): cache})
+            cache = output[cache_argument(model.module)]
             found.append(output.logits[0])
     assert_close(torch.cat(found), expected)
     if family == "falcon-alibi":
@@ -615,3 +615,37 @@ def test_rows_that_ended_are_taken_out_and_the_others_do_not_notice(monkeypatch)
     assert dropped.tokens == whole.tokens and dropped.ended == whole.ended
     for some, all_ in zip(dropped.logprobs, whole.logprobs, strict=True):
         np.testing.assert_allclose(some, all_, atol=1e-3)  # another batch, in float32
+
+
+RECURRENT = {
+    "mamba": lambda: tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=3, state_size=4),
+    "mamba2": lambda: tf.Mamba2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=3,
+        state_size=8,
+        num_heads=8,
+        head_dim=8,
+        expand=2,
+        n_groups=2,
+        chunk_size=8,
+    ),
+    "falcon-mamba": lambda: tf.FalconMambaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=3, state_size=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_models_generate_as_the_library_does_and_keep_their_scopes(name, directions, prompts, tmp_path):
+    """Their cache is a state that tells no length."""
+    model = load_model(save_tiny(RECURRENT[name](), tmp_path), dtype="float32", device="cpu")
+    ids = torch.tensor([prompts[0]])
+    with torch.no_grad():
+        theirs = model.module.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=96)
+    ours = Generation(model, None, [Row(prompts[0], Steering())], Sampling(6)).run().tokens[0]
+    assert ours == theirs[0, len(prompts[0]) :].tolist()[: len(ours)] and len(ours) > 0
+    rows = mixed_rows(prompts)
+    cached = Generation(model, directions, rows, Sampling(6)).run()
+    assert cached.tokens == Generation(model, directions, rows, Sampling(6), use_cache=False).run().tokens
+    assert len(set(map(tuple, cached.tokens))) > len(prompts)

@@ -272,9 +272,7 @@ def sample(
         texts = [f"{prompt}\n" for prompt in prompts[i : i + size]]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         inputs.pop("token_type_ids", None)
-        tokens = model.generate(  # type: ignore[misc]  # transformers types `self` as a protocol
-            **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LONGEST
-        )
+        tokens = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LONGEST)
         responses += tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return responses
 

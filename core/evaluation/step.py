@@ -6,11 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation.endpoint import Server
@@ -23,6 +21,7 @@ from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
+from core.versions import versions_of
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 FORMAT_VERSION = 1
@@ -225,7 +224,6 @@ def _manifest(
             if name not in ("finished", "result", "unread", "unread_reasons")
         }
     prompts = [problem.prompt for problem in request.problems.problems]
-    versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
     return {
         "format_version": FORMAT_VERSION,
         "request": dict(stored),
@@ -236,5 +234,5 @@ def _manifest(
         "created": now(),
         "seconds": 0.0,
         "batch_rows": BATCH_ROWS,
-        "versions": versions,
+        "versions": versions_of(PACKAGES),
     }

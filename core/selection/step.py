@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval
@@ -33,6 +31,7 @@ from core.selection.pool import (
 from core.selection.rules import positive, utilities, utility_weights
 from core.selection.screening import Screening, file_digest, screen
 from core.selection.vectors import text_model_fingerprint, text_vectors
+from core.versions import versions_of
 from core.workspace import KeptSelection, Run, Workspace, content_hash
 
 SELECTION_VERSION = 3
@@ -231,7 +230,7 @@ def describe(
         "ledger": owners.to_dict("records"),
         "licence_conflicts": list(licence_conflicts(pool, found.rows, request.origins)),
         "notes": [*utility_sentences(request, pool), *found.notes],
-        "versions": {"basiscope": __version__} | {name: version(name) for name in _packages(found.rule)},
+        "versions": versions_of(_packages(found.rule)),
     }
     return manifest, owners
 

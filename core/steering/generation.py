@@ -12,8 +12,8 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.examples import Turns, prompt_text
-from core.model import LanguageModel
-from core.steering.intervention import Directions, Steering, steered
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens
+from core.steering.intervention import Columns, Directions, Steering, steered
 
 if TYPE_CHECKING:
     import torch
@@ -180,8 +180,10 @@ class Generation:
         going, counts = list(range(len(self.rows))), iter(range(1, self.sampling.max_new_tokens + 1))
         try:
             while going:
-                with self._steered(going):
+                with self._steered(going) as columns:
                     for step in counts:
+                        if columns is not None:
+                            columns.at(trunk.begins)
                         chosen = self._step(trunk, noise, going, ends)
                         places = [place for place, i in enumerate(going) if self.ended[i] is None]
                         if places:
@@ -211,7 +213,7 @@ class Generation:
             self._keep_logprobs(going, logprobs)
         return chosen
 
-    def _steered(self, going: Sequence[int]) -> AbstractContextManager[None]:
+    def _steered(self, going: Sequence[int]) -> AbstractContextManager[Columns | None]:
         if self.directions is None:
             return nullcontext()
         rows = [self.rows[i] for i in going]
@@ -275,39 +277,56 @@ def _is_cycle(tokens: Sequence[int], length: int) -> bool:
 
 
 class _Trunk:
-    """The model on a growing batch, padded on the left; a mask only where the prompts differ in length."""
+    """The model on a growing batch, padded on the left; a mask only where the prompts differ in length. It is
+    given what its `forward` names and nothing else, and its cache must have grown by what it has read."""
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], use_cache: bool) -> None:
         import torch
 
         longest = max(len(prompt) for prompt in prompts)
         ids = [[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        self.model, self.use_cache = model, use_cache
+        self.model = model
         self.ids = torch.tensor(ids, device=model.device)
         self.new = self.ids
+        self.padding = torch.tensor([[longest - len(prompt)] for prompt in prompts], device=model.device)
         self.mask: torch.Tensor | None = None
-        if any(len(prompt) < longest for prompt in prompts):
-            counts = torch.tensor([longest - len(prompt) for prompt in prompts])[:, None]
-            self.mask = (torch.arange(longest)[None] >= counts).long().to(model.device)
+        if bool(self.padding.any()):
+            self.mask = (torch.arange(longest, device=model.device)[None] >= self.padding).long()
         self.cache: Any = None
-        accepted = inspect.signature(model.module.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.past = 0
+        self.accepted = inspect.signature(model.module.forward).parameters
+        self.cache_argument = cache_argument(model.module)
+        self.use_cache = use_cache and self.cache_argument is not None
+
+    @property
+    def begins(self) -> torch.Tensor:
+        """(rows, 1) position of the first new token, negative where it is padding."""
+        return self.past - self.padding
 
     def logits(self) -> torch.Tensor:
         """(rows, vocabulary) float32 logits of the next token."""
-        inputs: dict[str, Any] = {"input_ids": self.new, "use_cache": self.use_cache, **self.options}
-        if self.cache is not None:
-            inputs["past_key_values"] = self.cache
-        if self.mask is not None:
-            inputs["attention_mask"] = self.mask
-            if self.takes_positions:
-                positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
-                inputs["position_ids"] = positions[:, -self.new.shape[1] :]
-        output = self.model.module(**inputs)
-        self.cache = getattr(output, "past_key_values", None) if self.use_cache else None
-        self.use_cache = self.cache is not None  # else every step reads the whole text again
+        output = self.model.module(input_ids=self.new, **self._options())
+        if self.use_cache:
+            self.cache = next((output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None), None)
+            self.use_cache = self.cache is not None  # else every step reads the whole text again
+        if self.use_cache:
+            self.past += self.new.shape[1]
+            held = cached_tokens(self.cache)
+            if held not in (None, self.past):
+                raise BasiscopeError(
+                    f"Model {self.model.name}: its cache has {held} of {self.past} tokens: what it writes cannot "
+                    "be trusted. Another version of transformers may mend that."
+                )
         return output.logits[:, -1].float()
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"use_cache": self.use_cache, "logits_to_keep": 1}
+        if self.cache is not None and self.cache_argument:
+            options[self.cache_argument] = self.cache
+        if self.mask is not None and (self.cache is None or cached_tokens(self.cache) is not None):
+            options["attention_mask"] = self.mask  # a recurrent state has the padding behind it
+            options["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
+        return {name: value for name, value in options.items() if name in self.accepted}
 
     @property
     def can_drop(self) -> bool:
@@ -323,7 +342,7 @@ class _Trunk:
         import torch
 
         kept = torch.tensor(places, device=self.ids.device)
-        self.ids, self.new = self.ids[kept], self.new[kept]
+        self.ids, self.new, self.padding = self.ids[kept], self.new[kept], self.padding[kept]
         if self.mask is not None:
             self.mask = self.mask[kept]
         if self.cache is not None:

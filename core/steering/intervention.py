@@ -22,7 +22,7 @@ import numpy as np
 
 from core.basis import Basis
 from core.errors import BasiscopeError
-from core.model import LanguageModel, block_output, with_block_output
+from core.model import CACHE_ARGUMENTS, LanguageModel, block_output, cached_tokens, with_block_output
 
 if TYPE_CHECKING:
     import torch
@@ -162,15 +162,21 @@ def _edit(directions: Directions, steering: Steering, block: int) -> _Edit:
 # --- the hooks ------------------------------------------------------------------------------------------
 
 
-class _Columns:
+class Columns:
     """Which rows and columns of the forward pass under way are steered: `mask` (rows, tokens, 1). Kept by hooks
-    on the model and its trunk, which see the cache and the attention mask; the blocks do not."""
+    on the model and its trunk, which see the cache and the attention mask; the blocks do not. Who runs a cache
+    that does not tell its length says with `at` where the pass begins."""
 
     def __init__(self, rows: Sequence[Steering], prompt_tokens: Sequence[int]) -> None:
         windows = [row.positions(n) for row, n in zip(rows, prompt_tokens, strict=True)]
         self.start, self.stop = np.array(windows, dtype=np.float32).T  # Apple's GPUs have no float64
         self.mask: torch.Tensor | None = None
         self.is_empty = False
+        self._begins: torch.Tensor | None = None
+
+    def at(self, begins: torch.Tensor) -> None:
+        """The position (rows, 1) of the first column of every pass from now on, negative where it is padding."""
+        self._begins = begins
 
     def look(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before they run: positions are columns, less the padding on the left of the row."""
@@ -178,24 +184,36 @@ class _Columns:
 
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-        cache, padding = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        past = cache.get_seq_length() if cache is not None else 0
-        position = past + torch.arange(tokens.shape[1], device=tokens.device)[None]
-        if padding is not None:
-            if getattr(padding, "ndim", 0) != 2:
-                if self.mask is not None and self.mask.shape[1] == tokens.shape[1]:
-                    return  # a trunk whose model, looked at just before, has made masks of its own
-                raise BasiscopeError("Steering a part of the positions needs a mask of (rows, tokens).")
-            position = position - (padding.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+        columns, padding = torch.arange(tokens.shape[1], device=tokens.device)[None], kwargs.get("attention_mask")
+        if self._begins is not None:
+            position = columns + self._begins.to(tokens.device)
+        else:
+            position = columns + _past(kwargs)
+            if padding is not None:
+                if getattr(padding, "ndim", 0) != 2:
+                    if self.mask is not None and self.mask.shape[1] == tokens.shape[1]:
+                        return  # a trunk whose model, looked at just before, has made masks of its own
+                    raise BasiscopeError("Steering a part of the positions needs a mask of (rows, tokens).")
+                position = position - (padding.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
         start, stop = (torch.from_numpy(edge)[:, None].to(tokens.device) for edge in (self.start, self.stop))
         self.mask = ((position >= start) & (position < stop))[..., None]
         self.is_empty = not bool(self.mask.any())
 
 
+def _past(given: dict[str, Any]) -> int:
+    """The number of tokens in the cache that a forward pass is given. Raises BasiscopeError where it has one that
+    does not tell."""
+    caches = [given[name] for name in CACHE_ARGUMENTS if given.get(name) is not None]
+    tokens = [cached_tokens(cache) for cache in caches]
+    if None in tokens:
+        raise BasiscopeError("Steering a part of the positions needs a cache that tells how many tokens it holds.")
+    return max((count for count in tokens if count is not None), default=0)
+
+
 class _BlockHook:
     """Applies the rows' edits to one block's output; the tensors follow its device and data type."""
 
-    def __init__(self, edits: Sequence[_Edit | None], columns: _Columns | None) -> None:
+    def __init__(self, edits: Sequence[_Edit | None], columns: Columns | None) -> None:
         import torch
 
         some = next(edit for edit in edits if edit is not None)
@@ -238,8 +256,9 @@ def steered(
     directions: Directions,
     rows: Sequence[Steering] | Steering,
     prompt_tokens: Sequence[int] | None = None,
-) -> Iterator[None]:
-    """Within the block the model is steered: row i of every batch as `rows[i]` says, or all rows alike.
+) -> Iterator[Columns | None]:
+    """Within the block the model is steered: row i of every batch as `rows[i]` says, or all rows alike. Gives the
+    columns where a scope is not `all`.
 
     Holds with and without a KV cache, and with padding on either side where the attention mask says so.
     prompt_tokens: for each row, needed where a scope is not `all`. Nothing of the model is changed; the
@@ -258,7 +277,7 @@ def steered(
     scoped = any(steering.scope != "all" for steering in steerings if not steering.is_baseline)
     if scoped and prompt_tokens is None:
         raise BasiscopeError("A scope other than `all` needs the number of prompt tokens of every row.")
-    columns = _Columns(steerings, prompt_tokens) if scoped and prompt_tokens is not None else None
+    columns = Columns(steerings, prompt_tokens) if scoped and prompt_tokens is not None else None
     handles: list[Any] = []
     try:
         if columns:
@@ -273,7 +292,7 @@ def steered(
             ]
             if any(edit is not None for edit in edits):
                 handles.append(model.blocks[block].register_forward_hook(_BlockHook(edits, columns)))
-        yield
+        yield columns
     finally:
         for handle in handles:
             handle.remove()

@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, mean_interval
@@ -37,6 +35,7 @@ from core.usefulness.evidence import (
     level_of_best,
     p_against_best,
 )
+from core.versions import versions_of
 from core.workspace import Run
 
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ def first_order(
             "draws": draws_for(run.k),
             "seed": seed,
             "model": run.manifest["model"]["fingerprint"],
-            "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+            "versions": versions_of(PACKAGES),
         },
     )
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
@@ -37,6 +36,7 @@ from core.usefulness.controls import check_models, random_model_scores, random_s
 from core.usefulness.development import Solutions, guess_notes, losses
 from core.usefulness.evidence import Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.first_order import by_problem
+from core.versions import versions_of
 from core.workspace import Run, Workspace, now
 
 LOSS = Measure("loss", "loss on held-out solutions is lower by", "nats per token")
@@ -258,7 +258,7 @@ def train_proxy(
             "before": _means(before),
             "seed": request.seed,
             "model": run.manifest["model"]["fingerprint"],
-            "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+            "versions": versions_of(PACKAGES),
         },
         keep_texts(workspace, run, request, answers, untrained, made) if workspace and answers else {},
     )

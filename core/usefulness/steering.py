@@ -14,12 +14,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, verifier
@@ -35,6 +33,7 @@ from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import MODEL_TRACES, check_models, random_model_directions, random_units
 from core.usefulness.evidence import BOTH, Control, Cost, Effect, Evidence, Measure, false_discovery, p_outlier
 from core.usefulness.recommend import Recommendation
+from core.versions import versions_of
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
@@ -385,7 +384,7 @@ class _Trial:
             "status": "under way",
             "created": now(),
             "seconds": 0.0,
-            "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+            "versions": versions_of(PACKAGES),
         }
         self.kept.save_manifest(manifest)
         return manifest
@@ -569,7 +568,7 @@ class _Trial:
                 "arms": [asdict(arm) for arm in (*arms, *chance)],
                 "seed": self.request.sampling.seed,
                 "model": self.model.fingerprint,
-                "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+                "versions": versions_of(PACKAGES),
             },
             {
                 "evaluation": self.kept.id,

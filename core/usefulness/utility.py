@@ -6,11 +6,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 import numpy as np
 
-from core import __version__
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval
@@ -39,6 +37,7 @@ from core.usefulness.evidence import (
     p_against_best,
 )
 from core.usefulness.traces import LENGTH, Traces, read_traces
+from core.versions import versions_of
 from core.workspace import Run
 
 PERMUTATIONS, MOST_PERMUTATIONS = 2_000, 10_000
@@ -167,7 +166,7 @@ def utility(
             "seed": request.seed,
             "model": run.manifest["model"]["fingerprint"],
             "data": run.manifest["data"].get("fingerprint"),
-            "versions": {"basiscope": __version__} | {name: version(name) for name in PACKAGES},
+            "versions": versions_of(PACKAGES),
         },
     )
 
