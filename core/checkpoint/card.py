@@ -36,8 +36,8 @@ def limits(model: LanguageModel, kind: str) -> str:
         known = (
             f"In its source ({LLAMA_CPP}) a model of type {model_type} has vectors added to the output of a block."
             if model_type in LLAMA_CPP_STEERS
-            else f"Whether it steers a model of type {model_type} is not known: where it does not, it ignores a vector "
-            "without a word."
+            else f"Whether it steers a model of type {model_type} is not known: where it does not, it ignores a "
+            "vector without a word."
         )
         return (
             "The file was read as llama.cpp reads it; llama.cpp itself was not run. "
@@ -49,9 +49,9 @@ def limits(model: LanguageModel, kind: str) -> str:
     if not has_bias(model):
         merging = f"It cannot be merged, since the base layer has no bias: peft refuses. {_instead(model)}"
     return (
-        "A LoRA of rank 1 whose product is zero and whose bias steers (`lora_bias`): a product alone cannot add the "
-        f"same whatever comes in. {merging} vLLM has given such biases up and refuses them (vllm #25807); a server that "
-        "ignores one serves the unsteered model."
+        "A LoRA of rank 1 whose product is zero and whose bias steers (`lora_bias`): a product alone cannot add "
+        f"the same whatever comes in. {merging} vLLM has given such biases up and refuses them (vllm #25807); a "
+        "server that ignores one serves the unsteered model."
     )
 
 

@@ -58,9 +58,9 @@ LLAMA_CPP_STEERS = frozenset(
         "starcoder2",
     ]
 )
-"""Model types in whose graph that source adds a control vector (`build_cvec`) to the sum that leaves a block. Where it
-has none it ignores one: before March 2026 for Qwen3.5 and Qwen3-Next (llama.cpp #20541, #20653), then still for PLaMo-2
-(#21444); for Gemma 3n it adds it to every stream."""
+"""Model types in whose graph that source adds a control vector (`build_cvec`) to the sum that leaves a block.
+Where a graph has none, llama.cpp ignores a vector: before March 2026 for Qwen3.5 and Qwen3-Next (#20541, #20653),
+there for PLaMo-2 (#21444). For Gemma 3n it adds it to every stream."""
 SNIPPET = """\
 from safetensors.torch import load_file
 for name, vector in load_file("vector.safetensors").items():

@@ -2,8 +2,8 @@
 
 Traces of one problem are not independent. Every interval here is over problems: of a correlation by the
 jackknife that leaves one problem out at a time, on Fisher's scale; of an area by the variance of its placements
-summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale, by
-Student's t with Satterthwaite's degrees of freedom of the right and the wrong, of which either may be few.
+summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale,
+by Student's t with Satterthwaite's degrees of freedom of the right and the wrong, of which either may be few.
 docs/statistics.md has what the intervals cover in simulations.
 Where right and wrong do not overlap at all, that variance is 0 and says nothing: there an area has Newcombe's
 score interval, and within problems Wilson's for the problems.
