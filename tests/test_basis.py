@@ -332,8 +332,8 @@ def test_the_bootstrap_equals_a_full_pca_per_resample(tail):
 
 
 def test_the_share_of_the_population_is_covered_where_examples_are_fewer_than_dimensions():
-    """The largest variances of resamples would cover it in 88, 84 and 77 of 100, all of a resample's in 75, 25 and 0;
-    of 25 data sets these cover some 24."""
+    """The largest variances of resamples would cover it in 88, 84 and 77 of 100 within the span, in 75, 25 and 0
+    of all dimensions; these cover some 24 of 25."""
     assert (share_coverage("1, 1/2, 1/3, ...", 60, 150, bases=25) >= 0.84).all()
 
 
