@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from synthetic import synthetic_run
 
-from bench.intervals import area_coverage
+from bench.intervals import area_coverage, correlation_coverage
 from core.errors import BasiscopeError
 from core.evaluation import Interval
 from core.usefulness import PROXIES, SIGNIFICANCE
@@ -76,8 +76,9 @@ def test_the_interval_of_a_correlation_leaves_out_one_problem_at_a_time():
         np.arctanh(stats.pearsonr(scores[problem != p, 0], right[problem != p]).statistic)
         for p in range(problem.max() + 1)
     ]
-    error = np.sqrt(11 / 12 * ((z - np.mean(z)) ** 2).sum())
-    half = stats.t.ppf(0.975, 11) * error
+    squares = (z - np.mean(z)) ** 2
+    freedom = 2 * squares.sum() ** 2 / (squares**2).sum() / (1 - squares.mean() ** 2 / (squares**2).mean())
+    half = stats.t.ppf(0.975, min(freedom, 11)) * np.sqrt(11 / 12 * squares.sum())
     middle = np.arctanh(stats.pearsonr(scores[:, 0], right).statistic)
     expected = np.tanh([middle - half, middle + half])
     np.testing.assert_allclose([found.interval.low, found.interval.high], expected, atol=1e-6)
@@ -106,10 +107,11 @@ def test_areas_equal_brute_force_and_delong():
     ("problems", "each", "share", "area"),
     [(100, 1, 0.05, 0.5), (100, 1, 0.05, 0.7), (100, 1, 0.1, 0.9), (30, 1, 0.2, 0.7), (25, 4, 0.1, 0.7)],
 )
-def test_areas_are_covered_where_few_are_right(problems, each, share, area):
+def test_areas_and_correlations_are_covered_where_few_are_right(problems, each, share, area):
     """With all in one variance and the freedom of all problems five right ones of a hundred would have 86%. The 40
     draws of verdicts, each with 20 scores, tell a coverage to one or two points."""
     assert 0.9 < area_coverage(problems, each, share, area, draws=40) < 0.99
+    assert 0.9 < correlation_coverage(problems, each, share, area, draws=40) < 0.99
 
 
 def test_one_problem_with_all_the_right_ones_tells_no_interval():

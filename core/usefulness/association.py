@@ -95,12 +95,22 @@ def correlations(scores: np.ndarray, right: np.ndarray, span: np.ndarray, proble
             continue
         z = math.atanh(float(np.clip(r, -1 + 1e-12, 1 - 1e-12)))
         others = np.arctanh(np.clip(parts[:, j], -1 + 1e-12, 1 - 1e-12))
-        error = math.sqrt((problems - 1) / problems * float(((others - others.mean()) ** 2).sum()))
-        half = float(t.ppf(0.975, problems - 1)) * error
+        squares = (others - others.mean()) ** 2
+        error = math.sqrt((problems - 1) / problems * float(squares.sum()))
+        freedom = _freedom(squares)
+        half = float(t.ppf(0.975, freedom)) * error
         interval = Interval(float(r), math.tanh(z - half), math.tanh(z + half), len(right))
-        p = 2 * float(t.sf(abs(z) / error, problems - 1)) if error > 0 else math.nan
+        p = 2 * float(t.sf(abs(z) / error, freedom)) if error > 0 else math.nan
         found.append(Estimate(interval, p))
     return found
+
+
+def _freedom(squares: np.ndarray) -> float:
+    """Degrees of freedom of a sum of n squared deviations by its own variance, as Satterthwaite's: n - 1 at most,
+    and few where few of the deviations make up the sum."""
+    n, total = len(squares), float(squares.sum())
+    spread = float((squares**2).sum()) - total**2 / n
+    return float(np.clip(2 * total**2 / spread, 1, n - 1)) if spread > 0 else n - 1.0
 
 
 @dataclass(frozen=True)
