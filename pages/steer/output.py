@@ -85,6 +85,8 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
             help="As the unsteered model reads the text. Orange is above the mean, blue below. Off: the words "
             "that differ from the baseline are marked.",
         )
+    for note in comparison.notes:
+        st.text(note)
     responses = comparison.responses
     if is_over and not shade and len(responses) > 1:
         st.caption("Marked: the words that differ from the baseline.")
