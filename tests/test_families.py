@@ -38,10 +38,10 @@ WAYS = (
 INTRODUCTION = """\
 # Families of models
 
-Written by `tests/test_families.py`. It makes a tiny random model of each, loads it as any other and holds it against
-plain references: pooled vectors against a run of its own for every text; texts that are steered with all operations
-and scopes, in a batch of unequal prompts, against a loop without cache, one row at a time, with hooks of its own.
-What a model cannot do is found out by trying when it is first used, said, and done the slow way.
+Written by `tests/test_families.py`. It makes a tiny random model of each, loads it as any other and holds it
+against plain references: pooled vectors against a run of its own for every text; texts that are steered with all
+operations and scopes, in a batch of unequal prompts, against a loop without cache, one row at a time, with hooks
+of its own. What a model cannot do is found out by trying when it is first used, said, and done the slow way.
 
 | family | recover | steer and evaluate | unequal prompts share a batch | exports, beside GGUF |
 |---|---|---|---|---|
@@ -206,8 +206,8 @@ def page():
         + "\n".join(rows)
         + f"""
 
-Refused in a sentence: {", ".join(REFUSED)}, whose tokens attend to later ones; encoder-decoders; blocks that pass on
-several streams without a main one; architectures that need code from the hub.
+Refused in a sentence: {", ".join(REFUSED)}, whose tokens attend to later ones; encoder-decoders;
+blocks that pass on several streams without a main one; architectures that need code from the hub.
 """
     )
 
