@@ -450,10 +450,14 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
 """What models call the cache that they take and return: transformers from 5.24 on, before, Mambas before, RWKV."""
 
 
+def named_arguments(module: nn.Module) -> frozenset[str]:
+    """What `module.forward` names: anything else it may swallow without a word."""
+    return frozenset(inspect.signature(module.forward).parameters)
+
+
 def cache_argument(module: nn.Module) -> str | None:
-    """The name under which `module.forward` takes a cache, None where it names none: what a model does not name
-    it may swallow without a word."""
-    named = inspect.signature(module.forward).parameters
+    """The name under which `module.forward` takes a cache, None where it names none."""
+    named = named_arguments(module)
     return next((name for name in CACHE_ARGUMENTS if name in named), None)
 
 
@@ -465,7 +469,7 @@ def embedding_rows(module: PreTrainedModel) -> int:
 
 def named_options(module: nn.Module, **options: Any) -> dict[str, Any]:
     """Those of the options that `module.forward` names."""
-    named = inspect.signature(module.forward).parameters
+    named = named_arguments(module)
     return {name: value for name, value in options.items() if name in named}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.examples import Turns, prompt_text
-from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, named_options
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, named_arguments
 from core.steering.check import abilities
 from core.steering.intervention import Columns, Directions, Steering, steered
 
@@ -302,7 +302,7 @@ class Trunk:
             self.mask = (torch.arange(longest, device=model.device)[None] >= self.padding).long()
         self.cache: Any = None
         self.past = 0
-        self.cache_argument = cache_argument(model.module)
+        self.named, self.cache_argument = named_arguments(model.module), cache_argument(model.module)
         self.use_cache = use_cache and self.cache_argument is not None
 
     @property
@@ -333,7 +333,7 @@ class Trunk:
         if self.mask is not None and (self.cache is None or cached_tokens(self.cache) is not None):
             options["attention_mask"] = self.mask  # a recurrent state has the padding behind it
             options["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
-        return named_options(self.model.module, **options)
+        return {name: value for name, value in options.items() if name in self.named}
 
     @property
     def can_drop(self) -> bool:
