@@ -47,6 +47,7 @@ from core.model import LanguageModel, is_folder, load_model, resolve_blocks
 from core.reading import (
     LLM_EXAMPLES,
     Endpoint,
+    LabelServerError,
     contrastive_label,
     count_words,
     label_by_model,
@@ -437,20 +438,34 @@ def label_by_endpoint(
 ) -> None:
     """Give the directions (from 1) labels by the language model of the environment; `over_person` as in label_run.
 
-    Raises BasiscopeError where none is configured or its answer cannot be used.
+    Raises BasiscopeError where none is configured, at once where the server cannot be used, and in the end where
+    answers could not be; the labels that came are kept.
     """
     endpoint = Endpoint.from_environment()
     if endpoint is None:
         raise BasiscopeError("No label server: set BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL.")
-    scores = run.scores()
+    scores, failed = run.scores(), dict[int, str]()
     for done, j in enumerate(directions):
         progress("labels", done, len(directions))
         ends = [
             run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES), run.pooled_text)
             for polarity in (1, -1)
         ]
-        run.save_label(j, label_by_model(endpoint, *ends), over_person=over_person)
+        try:
+            label = label_by_model(endpoint, *ends)
+        except LabelServerError:
+            raise
+        except BasiscopeError as error:
+            failed[j] = str(error)
+        else:
+            run.save_label(j, label, over_person=over_person)
         progress("labels", done + 1, len(directions))
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise BasiscopeError(
+            f"{len(failed)} of {len(directions)} directions got no label; the others are kept. "
+            f"Direction {first}: {why}"
+        )
 
 
 def extreme_examples(run: Run, per_end: int = SHADED_PER_END) -> list[int]:

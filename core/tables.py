@@ -612,10 +612,12 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
             f"{len(unread):,} of the server's texts could not be read and are not counted (rows {rows}); the same "
             "command asks for them again."
         )
+        lines += [f"{n:,} of them: {why}." for why, n in manifest.get("unread_reasons", {}).items()][:MOST_NAMED]
     for one in found:
         counts = {
             f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
             "could not be verified in time, and count as not right": one["unverified"],
+            **{f"noted: {note}": n for note, n in one.get("notes", {}).items()},
         }
         lines += [
             f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n

@@ -678,6 +678,8 @@ class KeptSelection:
         request = manifest.get("request") if isinstance(manifest, dict) else None
         if not isinstance(request, dict) or "run" not in request or "example_ids" not in manifest:
             raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of a selection.")
+        if "contamination" in manifest:  # as 0.1 called them
+            manifest["overlaps"] = manifest.pop("contamination")
         return manifest
 
     @property

@@ -22,7 +22,7 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.checkpoint.agreement import Agreement, compare_logits, observe
-from core.checkpoint.card import write_card
+from core.checkpoint.card import limits, write_card
 from core.checkpoint.formats import FORMATS, RELOAD, biased, writer_for
 from core.errors import BasiscopeError
 from core.model import LanguageModel, free_memory
@@ -64,7 +64,7 @@ def export(
     surgery = partial(biased, model, vectors) if rounds else None
     device = "auto" if is_spread else str(model.device)
     in_sd = directions.in_sd(direction, strength)
-    card = write_card(run, model, direction, strength, in_sd, kind)
+    card, limited = write_card(run, model, direction, strength, in_sd, kind), limits(model, kind)
     with _new_folder(out) as folder, TemporaryDirectory(dir=folder.parent, prefix=".logits.") as kept:
         expected = observe(
             model, run, directions, Steering(((direction, strength),)), Path(kept), surgery, progress
@@ -83,9 +83,10 @@ def export(
                 "A larger strength may show more than rounding."
             )
         facts = asdict(agreement) | {"direction": direction, "strength": strength, "strength_in_sd": in_sd}
-        facts |= {"format": kind, "run": run.id}
+        facts |= {"format": kind, "run": run.id, "limits": limited}
         (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
+        text = card + f"\n## Checked\nLoaded again and compared: {agreement}.\n"
+        (folder / "README.md").write_text(text + (f"\n## Limits\n{limited}\n" if limited else ""))
     return agreement
 
 

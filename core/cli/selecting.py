@@ -301,16 +301,16 @@ def _facts(kept: KeptSelection) -> dict[str, Any]:
     keys = ("title", "budget", "tokens", "pool", "measures", "dropped", "ledger", "notes")
     facts = {key: kept.manifest[key] for key in keys}
     facts |= {key: kept.manifest.get(key) for key in ("duplicates", "licence_conflicts")}
-    return {"run": kept.run, **facts, "contamination": len(kept.manifest["contamination"])}
+    return {"run": kept.run, **facts, "overlaps": len(kept.manifest["overlaps"])}
 
 
 def _sentences(kept: KeptSelection) -> list[str]:
     manifest = kept.manifest
     found = manifest["measures"]
     dropped = [f"dropped: {count:,} {reason}" for reason, count in manifest["dropped"].items()]
-    if manifest["contamination"]:
-        inside = sum(overlap["chosen"] for overlap in manifest["contamination"])
-        dropped.append(f"{len(manifest['contamination'])} overlaps with held-out files, {inside} of them chosen")
+    if manifest["overlaps"]:
+        inside = sum(overlap["chosen"] for overlap in manifest["overlaps"])
+        dropped.append(f"{len(manifest['overlaps'])} overlaps with held-out files, {inside} of them chosen")
     return [
         f"{manifest['title']}: {manifest['budget']:,} of {manifest['pool']:,} examples, "
         f"{manifest['tokens']:,} tokens",

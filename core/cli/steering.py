@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,4 +340,6 @@ def export(
     facts = {"run": opened.id, "direction": direction, "strength": times, "strength_in_sd": in_sd}
     both = f"Direction {direction} at {both_units(times, directions.deviations[direction - 1])}: "
     facts |= {"format": kind, "out": str(out), "sentence": f"{both}{agreement}."}
-    return {**facts, "agreement": vars(agreement), "lines": [facts["sentence"], str(out)]}
+    limits = json.loads((out / "basiscope.json").read_text())["limits"]
+    lines = [facts["sentence"], *([limits] if limits else []), str(out)]
+    return {**facts, "limits": limits, "agreement": vars(agreement), "lines": lines}

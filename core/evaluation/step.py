@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -116,7 +117,7 @@ def evaluate_server(
         )
     verify, usable, left_out = _usable(request)
     refused: dict[int, str] = {}
-    unread: set[Key] = set()
+    unread: dict[Key, str] = {}
 
     def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
         prompts = {problem.problem_id: asked(problem, request.wording) for problem in usable}
@@ -140,6 +141,7 @@ def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any
             "correct": one.right,
             "problem": one.problem_id,
             "rollout": one.rollout,
+            **({"reasoning": one.reasoning} if one.reasoning else {}),
         }
         for one in kept.rollouts()
         if one.variant == variant and one.text.strip()
@@ -170,11 +172,11 @@ def _kept(
     texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
     run: Run | None,
     refused: Mapping[int, str] = MappingProxyType({}),
-    unread: Collection[Key] = frozenset(),
+    unread: Mapping[Key, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> KeptEvaluation:
-    """refused: problem id -> why, filled while the texts come; these problems are left out. unread: keys of texts
-    that could not be read, filled likewise; they stay undone, and with them the evaluation."""
+    """refused: problem id -> why, filled while the texts come; these problems are left out. unread: key
+    of a text that could not be read -> why, filled likewise; it stays undone, and with it the evaluation."""
     with workspace.start_evaluation(stored) as kept:
         manifest = _manifest(kept, request, stored, left_out, run, notes)
         if manifest["status"] == "complete":
@@ -199,7 +201,10 @@ def _kept(
         found = Result.of(counted, request.sampling.seed).as_dict()
         ended = {"finished": now(), "result": found}
         if undone := sorted((problem_id, i) for _, problem_id, i in unread if problem_id not in refused):
-            kept.save_manifest(manifest | ended | {"unread": undone})
+            reasons = Counter(why for (_, problem_id, _), why in unread.items() if problem_id not in refused)
+            kept.save_manifest(
+                manifest | ended | {"unread": undone, "unread_reasons": dict(reasons.most_common())}
+            )
         else:
             kept.save_manifest(manifest | ended | {"status": "complete"})
     return kept
@@ -217,7 +222,9 @@ def _manifest(
         if kept.is_complete:
             return kept.manifest
         return {
-            name: value for name, value in kept.manifest.items() if name not in ("finished", "result", "unread")
+            name: value
+            for name, value in kept.manifest.items()
+            if name not in ("finished", "result", "unread", "unread_reasons")
         }
     prompts = [problem.prompt for problem in request.problems.problems]
     return {

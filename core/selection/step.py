@@ -226,7 +226,7 @@ def describe(
         "scores": _scores(pool, found.rows),
         "dropped": found.dropped["reason"].str.replace(NUMBERED, r"\1 N", regex=True).value_counts().to_dict(),
         "duplicates": _duplicates(screening, chosen) if screening else None,
-        "contamination": [overlap | {"chosen": overlap["example_id"] in chosen} for overlap in overlaps],
+        "overlaps": [overlap | {"chosen": overlap["example_id"] in chosen} for overlap in overlaps],
         "ledger": owners.to_dict("records"),
         "licence_conflicts": list(licence_conflicts(pool, found.rows, request.origins)),
         "notes": [*utility_sentences(request, pool), *found.notes],

@@ -553,7 +553,7 @@ class _Trial:
             *abilities(self.model).notes(self.model.name),
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
-        tokens = self.tokens + sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
+        tokens = self.tokens + sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in rollouts)
         return Evidence(
             "steering",
             run.id,
