@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -56,6 +57,12 @@ class Limits:
         if self.roots and _is_path(written) and not all(map(self._holds, _reached(written))):
             listed = ", ".join(self.roots)
             raise BasiscopeError(f"{written} lies outside the folders that this app may use: {listed} (--roots).")
+
+    def allows(self, written: str) -> bool:
+        with suppress(BasiscopeError):
+            self.check_place(written)
+            return True
+        return False
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         """The same for every path in a command."""

@@ -63,8 +63,8 @@ def _check_port(host: str, port: int, folder: Path) -> None:
                 said = f"The app is already open on this workspace, at {link}"
                 raise BasiscopeError(f"{said}\nAnother one: --port {port + 1}.") from error
             raise BasiscopeError(
-                f"Port {port} cannot be used ({error.strerror}); perhaps the app is open there on another workspace: "
-                f"give that --workspace for its address. Another port: --port {port + 1}."
+                f"Port {port} cannot be used ({error.strerror}); perhaps the app is open there on another "
+                f"workspace: give that --workspace for its address. Another port: --port {port + 1}."
             ) from error
 
 
@@ -138,8 +138,8 @@ def _notes_folder(workspace: Path, read_only: bool) -> Path:
 def _rules(
     port: int, *, no_token: bool, share: bool, host: str, address: str, users: str | None, **_limits: Any
 ) -> Access:
-    """Who may come in; says what it risks to ask for no token. Raises click.UsageError where the choices contradict
-    each other."""
+    """Who may come in; says what it risks to ask for no token. Raises click.UsageError where the choices
+    contradict each other."""
     from core.access import LOCAL, Access, new_token, shared
 
     wide = [name for name, value in (("--address", address), ("--login", users)) if value]

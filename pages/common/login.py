@@ -1,0 +1,25 @@
+"""The login of Streamlit (OpenID Connect), where the app was started with --login."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.access import access
+
+
+def ask_login() -> None:
+    """Stops the page until somebody has logged in who may come in. Anonymous visitors see nothing else."""
+    rules = access()
+    if not rules.users:
+        return
+    email = st.user.get("email") if st.user.is_logged_in and st.user.get("email_verified", True) else None
+    if rules.lets_in(email):
+        st.sidebar.button("Log out", on_click=st.logout)
+        return
+    st.title("Basiscope")
+    if st.user.is_logged_in:
+        st.text("This app is open to others; ask who started it (basiscope app --login).")
+        st.button("Log out", on_click=st.logout)
+    else:
+        st.button("Log in", type="primary", on_click=st.login)
+    st.stop()
