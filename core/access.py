@@ -75,7 +75,7 @@ _here: Access | None = None
 
 
 def set_access(access: Access) -> None:
-    """Have the server of this process let in by these rules; they are not in the environment, which jobs inherit."""
+    """Have the server of this process let in by these rules; the environment, which jobs inherit, has them not."""
     global _here
     _here = access
 

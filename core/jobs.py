@@ -128,8 +128,8 @@ class Job:
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
-    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace. Raises BasiscopeError where the
-    app's limits do not allow it."""
+    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace. Raises BasiscopeError where
+    the app's limits do not allow it."""
     with _starting:
         _check_limits(workspace, arguments)
         return _start(workspace, arguments)
@@ -144,8 +144,8 @@ def _check_limits(workspace: Workspace, arguments: list[str]) -> None:
     running = sum(job.state == "running" for job in list_jobs(workspace))
     if running >= limits.jobs:
         raise BasiscopeError(
-            f"{running} jobs are running, and at most {limits.jobs} may at once here (--max-jobs): wait for one, or "
-            "cancel it."
+            f"{running} jobs are running, and at most {limits.jobs} may at once here (--max-jobs): wait for one, "
+            "or cancel it."
         )
 
 

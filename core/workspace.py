@@ -1240,8 +1240,8 @@ class Workspace:
         return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:
-        """Keep an uploaded data file under its own name in a folder named by its content. Raises BasiscopeError where
-        all uploads together may not have so many bytes."""
+        """Keep an uploaded data file under its own name in a folder named by its content. Raises BasiscopeError
+        where all uploads together may not have so many bytes."""
         safe = re.sub(r"[^\w.-]", "_", Path(name).name)
         path = self.root / "uploads" / hashlib.sha256(content).hexdigest()[:12] / safe
         if not path.exists():
@@ -1257,7 +1257,7 @@ class Workspace:
         if kept + more > most:
             raise BasiscopeError(
                 f"The uploads kept here have {kept / 1e6:,.1f} of at most {most / 1e6:,.0f} MB; with this file's "
-                f"{more / 1e6:,.1f} MB they would have more. Some in {self.root / 'uploads'} must be deleted first."
+                f"{more / 1e6:,.1f} MB they would have more. Delete some in {self.root / 'uploads'} first."
             )
 
 
