@@ -199,7 +199,7 @@ async def to_start(request: Request) -> RedirectResponse:
 async def announced(_app: object) -> AsyncIterator[None]:
     """Says where the app is as soon as it can be asked, and opens a browser there."""
     link = access().link(int(config.get_option("server.port")))
-    print(f"\n  Basiscope is open at\n\n    {link}\n", flush=True)
+    print(f"\n  Basiscope is open.\n\n  URL: {link}\n", flush=True)
     if page := os.environ.pop(OPEN_WITH, ""):
         Thread(target=webbrowser.open, args=(Path(page).as_uri(),), daemon=True).start()
     yield

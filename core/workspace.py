@@ -37,6 +37,7 @@ import numpy as np
 from core.errors import BasiscopeError
 from core.limits import Limits
 from core.selection import FORMATS, SCREENING_VERSION, VECTORS_VERSION
+from core.spreadsheet import as_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -1150,7 +1151,7 @@ class Workspace:
         try:
             chosen.to_parquet(temporary / "chosen.parquet", index=False)
             dropped.to_parquet(temporary / "dropped.parquet", index=False)
-            ledger.to_csv(temporary / "ledger.csv", index=False)
+            (temporary / "ledger.csv").write_text(as_csv(ledger), encoding="utf-8", newline="")
             write_json(temporary / "manifest.json", manifest)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

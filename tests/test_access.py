@@ -198,7 +198,7 @@ def test_the_socket_stays_shut_without_an_origin(address, cookie):
 def test_the_address_is_printed_once_kept_privately_and_in_no_command(address, folder):
     log = (folder / "server.log").read_text()
     port = urlsplit(address).port
-    assert log.count(driver.TOKEN) == 1 and f"\n    {address}/?token={driver.TOKEN}\n" in log
+    assert log.count(driver.TOKEN) == 1 and f"\n  URL: {address}/?token={driver.TOKEN}\n" in log
     for name in (f"{port}.json", f"{port}.html"):
         assert stat.S_IMODE((folder / "app" / name).stat().st_mode) == 0o600
     assert open_address(folder / "app", port) == f"{address}/?token={driver.TOKEN}"

@@ -47,25 +47,32 @@ def doctor(workspace: Path, as_json: bool) -> dict[str, Any]:
     return facts | {"lines": [f"{name}: {value}" for name, value in facts.items()]}
 
 
-def _check_port(host: str, port: int, folder: Path) -> None:
-    """Raises BasiscopeError where another program listens there; where it is this app, with its address."""
+def _check_port(port: int) -> None:
+    """Raises BasiscopeError where another program listens there."""
     import socket
 
-    from core.access import open_address
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(("localhost", port))
         except OSError as error:
-            if link := open_address(folder, port):
-                said = f"The app is already open on this workspace, at {link}"
-                raise BasiscopeError(f"{said}\nAnother one: --port {port + 1}.") from error
             raise BasiscopeError(
                 f"Port {port} cannot be used ({error.strerror}); perhaps the app is open there on another "
                 f"workspace: give that --workspace for its address. Another port: --port {port + 1}."
             ) from error
+
+
+def _check_not_open(port: int, notes: Path) -> None:
+    """Raises BasiscopeError where another program listens there; where it is this app, with its address."""
+    from core.access import open_address
+
+    try:
+        _check_port(port)
+    except BasiscopeError:
+        if link := open_address(notes, port):
+            said = f"The app is already open on this workspace, at {link}"
+            raise BasiscopeError(f"{said}\nAnother one: --port {port + 1}.") from None
+        raise
 
 
 SHARE_HELP = "For people you trust, in a network or behind a proxy: paths, uploads and jobs are limited."
@@ -107,7 +114,7 @@ def app(port: int, headless: bool, workspace: Path, as_json: bool, **choices: An
     space = Workspace(workspace)
     rules, limits = _rules(port, **choices), _limits(workspace, **choices)
     notes = _notes_folder(workspace, limits.read_only)
-    _check_port(choices["host"], port, notes)
+    _check_not_open(port, notes)
     set_access(rules)
     limits.to_environment()
     if not limits.read_only and limits.jobs != 0:
