@@ -24,6 +24,9 @@ FORMULAS = (
 )
 
 
+INNER = ("a;=1+1", "a\r=1", "a\n=1", 'a"=1')
+
+
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_formula_is_a_text(text):
     assert plain(text) == f"'{text}"
@@ -41,6 +44,12 @@ def test_no_cell_and_no_name_of_a_csv_is_a_formula():
     assert [row[0] for row in rows] == [f"'{text}" for text in FORMULAS]
     assert [row[1] for row in rows] == [str(n) for n in range(-4, 5)]
     assert [row[2] for row in rows] == ["", *["-0.5"] * 8]
+
+
+@pytest.mark.parametrize("text", INNER)
+def test_no_text_is_split_into_cells(text):
+    quoted = text.replace('"', '""')
+    assert f'"{quoted}"' in as_csv(pd.DataFrame({"name": [text]}))
 
 
 def test_a_source_in_a_ledger_is_no_formula(tmp_path, monkeypatch):

@@ -56,6 +56,7 @@ def serve(
     command: Sequence[str] = ("-m", "core.cli", "app"),
     seconds: float = 60,
     options: Sequence[str] = (),
+    health: str = "/_stcore/health",
 ) -> Iterator[str]:
     """The app on `workspace` and a free port, as `basiscope app` starts it with the further options; yields its
     address, to which `with_token` adds the token."""
@@ -76,7 +77,7 @@ def serve(
     address = f"http://localhost:{port}"
     try:
         end = time.monotonic() + seconds
-        while not is_healthy(address):
+        while not is_healthy(f"{address}{health}"):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"The app did not start: {log.read_text()[-2000:]}")
             time.sleep(0.02)
@@ -93,7 +94,7 @@ def serve(
 
 def is_healthy(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=1) as answer:
+        with urllib.request.urlopen(address, timeout=1) as answer:
             return answer.status == 200
     except OSError:
         return False
