@@ -151,8 +151,10 @@ def open_address(folder: Path, port: int) -> str | None:
     import psutil
 
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(_note(folder, port).read_text(encoding="utf-8"))
-        return str(found["link"]) if psutil.pid_exists(int(found["pid"])) else None
+        note = _note(folder, port)
+        found = json.loads(note.read_text(encoding="utf-8"))
+        is_own = note.stat().st_uid == os.getuid()
+        return str(found["link"]) if is_own and psutil.pid_exists(int(found["pid"])) else None
     return None
 
 

@@ -12,8 +12,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from browser import driver
+from streamlit.testing.v1 import AppTest
 
 from core.access import Access, new_token, open_address, pasted_token, shared
+from core.errors import BasiscopeError
+from core.reading import Endpoint
 
 HTML = {"Accept": "text/html"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -277,3 +280,20 @@ def test_no_token_says_what_it_risks(folder, tmp_path):
         assert handshake(url, {}) == 403
     assert not any((tmp_path / "app").iterdir())
     assert json.dumps(driver.TOKEN) not in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.parametrize("url", ["http://ann:sk-123456@evil.test/v1", "http://evil.test/v1?api_key=sk-123456"])
+def test_a_key_in_the_address_of_a_server_is_refused_and_not_repeated(run_cli, tmp_path, monkeypatch, url):
+    asked = ("evaluate", "--endpoint", url, "--model-name", "m", "--problems", tmp_path / "p.jsonl")
+    status, out, err = run_cli(*asked, "--workspace", tmp_path / "w")
+    assert status == 1 and "BASISCOPE_ENDPOINT_KEY" in err and "sk-123456" not in out + err
+    monkeypatch.setenv("BASISCOPE_LLM_URL", url)
+    with pytest.raises(BasiscopeError, match="BASISCOPE_LLM_KEY"):
+        Endpoint.from_environment()
+
+
+def test_the_login_is_asked_for_before_any_page(monkeypatch, tmp_path):
+    monkeypatch.setenv("BASISCOPE_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr("core.access._here", Access(users=("*@lab.org",)))
+    at = AppTest.from_file(str(driver.ROOT / "app.py"), default_timeout=60).run()
+    assert not at.exception and [button.label for button in at.button] == ["Log in"]

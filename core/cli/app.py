@@ -139,7 +139,11 @@ def _notes_folder(workspace: Path, read_only: bool) -> Path:
     """Where the app's address is kept while it runs."""
     import tempfile
 
-    return Path(tempfile.mkdtemp(prefix="basiscope-")) if read_only else workspace / "app"
+    if not read_only:
+        return workspace / "app"
+    own = Path(tempfile.gettempdir()) / f"basiscope-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    return own if own.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())
 
 
 def _rules(

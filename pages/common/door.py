@@ -10,7 +10,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto
 form { display: flex; gap: .5rem; margin: 1.5rem 0 }
 input { flex: 1; min-width: 0; font: inherit; padding: .5rem .7rem; border: 1px solid #8888; border-radius: .5rem }
 button { font: inherit; padding: .5rem 1rem; border: 0; border-radius: .5rem; background: #3b6fb6; color: #fff }
-code { background: #8882; padding: .1rem .3rem; border-radius: .3rem }
+code { background: #8882; padding: .1rem .3rem; border-radius: .3rem; white-space: nowrap }
 .wrong { color: #d33 }
 </style>"""
 HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Basiscope</title>'

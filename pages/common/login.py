@@ -12,12 +12,13 @@ def ask_login() -> None:
     rules = access()
     if not rules.users:
         return
-    email = st.user.get("email") if st.user.is_logged_in and st.user.get("email_verified", True) else None
+    is_known = bool(st.user.get("is_logged_in", False))
+    email = st.user.get("email") if is_known and st.user.get("email_verified", True) else None
     if rules.lets_in(email):
         st.sidebar.button("Log out", on_click=st.logout)
         return
     st.title("Basiscope")
-    if st.user.is_logged_in:
+    if is_known:
         st.text("This app is open to others; ask who started it (basiscope app --login).")
         st.button("Log out", on_click=st.logout)
     else:
