@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 TOKEN_VARIABLE = "BASISCOPE_TOKEN"
 LOCAL = ("localhost", "127.0.0.1", "::1")
+WILDCARDS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Access:
 
     def link(self, port: int, path: str = "/") -> str:
         """The address to open."""
-        place = self.address.rstrip("/") or f"http://{self.names[0]}:{port}"
+        name = f"[{self.names[0]}]" if ":" in self.names[0] else self.names[0]
+        place = self.address.rstrip("/") or f"http://{name}:{port}"
         return f"{place}{path}" + (f"?{urlencode({'token': self.token})}" if self.token else "")
 
 
@@ -93,6 +95,11 @@ def new_token() -> str:
     return os.environ.pop(TOKEN_VARIABLE, "") or secrets.token_urlsafe(24)
 
 
+def is_served() -> bool:
+    """Whether there are rules in this process: not where Streamlit runs app.py by itself, with no door."""
+    return _here is not None
+
+
 def cookie_name(port: int) -> str:
     """A browser sends the cookies of all ports of a host; so each app has its own."""
     return f"basiscope_token_{port}"
@@ -105,9 +112,11 @@ def pasted_token(text: str) -> str:
 
 
 def shared(access: Access, host: str) -> Access:
-    """The same, for people on other machines: any address of this one, and its names."""
-    own = {socket.gethostname(), socket.getfqdn(), urlsplit(access.address).hostname or ""}
-    names = dict.fromkeys(name.lower() for name in (*access.names, host, *sorted(own)) if name)
+    """The same, for people on other machines: any address of this one, and its names; first the one by which they
+    reach what listens on `host`."""
+    here = [socket.gethostname(), socket.getfqdn(), urlsplit(access.address).hostname or ""]
+    first = [] if host in LOCAL else here[:1] if host in WILDCARDS else [host]
+    names = dict.fromkeys(name.lower() for name in (*first, *access.names, *here) if name)
     return replace(access, names=tuple(names), any_ip=True)
 
 

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -235,6 +236,57 @@ def test_a_proxy_has_its_own_address():
     assert access.is_own("https://lab.org", "localhost:8501")
     assert not access.is_own("https://other.org", "localhost:8501")
     assert not access.knows("evil.test") and not access.knows("evil.test:8501")
+
+
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", socket.gethostname().lower()),
+        ("10.1.2.3", "10.1.2.3"),
+        ("fe80::1", "[fe80::1]"),
+    ],
+)
+def test_the_address_for_others_leads_to_what_listens(host, place):
+    access = shared(Access("t"), host)
+    assert access.link(8501) == f"http://{place}:8501/?token=t"
+    assert access.knows(place) and access.knows("localhost")
+
+
+def test_streamlit_alone_serves_nothing(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
+    command += ["--server.port", str(port)]
+    where = os.environ | {"BASISCOPE_WORKSPACE": str(tmp_path), "PYTHONPATH": str(driver.ROOT)}
+    process = subprocess.Popen(
+        command, cwd=driver.ROOT, env=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        address = f"http://localhost:{port}"
+        while not driver.is_healthy(f"{address}/_stcore/health"):
+            assert process.poll() is None
+        said = first_text(address)
+        assert "This app is started with `basiscope app`" in said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def first_text(address):
+    """What the first run of a session writes, as bytes of its messages."""
+    from streamlit.proto.BackMsg_pb2 import BackMsg
+    from websockets.sync.client import connect
+
+    with connect(address.replace("http", "ws") + "/_stcore/stream", origin=address, max_size=None) as client:
+        message = BackMsg()
+        message.rerun_script.query_string = ""
+        client.send(message.SerializeToString())
+        said = ""
+        while "basiscope app" not in said and "Recover" not in said:
+            said += client.recv(timeout=60).decode(errors="replace")
+    return said
 
 
 def test_the_app_alone_knows_this_machine_only():

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit import runtime
 
-from core.access import access
+from core.access import access, is_served
 
 
 def ask_login() -> None:
-    """Stops the page until somebody has logged in who may come in. Anonymous visitors see nothing else."""
+    """Stops the page until somebody has logged in who may come in, and where no door stands before it. Others see
+    nothing else."""
+    if runtime.exists() and not is_served():
+        st.text("This app is started with `basiscope app`, not by Streamlit alone: nobody would ask who comes in.")
+        st.stop()
     rules = access()
     if not rules.users:
         return
