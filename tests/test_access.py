@@ -322,6 +322,21 @@ def test_contradictions_are_said(run_cli, tmp_path, options, said):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_shared_app_answers_to_other_machines_and_bounds_uploads(tmp_path):
+    with driver.serve(tmp_path, options=["--share", "--max-uploads", "1", "--max-jobs", "0"]) as url:
+        cookie = {"Cookie": f"basiscope_token_{urlsplit(url).port}={driver.TOKEN}"}
+        there = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.3:80"}
+        assert ask(url, "/", headers=cookie | there)[0].status == 200
+        assert handshake(url, cookie | there) == 101
+        assert ask(url, "/", headers=cookie | {"Host": "evil.test"})[0].status == 403
+        assert ask(url, "/", headers=there)[0].status == 403
+        own = cookie | {"Origin": url}
+        answer, body = ask(url, UPLOAD, "PUT", b"x" * 1_000_001, own)
+        assert answer.status == 413 and b"1 MB" in body
+        assert ask(url, UPLOAD, "PUT", iter([b"x"]), own | {"Transfer-Encoding": "chunked"})[0].status == 411
+        assert ask(url, UPLOAD, "PUT", b"x", own)[0].status == 403  # Streamlit's own token is asked for after that
+
+
 def test_no_token_says_what_it_risks(folder, tmp_path):
     options = ["--no-token", "--max-jobs", "0"]
     with driver.serve(tmp_path, options=options) as url:
