@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.demo.default import about, shows_demo
+from core.errors import BasiscopeError
 from core.jobs import find_job, list_jobs, start_job
 from core.limits import Limits
 from core.tables import progress_sentence
@@ -29,8 +30,12 @@ def show_empty(workspace: Workspace) -> None:
     if not (job and job.state == "running") and st.button(
         "Recover the embedded demo", key="demo", disabled=Limits.now().read_only
     ):
-        start_job(workspace, ["demo"])
-        st.rerun()
+        try:
+            start_job(workspace, ["demo"])
+        except BasiscopeError as error:
+            st.text(str(error))
+        else:
+            st.rerun()
     st.page_link("pages/recover/page.py", label="Recover a model of your own", icon=":material/play_circle:")
 
 
