@@ -19,13 +19,16 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_json, write_json
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
+_starting = Lock()
 STOPPED = "Stopped. What was finished is kept; the same command continues."
 
 
@@ -116,6 +119,7 @@ class Job:
 
     def cancel(self) -> None:
         """Ask the process to stop; it keeps what is finished."""
+        Limits.now().check_writing()
         if self.state == "running":
             with suppress(ProcessLookupError):
                 os.killpg(self.facts["pid"], signal.SIGTERM)
@@ -124,7 +128,28 @@ class Job:
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
-    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace."""
+    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace. Raises BasiscopeError where
+    the app's limits do not allow it."""
+    with _starting:
+        _check_limits(workspace, arguments)
+        return _start(workspace, arguments)
+
+
+def _check_limits(workspace: Workspace, arguments: list[str]) -> None:
+    limits = Limits.now()
+    limits.check_writing()
+    limits.check_arguments(arguments)
+    if limits.jobs is None:
+        return
+    running = sum(job.state == "running" for job in list_jobs(workspace))
+    if running >= limits.jobs:
+        raise BasiscopeError(
+            f"{running} jobs are running, and at most {limits.jobs} may at once here (--max-jobs): wait for one, "
+            "or cancel it."
+        )
+
+
+def _start(workspace: Workspace, arguments: list[str]) -> Job:
     import psutil
 
     job = Job(workspace.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
@@ -328,7 +329,20 @@ class Endpoint:
         """BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL, or None where either is missing. The key is read from
         BASISCOPE_LLM_KEY when a request is made."""
         url, model = os.environ.get("BASISCOPE_LLM_URL"), os.environ.get("BASISCOPE_LLM_MODEL")
+        check_without_key(url or "", "BASISCOPE_LLM_KEY")
         return cls(url, model) if url and model else None
+
+
+def check_without_key(url: str, variable: str) -> None:
+    """Raises BasiscopeError, which does not repeat it, for a server's address with a key or password in it: an
+    address stands in process lists, logs and manifests."""
+    parts = urlsplit(url)
+    named = [name for name in parse_qs(parts.query) if re.search("key|token|secret|password", name, re.IGNORECASE)]
+    if named or "@" in parts.netloc:
+        raise BasiscopeError(
+            f"The address of the server at {parts.hostname} has a key or password in it, which others would read "
+            f"in process lists and manifests. Give it without, and the key as {variable} in the environment."
+        )
 
 
 def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequence[str]) -> Label:

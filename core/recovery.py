@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from core.activations import Activations, Progress, Recipe, extract, silent, window_start
+from core.architectures import pads_right
 from core.basis import (
     SIGN_RULE,
     TOLERANCE,
@@ -105,6 +106,7 @@ def recover(
     check_columns(request.source, request.columns)
     progress("model", 0, 1)
     model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
+    may_pad = pads_right(model)
     progress("model", 1, 1)
     template = resolve_template(request.recipe.template, request.columns, model.tokenizer)
     blocks = resolve_blocks(request.recipe.blocks, len(model.blocks))
@@ -153,7 +155,7 @@ def recover(
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
                 "steps": partial.steps(),
-                "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results),
+                "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results, may_pad),
                 "shared": shared,
                 "request": identity,
             }
@@ -554,8 +556,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
-def _warnings(problems: list[str], request: Request, recipe: Recipe, results: _Results) -> list[str]:
+def _warnings(
+    problems: list[str], request: Request, recipe: Recipe, results: _Results, may_pad: bool
+) -> list[str]:
     found = []
+    if not may_pad:
+        found.append("padding changes what the model makes of a text, so only texts of one length share a batch")
     if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in problems):
         found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
     if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:

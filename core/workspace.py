@@ -35,7 +35,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.selection import FORMATS, SCREENING_VERSION, VECTORS_VERSION
+from core.spreadsheet import as_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,7 @@ def content_hash(value: Mapping[str, Any]) -> str:
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` on a temporary path beside `path`, then rename it into place. An OSError names `path`."""
+    Limits.now().check_writing()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -316,6 +319,7 @@ class Run:
         """Keep a label; unless `over_person`, one that a person has set stays."""
         from filelock import FileLock
 
+        Limits.now().check_writing()
         path = self.folder / "labels.json"
         with FileLock(self.folder / ".labels.lock"):
             stored = read_json(path) if path.exists() else {}
@@ -955,6 +959,7 @@ class Workspace:
         at work on it, and where there is none."""
         from filelock import FileLock, Timeout
 
+        Limits.now().check_writing()
         folders = [self.root / part / run_id for part in ("runs", "partial")]
         if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
@@ -1008,6 +1013,7 @@ class Workspace:
         return dict(sorted(found.items(), key=lambda item: item[1].created, reverse=True))
 
     def delete_comparison(self, run_id: str, comparison_id: str) -> None:
+        Limits.now().check_writing()
         if re.fullmatch("[0-9a-f]+", comparison_id):
             (self.root / "comparisons" / run_id / f"{comparison_id}.json").unlink(missing_ok=True)
 
@@ -1099,6 +1105,7 @@ class Workspace:
 
     def delete_evaluation(self, reference: str) -> None:
         """Raises BasiscopeError where there is none or several, and while a process is at work on it."""
+        Limits.now().check_writing()
         kept = self.evaluation(reference)
         if self.is_evaluating(kept.id):
             raise BasiscopeError(f"Evaluation {kept.id} is being made; stop it first.")
@@ -1108,6 +1115,7 @@ class Workspace:
     def check_selection_name(self, name: str, replace_old: bool) -> None:
         """Raises BasiscopeError for a name that no folder can have, or that another selection has; with
         `replace_old`, for one with something in its folder that was not written here."""
+        Limits.now().check_writing()
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
         if (self.root / "selections" / name).exists() and not replace_old:
@@ -1145,7 +1153,7 @@ class Workspace:
         try:
             chosen.to_parquet(temporary / "chosen.parquet", index=False)
             dropped.to_parquet(temporary / "dropped.parquet", index=False)
-            ledger.to_csv(temporary / "ledger.csv", index=False)
+            (temporary / "ledger.csv").write_text(as_csv(ledger), encoding="utf-8", newline="")
             write_json(temporary / "manifest.json", manifest)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -1184,6 +1192,7 @@ class Workspace:
 
     def delete_selection(self, name: str) -> None:
         """Remove a selection with its exports. Raises BasiscopeError where anything else is among them."""
+        Limits.now().check_writing()
         folder = self.selection(name).folder
         self._check_only_own_files(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -1234,12 +1243,25 @@ class Workspace:
         return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:
-        """Keep an uploaded data file under its own name in a folder named by its content."""
+        """Keep an uploaded data file under its own name in a folder named by its content. Raises BasiscopeError
+        where all uploads together may not have so many bytes."""
         safe = re.sub(r"[^\w.-]", "_", Path(name).name)
         path = self.root / "uploads" / hashlib.sha256(content).hexdigest()[:12] / safe
         if not path.exists():
+            self._check_uploads(len(content))
             write_atomic(path, lambda temporary: temporary.write_bytes(content))
         return path
+
+    def _check_uploads(self, more: int) -> None:
+        most = Limits.now().uploads
+        if most is None:
+            return
+        kept = sum(path.stat().st_size for path in self.root.glob("uploads/*/*"))
+        if kept + more > most:
+            raise BasiscopeError(
+                f"The uploads kept here have {kept / 1e6:,.1f} of at most {most / 1e6:,.0f} MB; with this file's "
+                f"{more / 1e6:,.1f} MB they would have more. Delete some in {self.root / 'uploads'} first."
+            )
 
 
 def _keep_later_work(old: Run, new: Run) -> None:

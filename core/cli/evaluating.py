@@ -205,8 +205,10 @@ def _source(options: dict[str, Any]) -> Any:
 
 
 def _server(options: dict[str, Any]) -> Any:
-    from core.evaluation.endpoint import Server
+    from core.evaluation.endpoint import KEY_VARIABLE, Server
+    from core.reading import check_without_key
 
+    check_without_key(options["endpoint"], KEY_VARIABLE)
     choices = {name: options[name] for name in ("concurrency", "timeout")}
     return Server.at(options["endpoint"], options["model_name"], options["template"], **choices)
 

@@ -11,6 +11,7 @@ import click
 
 from core.cli.group import Reporter, cli, given_options, json_option, table, workspace_option
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.selection import FORMATS, TUNINGS
 from core.workspace import KeptSelection, Workspace, read_json
 
@@ -160,6 +161,7 @@ def select(
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:
     """The Request that `basiscope ARGUMENTS` would make, ARGUMENTS beginning with `select`. Raises BasiscopeError
     with the sentence that the command line would print."""
+    Limits.now().check_arguments(arguments)
     try:
         parsed = select.make_context("select", arguments[1:]).params
         return build_selection(space, parsed["run"], parsed)

@@ -184,12 +184,14 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
         "note": response.note,
         "perplexity": response.perplexity,
         "divergence": response.divergence,
+        "notes": list(comparison.notes),
     }
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
     lines = [f"{role}: {content}" for role, content in comparison.before]
     lines += [f"prompt: {comparison.prompt}", ""]
+    lines += [*comparison.notes, ""] if comparison.notes else []
     for response in comparison.responses:
         lines += [f"[{response.variant}] {comparison.describe(response)}", response.text, ""]
     return lines

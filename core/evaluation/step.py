@@ -19,6 +19,7 @@ from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode
 from core.evaluation.verifiers import Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
+from core.steering.check import abilities
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
@@ -100,7 +101,7 @@ def evaluate(
         )
 
     stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run)
+    return _kept(request, workspace, stored, left_out, texts, run, notes=abilities(model).notes(model.name))
 
 
 def evaluate_server(
@@ -172,11 +173,12 @@ def _kept(
     run: Run | None,
     refused: Mapping[int, str] = MappingProxyType({}),
     unread: Mapping[Key, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> KeptEvaluation:
     """refused: problem id -> why, filled while the texts come; these problems are left out. unread: key
     of a text that could not be read -> why, filled likewise; it stays undone, and with it the evaluation."""
     with workspace.start_evaluation(stored) as kept:
-        manifest = _manifest(kept, request, stored, left_out, run)
+        manifest = _manifest(kept, request, stored, left_out, run, notes)
         if manifest["status"] == "complete":
             return kept
         begun = kept.rollouts()
@@ -214,6 +216,7 @@ def _manifest(
     stored: Mapping[str, Any],
     left_out: Mapping[str, Sequence[int]],
     run: Run | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     if (kept.folder / "manifest.json").exists():
         if kept.is_complete:
@@ -229,7 +232,7 @@ def _manifest(
         "request": dict(stored),
         "problems": request.problems.facts(),
         "left_out": {reason: list(ids) for reason, ids in left_out.items()},
-        "notes": overlap_notes(run, prompts, "problems") if run else [],
+        "notes": [*notes, *(overlap_notes(run, prompts, "problems") if run else [])],
         "status": "under way",
         "created": now(),
         "seconds": 0.0,

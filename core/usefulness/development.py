@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.activations import TOKEN_BUDGET, plan_batches
+from core.architectures import pads_right
 from core.errors import BasiscopeError
 from core.evaluation.problems import Problem, asked
 from core.evaluation.rollouts import resolve_asking
 from core.examples import Example, TokenizedText, prompt_text, tokenize
-from core.model import LanguageModel
+from core.model import LanguageModel, named_options
 from core.usefulness.traces import Traces
 from core.workspace import Run
 
@@ -142,7 +143,7 @@ def batches_of(model: LanguageModel, solutions: Solutions) -> list[np.ndarray]:
     """Rows in batches that fit the device's token budget and leave room for the logits."""
     vocabulary = int(model.module.config.get_text_config().vocab_size)
     budget = min(TOKEN_BUDGET[model.device.type], max(1, LOGIT_BYTES // (8 * vocabulary)))
-    return plan_batches(np.array([len(ids) for ids in solutions.ids]), budget)
+    return plan_batches(np.array([len(ids) for ids in solutions.ids]), budget, pads_right(model))
 
 
 def row_losses(model: LanguageModel, solutions: Solutions, rows: np.ndarray) -> torch.Tensor:
@@ -160,7 +161,7 @@ def row_losses(model: LanguageModel, solutions: Solutions, rows: np.ndarray) -> 
         for edge in ([solutions.first[row] for row in rows], list(map(len, texts)))
     )
     counted = ((place >= first) & (place < end)).float()
-    logits = model.module(ids, use_cache=False).logits[:, :-1]
+    logits = model.module(ids, **named_options(model.module, use_cache=False)).logits[:, :-1]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     each = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(counted.shape)
     return (each * counted).sum(dim=1) / counted.sum(dim=1)

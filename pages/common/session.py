@@ -18,6 +18,7 @@ from core.demo.default import is_demo
 from core.errors import BasiscopeError
 from core.figures import ColourBins, colour_bins
 from core.jobs import Job, find_job
+from core.limits import Limits
 from core.reading import TokenScores
 from core.steering.live import LiveModel
 from core.tables import Extreme, extremes, progress_sentence
@@ -212,7 +213,7 @@ def follow(job_id: str, key: str) -> Job | None:
     if job.state != "running":
         return job
     st.progress(job.progress.share, text=progress_sentence(job.progress))
-    if st.button("Cancel", key=f"cancel_{key}"):
+    if st.button("Cancel", key=f"cancel_{key}", disabled=not may_write()):
         job.cancel()
     return None
 
@@ -237,6 +238,17 @@ def steer_with(run: Run, direction: int, strength: float) -> None:
     st.session_state[f"steer_directions_{run.id}"] = [direction]
     st.session_state["steer_blocks"] = ""
     st.switch_page("pages/steer/page.py")
+
+
+def may_write() -> bool:
+    """Whether anything may be started, changed or deleted; if not, what does is disabled."""
+    return not Limits.now().read_only
+
+
+def show_limits() -> None:
+    """Say in the sidebar what cannot be done here."""
+    if not may_write():
+        st.sidebar.caption("For looking only: nothing can be started, changed or deleted here.")
 
 
 def is_dark() -> bool:

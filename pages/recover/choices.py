@@ -10,6 +10,7 @@ import streamlit as st
 from core.activations import PRESETS
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
+from core.limits import Limits
 from core.model import find_local_models, is_folder
 from core.recovery import MOST_SEED
 from core.workspace import DEFAULT_ROOT, disk_sentences
@@ -32,7 +33,8 @@ def known_models() -> list[str]:
     """Models of earlier runs, local ones found, then a few small ones from the hub."""
     recent = [run.manifest["model"]["name"] for run in workspace().readable_runs()]
     roots = [workspace().root / "models", DEFAULT_ROOT.parent / "models", DEFAULT_ROOT.parent / "core" / "demo"]
-    return list(dict.fromkeys([*recent, *find_local_models([*roots, Path.cwd()]), *HUB_MODELS]))
+    known = dict.fromkeys([*recent, *find_local_models([*roots, Path.cwd()]), *HUB_MODELS])
+    return [name for name in known if Limits.now().allows(name)]
 
 
 def choose_model() -> list[str]:
@@ -47,6 +49,11 @@ def choose_model() -> list[str]:
         persist_state="session",
     )
     if not name:
+        return []
+    try:
+        Limits.now().check_place(name)
+    except BasiscopeError as error:
+        show_sentence(str(error))
         return []
     revision = ""
     if not is_folder(name):
@@ -97,7 +104,13 @@ def _local() -> DataSource | None:
     path = st.text_input(
         "JSONL, JSON, CSV, TSV or Parquet file, or a folder of those", key="data_path", persist_state="session"
     )
-    return DataSource(path.strip()) if path and path.strip() else None
+    return allowed_source(path.strip()) if path and path.strip() else None
+
+
+def allowed_source(path: str, config: str | None = None, split: str | None = None) -> DataSource:
+    """Raises BasiscopeError for a path that the app may not read."""
+    Limits.now().check_place(path)
+    return DataSource(path, config, split)
 
 
 def _upload() -> DataSource | None:
@@ -117,7 +130,7 @@ def _hub() -> DataSource | None:
         st.session_state["looked"] = name
     if not name or st.session_state.get("looked") != name:
         return None
-    return DataSource(name, config or None, split or None)
+    return allowed_source(name, config or None, split or None)
 
 
 def show_preview(rows: list[Row]) -> None:
