@@ -15,7 +15,7 @@ from core.usefulness import association as assoc
 
 DRAWS, COLUMNS = 50, 20
 """Verdicts drawn, and scores drawn for each of them."""
-BASES = 80
+BASES = 40
 """Data sets drawn."""
 AREAS = (0.5, 0.7, 0.9)
 PROBLEMS = [(100, 1), (300, 1), (30, 1), (25, 4), (100, 4)]
@@ -121,7 +121,7 @@ By the freedom of all problems, as in 0.1, five right traces among 100 had 89 to
 ## The share of the variance
 
 Of the first three directions of a basis with k = 3: what share of the bootstrap intervals of their shares of
-the variance hold that of the population; {BASES} data sets a figure, which is known to some five points. The
+the variance hold that of the population; {BASES} data sets a figure, which is known to some seven points. The
 interval is of the variance along the direction as it is. A full PCA of every resample would fit the noise
 twice: with 60 examples in 150 dimensions 75, 25 and 0% of 40 such intervals held the truth for the first
 spectrum, 22, 2 and 0% for the second. What no resampling sees is that the PCA of the examples themselves has
