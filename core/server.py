@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -193,11 +194,12 @@ def _written(key: str) -> re.Pattern[str]:
 def _guarded(most_bytes: int, seconds: float) -> Any:
     """An HTTP client whose answers are whole, at most `most_bytes` long, and come from the address that was asked.
     One that is not to be read is empty, with the reason as the extension `fault`."""
-    from openai import APITimeoutError, DefaultAsyncHttpxClient
+    from openai import DefaultAsyncHttpxClient
 
     class Guarded(DefaultAsyncHttpxClient):
         async def send(self, request: Any, **options: Any) -> Any:
             chosen = options | {"stream": True, "follow_redirects": False}
+            package = import_module(type(request).__module__.partition(".")[0])  # httpx, whichever openai has
             for _ in range(REDIRECTS):
                 try:
                     async with asyncio.timeout(
@@ -205,7 +207,7 @@ def _guarded(most_bytes: int, seconds: float) -> Any:
                     ):  # the client's own limit comes first where all is still
                         response = await super().send(request, **chosen)
                 except TimeoutError:
-                    raise APITimeoutError(request=request) from None
+                    raise package.ReadTimeout("no answer in time", request=request) from None
                 body, fault = await _body(response, most_bytes, seconds)
                 following = response.next_request
                 if following is None or _place(following.url) != _place(request.url):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 import threading
 import time
 import tracemalloc
@@ -229,6 +230,33 @@ def test_an_answer_that_drips_is_given_up(serve):
     found, unread = rolled(serve(dripping), timeout=0.5)
     assert unread == {ODD: "still coming after 0.5 seconds"} and len(found) == 3
     assert time.monotonic() - start < 15
+
+
+def test_a_head_that_drips_is_asked_for_again_and_given_up(monkeypatch):
+    """One letter of a header at a time, so that no single read takes long."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    tries = []
+
+    def drip(listener):
+        while True:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                tries.append(connection)
+                threading.Thread(target=letters, args=(connection,), daemon=True).start()
+
+    def letters(connection):
+        with suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            for _ in range(600):
+                time.sleep(0.05)
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with pytest.raises(BasiscopeError, match=r"did not answer after 2 tries .*no answer in time"):
+            Connection(url, KEY_VARIABLE, timeout=0.5, retries=1).models()
+    assert len(tries) == 2
 
 
 # --- refusals, redirects and keys -----------------------------------------------------------------------
