@@ -77,11 +77,16 @@ def test_the_interval_of_a_correlation_leaves_out_one_problem_at_a_time():
         for p in range(problem.max() + 1)
     ]
     squares = (z - np.mean(z)) ** 2
-    freedom = 2 * squares.sum() ** 2 / (squares**2).sum() / (1 - squares.mean() ** 2 / (squares**2).mean())
-    half = stats.t.ppf(0.975, min(freedom, 11)) * np.sqrt(11 / 12 * squares.sum())
+    half = stats.t.ppf(0.975, freedom_of(z - np.mean(z))) * np.sqrt(11 / 12 * squares.sum())
     middle = np.arctanh(stats.pearsonr(scores[:, 0], right).statistic)
     expected = np.tanh([middle - half, middle + half])
     np.testing.assert_allclose([found.interval.low, found.interval.high], expected, atol=1e-6)
+
+
+def freedom_of(deviations):
+    """Twice the squared sum of squares by its variance, which the squares' own variance gives."""
+    squares = deviations**2
+    return min(2 * squares.sum() ** 2 / (len(squares) * squares.var()), len(squares) - 1)
 
 
 def test_areas_equal_brute_force_and_delong():
@@ -95,10 +100,10 @@ def test_areas_equal_brute_force_and_delong():
         area = kernel.mean()
         assert one.interval.value == pytest.approx(area, abs=1e-12)
         error = np.sqrt(kernel.mean(1).var(ddof=1) / right.sum() + kernel.mean(0).var(ddof=1) / (~right).sum())
-        parts = [(kernel.mean(1).var(ddof=1), right.sum()), (kernel.mean(0).var(ddof=1), (~right).sum())]
-        known = sum((variance / m) ** 2 / (m - 1) for variance, m in parts)
-        freedom = sum(variance / m for variance, m in parts) ** 2 / known  # Satterthwaite's
-        expected = stats.t.ppf(0.975, min(freedom, 59)) * error / (area * (1 - area))
+        parts = [kernel.mean(1), kernel.mean(0)]
+        variances = np.array([part.var(ddof=1) / len(part) for part in parts])
+        known = variances**2 @ [1 / freedom_of(part - area) for part in parts]
+        expected = stats.t.ppf(0.975, min(variances.sum() ** 2 / known, 59)) * error / (area * (1 - area))
         low, high = (np.log(x / (1 - x)) for x in (one.interval.low, one.interval.high))
         assert (high - low) / 2 == pytest.approx(expected)
 

@@ -97,7 +97,7 @@ def correlations(scores: np.ndarray, right: np.ndarray, span: np.ndarray, proble
         others = np.arctanh(np.clip(parts[:, j], -1 + 1e-12, 1 - 1e-12))
         squares = (others - others.mean()) ** 2
         error = math.sqrt((problems - 1) / problems * float(squares.sum()))
-        freedom = _freedom(squares)
+        freedom = float(_freedom(squares, problems))
         half = float(t.ppf(0.975, freedom)) * error
         interval = Interval(float(r), math.tanh(z - half), math.tanh(z + half), len(right))
         p = 2 * float(t.sf(abs(z) / error, freedom)) if error > 0 else math.nan
@@ -105,12 +105,12 @@ def correlations(scores: np.ndarray, right: np.ndarray, span: np.ndarray, proble
     return found
 
 
-def _freedom(squares: np.ndarray) -> float:
-    """Degrees of freedom of a sum of n squared deviations by its own variance, as Satterthwaite's: n - 1 at most,
-    and few where few of the deviations make up the sum."""
-    n, total = len(squares), float(squares.sum())
-    spread = float((squares**2).sum()) - total**2 / n
-    return float(np.clip(2 * total**2 / spread, 1, n - 1)) if spread > 0 else n - 1.0
+def _freedom(squares: np.ndarray, n: int) -> np.ndarray:
+    """Degrees of freedom of sums of n squared deviations, the rows of squares, by the variance that these have, as
+    Satterthwaite's: n - 1 at most, and few where few of the deviations make up the sum."""
+    total = squares.sum(axis=0)
+    spread = (squares**2).sum(axis=0) - total**2 / n
+    return np.clip(2 * total**2 / np.maximum(spread, 1e-300), 1, n - 1)
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def _two_sample_error(
     first = n_right / (n_right - 1) * (of_right**2).sum(axis=0)
     second = n_wrong / (n_wrong - 1) * (of_wrong**2).sum(axis=0)
     shared = problems / (problems - 1) * (of_right * of_wrong).sum(axis=0)
-    known = np.maximum(first**2 / (n_right - 1) + second**2 / (n_wrong - 1), 1e-300)
-    freedom = np.clip((first + second) ** 2 / known, 1, problems - 1)
+    known = first**2 / _freedom(of_right**2, n_right) + second**2 / _freedom(of_wrong**2, n_wrong)
+    freedom = np.clip((first + second) ** 2 / np.maximum(known, 1e-300), 1, problems - 1)
     return np.sqrt(first + second + 2 * shared), freedom
 
 
