@@ -104,7 +104,8 @@ Normal scores; the truth is an area of {", ".join(map(str, AREAS))}. Where a pro
 summed within problems (Obuchowski 1997, DeLong et al. 1988: m / (m - 1) for the m problems of a side), on the
 logit scale, by Student's t with Satterthwaite's degrees of freedom of either side, by the variance of its
 squares. By one variance and the freedom of all problems, as in 0.1, five right traces among 100 had 83 to 86%;
-by the sample variances alone they have 87 to 89%. {DRAWS * COLUMNS:,} draws a figure, which is known to one or two points.
+by the sample variances alone they have 87 to 89%. {DRAWS * COLUMNS:,} draws a
+figure, which is known to one or two points.
 
 {table(["problems", "traces of each", "right", *(f"area {area}" for area in AREAS)], rows(area_coverage))}
 
