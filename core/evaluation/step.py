@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from types import MappingProxyType
@@ -25,6 +26,8 @@ from core.steering.intervention import Directions, Steering
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 FORMAT_VERSION = 1
+ENDED = ("finished", "result", "unread")
+"""What a manifest says of an evaluation that has come to its end."""
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "latex2sympy2_extended", "openai")
 
 
@@ -175,9 +178,11 @@ def _kept(
     """refused: problem id -> why, filled while the texts come; these problems are left out. unread: keys of texts
     that could not be read, filled likewise; they stay undone, and with them the evaluation."""
     with workspace.start_evaluation(stored) as kept:
+        was_damaged = kept.mend()
         manifest = _manifest(kept, request, stored, left_out, run)
-        if manifest["status"] == "complete":
+        if manifest["status"] == "complete" and not was_damaged:
             return kept
+        manifest = {name: value for name, value in manifest.items() if name not in ENDED} | {"status": "under way"}
         begun = kept.rollouts()
         kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
@@ -211,12 +216,8 @@ def _manifest(
     left_out: Mapping[str, Sequence[int]],
     run: Run | None,
 ) -> dict[str, Any]:
-    if (kept.folder / "manifest.json").exists():
-        if kept.is_complete:
-            return kept.manifest
-        return {
-            name: value for name, value in kept.manifest.items() if name not in ("finished", "result", "unread")
-        }
+    with suppress(BasiscopeError):  # there is none yet, or a damaged one: all of it can be said again
+        return kept.manifest
     prompts = [problem.prompt for problem in request.problems.problems]
     versions = {"basiscope": __version__} | {package: version(package) for package in PACKAGES}
     return {

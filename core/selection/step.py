@@ -82,15 +82,21 @@ class Request:
 
 
 def select(
-    request: Request, workspace: Workspace, name: str, replace_old: bool = False, progress: Progress = silent
+    request: Request,
+    workspace: Workspace,
+    name: str,
+    replace_old: bool = False,
+    progress: Progress = silent,
+    again: bool = False,
 ) -> KeptSelection:
-    """Make a selection and keep it in the workspace. Raises BasiscopeError where another has its name."""
-    workspace.check_selection_name(name, replace_old)
+    """Make a selection and keep it in the workspace. Raises BasiscopeError where another has its name; `again`:
+    not where it is the same, which a killed process may have left before its export."""
+    workspace.check_selection_name(name, replace_old, request.as_dict() if again else None)
     run = workspace.run(request.run)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
     manifest, owners = describe(request, run, pool, found, screening_of(request.constraints, run, workspace))
-    return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old)
+    return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old, again)
 
 
 def rule_of(request: Request, pool: Pool) -> Rule:
@@ -271,9 +277,10 @@ def reproduce(
     name: str,
     replace_old: bool = False,
     progress: Progress = silent,
+    again: bool = False,
 ) -> KeptSelection:
     """Make the selection of a manifest again. Raises BasiscopeError where anything it rests on has changed, or
-    where other examples come out."""
+    where other examples come out. again: as for `select`."""
     try:
         against, data = (manifest["fingerprints"][name] for name in ("against", "data"))
         chosen = list(manifest["example_ids"])
@@ -291,7 +298,7 @@ def reproduce(
         raise BasiscopeError(
             f"Text model {request.rule.text_model} is no longer that of the manifest's selection."
         )
-    workspace.check_selection_name(name, replace_old)
+    workspace.check_selection_name(name, replace_old, request.as_dict() if again else None)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
     if found.example_id.tolist() != chosen:
@@ -305,4 +312,4 @@ def reproduce(
     elif screening is None:
         screening = screen_run(run, workspace, (), progress)
     made, owners = describe(request, run, pool, found, screening)
-    return workspace.save_selection(name, made, chosen_table(found), found.dropped, owners, replace_old)
+    return workspace.save_selection(name, made, chosen_table(found), found.dropped, owners, replace_old, again)
