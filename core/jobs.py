@@ -23,7 +23,7 @@ from typing import Any
 
 from core.errors import BasiscopeError
 from core.store import UNREADABLE, read_json, read_object, remove_folder, write_json
-from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now
+from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_job
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
@@ -66,11 +66,7 @@ class Job:
 
     @property
     def facts(self) -> dict[str, Any]:
-        path = self.folder / "job.json"
-        facts = read_object(path)
-        if not isinstance(facts.get("arguments"), list) or not {"pid", "pid_created"} <= facts.keys():
-            raise BasiscopeError(f"{path} is damaged: it does not say what was started.")
-        return facts
+        return read_job(self.folder)
 
     @property
     def command(self) -> str:

@@ -520,7 +520,7 @@ class PartialRun:
 
     def save_facts(self, facts: Mapping[str, Any]) -> None:
         """Written last of the reading, with the SHA-256 of its files: where it is, the examples are complete."""
-        files = {name: digest(self.folder / name) for name in READ_FILES}
+        files = {name: digest(self.folder / name) for name in READ_FILES if (self.folder / name).exists()}
         write_json(self.folder / "read.json", {**facts, "files": files})
 
     def stored_ids(self) -> np.ndarray:
@@ -876,7 +876,7 @@ class Workspace:
         found = {}
         for path in sorted(self.root.glob("partial/*/request.json")):
             with suppress(BasiscopeError):  # finished meanwhile, or damaged
-                found[path.parent.name] = read_json(path)
+                found[path.parent.name] = read_object(path)
         return found
 
     def run(self, reference: str = "latest") -> Run:
@@ -1118,6 +1118,15 @@ class Workspace:
                 found[path.stem] = _read_evidence(path)
         return found
 
+    def intact_evidence(self, run_id: str) -> dict[str, Evidence]:
+        """As `evidence`, for what is built on all of it: raises BasiscopeError where one cannot be read."""
+        if damaged := self.damaged("evidence", run_id=run_id):
+            raise BasiscopeError(
+                f"Evidence {damaged[0].name} cannot be read, so nothing is built on the rest. {damaged[0].reason} "
+                f"Give its command again, or `basiscope delete {damaged[0].name}`."
+            )
+        return self.evidence(run_id)
+
     @contextmanager
     def start_evaluation(self, request: Mapping[str, Any]) -> Iterator[KeptEvaluation]:
         """The locked folder of the evaluation that `request` asks for, new or begun before. One that fails
@@ -1341,10 +1350,18 @@ def _read_request(folder: Path) -> None:
         read_object(folder / "request.json", "Give its `recover` command again, or delete the run.")
 
 
-def _read_job(folder: Path) -> None:
+def read_job(folder: Path) -> dict[str, Any]:
+    """What a job's folder says of it. Raises BasiscopeError where that cannot be read."""
     path = folder / "job.json"
-    if path.exists() or time.time() - folder.stat().st_mtime > JOB_SECONDS:
-        read_object(path)
+    facts = read_object(path)
+    if not isinstance(facts.get("arguments"), list) or not {"pid", "pid_created"} <= facts.keys():
+        raise BasiscopeError(f"{path} is damaged: it does not say what was started.")
+    return facts
+
+
+def _read_old_job(folder: Path) -> None:
+    if (folder / "job.json").exists() or time.time() - folder.stat().st_mtime > JOB_SECONDS:
+        read_job(folder)
 
 
 def _read_comparison(path: Path) -> Comparison:
@@ -1396,7 +1413,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "unfinished run": ("partial/[!.]*/", _read_request),
     "evaluation": ("evaluations/[!.]*/", lambda path: KeptEvaluation(path).manifest),
     "selection": ("selections/[!.]*/", lambda path: KeptSelection(path).manifest),
-    "job": ("jobs/[!.]*/", _read_job),
+    "job": ("jobs/[!.]*/", _read_old_job),
     "set": ("sets/{run}/[!.]*.json", _read_set),
     "comparison": ("comparisons/{run}/[!.]*.json", _read_comparison),
     "sweep": ("sweeps/{run}/[!.]*.json", _read_sweep),

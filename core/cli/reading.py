@@ -13,7 +13,7 @@ import click
 from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
 from core.errors import BasiscopeError
 from core.jobs import delete_job, list_jobs
-from core.workspace import Run, Workspace
+from core.workspace import KINDS, Run, Workspace
 
 
 @cli.command()
@@ -59,7 +59,8 @@ def delete(reference: str, yes: bool, workspace: Path, as_json: bool) -> dict[st
 def _deletable(space: Workspace, reference: str) -> dict[tuple[str, str], Callable[[], None]]:
     """(kind, name) -> what deletes it, of all that a reference may mean; one named in full is meant alone."""
     known: dict[tuple[str, str], Callable[[], None]] = {
-        (one.kind, one.name): partial(space.delete_damaged, one) for one in space.damaged()
+        (one.kind, one.name): partial(space.delete_damaged, one)
+        for one in space.damaged(*(kind for kind in KINDS if kind not in ("run", "unfinished run")))
     }
     known |= {("run", run_id): partial(space.delete, run_id) for run_id in space.run_ids()}
     known |= {("evaluation", one.id): partial(space.delete_evaluation, one.id) for one in space.evaluations()}

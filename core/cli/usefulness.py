@@ -462,12 +462,7 @@ def recommend(run: str, workspace: Path, as_json: bool) -> dict[str, Any]:
 
     space = Workspace(workspace)
     opened = space.run(run)
-    if damaged := space.damaged("evidence", run_id=opened.id):
-        raise BasiscopeError(
-            f"Evidence {damaged[0].name} cannot be read, so nothing is recommended. {damaged[0].reason} Give its "
-            f"command again, or `basiscope delete {damaged[0].name}`."
-        )
-    kept = space.evidence(opened.id)
+    kept = space.intact_evidence(opened.id)
     found = conclude(opened.id, opened.k, kept)
     space.save_recommendation(found)
     shown = all_proxies(opened.k, [kept[i] for i in found.evidence.values()])

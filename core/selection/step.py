@@ -110,7 +110,7 @@ def rule_of(request: Request, pool: Pool) -> Rule:
 def stored_utilities(run_id: str, directions: tuple[int, ...], workspace: Workspace) -> tuple[Interval, ...]:
     """What the run's newest `utility` found for each signed direction, as a difference from no association. Raises
     BasiscopeError where it found nothing for one of them."""
-    newest = next((one for one in workspace.evidence(run_id).values() if one.proxy == "utility"), None)
+    newest = next((one for one in workspace.intact_evidence(run_id).values() if one.proxy == "utility"), None)
     if newest is None:
         raise BasiscopeError(
             f"Weights by utility: run {run_id} has none yet; start `basiscope utility` on it, or name a column of "
