@@ -1,0 +1,95 @@
+"""Commands as processes of their own that start in milliseconds: one process imports everything, then forks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_SECONDS = 600
+SHARD_BYTES = 4_000
+"""So that a run of some dozens of examples has several shards."""
+
+
+class Commands:
+    """Runs `basiscope ARGUMENTS` in children that can be killed. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self._parent = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _ask(self, *question: object) -> int:
+        assert self._parent.stdin and self._parent.stdout
+        print(json.dumps(question), file=self._parent.stdin, flush=True)
+        return int(self._parent.stdout.readline())
+
+    def start(self, arguments: list[str], log: Path) -> int:
+        """The process that runs the command; what it prints goes to `log`."""
+        return self._ask("start", arguments, str(log))
+
+    def wait(self, pid: int) -> int:
+        """Its exit status, negative for the signal that ended it."""
+        return os.waitstatus_to_exitcode(self._ask("wait", pid))
+
+    def run(self, arguments: list[str], log: Path) -> int:
+        return self.wait(self.start(arguments, log))
+
+    def close(self) -> None:
+        assert self._parent.stdin
+        self._parent.stdin.close()
+        self._parent.wait(timeout=30)
+
+
+def serve() -> None:
+    """Fork a child for every command that comes in; none of this process' own work starts a thread."""
+    import core.cli
+    import core.demo.default
+    import core.evaluation.step
+    import core.recovery
+    import core.selection.export
+    import core.steering.sweep
+    import core.usefulness.sft
+    import core.usefulness.steering
+    import core.usefulness.utility
+    from core import workspace
+
+    workspace.SHARD_BYTES = SHARD_BYTES
+    for line in sys.stdin:
+        verb, *facts = json.loads(line)
+        if verb == "wait":
+            print(os.waitpid(facts[0], 0)[1], flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            signal.alarm(MOST_SECONDS)
+            os.setsid()
+            arguments, log = facts
+            opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(opened, 1)
+            os.dup2(opened, 2)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            status = core.cli.main(arguments)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    serve()
