@@ -7,10 +7,55 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_SECONDS = 600
+IMPORTED = (
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.trainer",
+    "accelerate",
+    "datasets",
+    "peft",
+    "trl.trainer.sft_trainer",
+    "safetensors.torch",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "scipy.sparse",
+    "sklearn.feature_extraction.text",
+    "sklearn.metrics",
+    "matplotlib.backends.backend_svg",
+    "math_verify",
+    "rensa",
+    "rapidfuzz",
+    "gguf",
+    "filelock",
+    "psutil",
+    "core.demo.default",
+    "core.evaluation.step",
+    "core.recovery",
+    "core.selection.export",
+    "core.selection.kernels",
+    "core.selection.screening",
+    "core.selection.farthest",
+    "core.steering.sweep",
+    "core.steering.comparison",
+    "core.checkpoint",
+    "core.usefulness.sft",
+    "core.usefulness.steering",
+    "core.usefulness.utility",
+    "core.usefulness.first_order",
+    "core.usefulness.table",
+    "core.usefulness.recommend",
+    "core.tables",
+)
+"""What the commands import, which takes longer than their work."""
 SHARD_BYTES = 4_000
 """So that a run of some dozens of examples has several shards."""
 
@@ -58,17 +103,10 @@ class Commands:
 
 def serve() -> None:
     """Fork a child for every command that comes in; none of this process' own work starts a thread."""
-    import core.cli
-    import core.demo.default
-    import core.evaluation.step
-    import core.recovery
-    import core.selection.export
-    import core.steering.sweep
-    import core.usefulness.sft
-    import core.usefulness.steering
-    import core.usefulness.utility
-    from core import workspace
+    from core import cli, workspace
 
+    for name in IMPORTED:
+        import_module(name)
     workspace.SHARD_BYTES = SHARD_BYTES
     for line in sys.stdin:
         verb, *facts = json.loads(line)
@@ -84,7 +122,7 @@ def serve() -> None:
             os.dup2(opened, 1)
             os.dup2(opened, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            status = core.cli.main(arguments)
+            status = cli.main(arguments)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ STEPS = [
     Step("tokens", lambda w, _: ["tokens", w.run, "--example", "1", "--example", "2", "--example", "30"]),
     Step("screen", lambda w, _: ["screen", w.run, "--against", w.data]),
     Step("vectors", lambda w, _: ["vectors", w.run]),
-    Step("steer", lambda w, _: ["steer", w.run, "--direction", "1", "--prompt", "w3 w9", "--max-new-tokens", "9"]),
+    Step("steer", lambda w, _: ["steer", w.run, "--direction", "1", "--strength", "1", "--prompt", "w3 w9"]),
     Step("sweep", lambda w, _: ["sweep", w.run, "--direction", "1", "--limit", "3", "--max-new-tokens", "6"]),
     Step(
         "evaluate",
@@ -166,6 +168,38 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _timeless(item) for key, item in value.items() if key not in TIMES | DIGESTS}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step comes to that nothing disturbs: its files, what it was asked, and how long it takes."""
+
+    files: dict[str, str]
+    asked: set[str]
+    seconds: float
+
+    def differing(self, place: Path) -> set[str]:
+        """The files that differ there, or are missing or too many."""
+        found = content(place)
+        return {name for name in {*found, *self.files} if found.get(name) != self.files.get(name)}
+
+
+@cache
+def undisturbed(world: World, step: Step) -> Outcome:
+    place, start = world.copy("undisturbed", empty=step.is_first), time.monotonic()
+    log = world.folder / "undisturbed.txt"
+    assert world.commands.run(step.command(world, place), log) == 0, log.read_text()
+    return Outcome(content(place), asked_for(place), time.monotonic() - start)
+
+
+def check(world: World, step: Step, place: Path) -> None:
+    """That a disturbed step has come to what an undisturbed one does."""
+    expected = undisturbed(world, step)
+    if step.is_timed:
+        assert asked_for(place) == expected.asked
+    else:
+        assert expected.differing(place) == set()
+    assert not [path for path in place.rglob(".*") if path.is_dir()], "a temporary folder is left"
 
 
 def asked_for(place: Path) -> set[str]:

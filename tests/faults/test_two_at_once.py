@@ -1,7 +1,7 @@
 """Two processes at the same step of the same workspace: both are right, or one says that another is at it."""
 
 import pytest
-from steps import STEPS, WHOLE, asked_for, content
+from steps import STEPS, WHOLE, check
 
 SHORT = ("recover", "evaluate", "select and export")
 REFUSALS = ("another process", "already", "not empty")
@@ -10,10 +10,6 @@ REFUSALS = ("another process", "already", "not empty")
 @pytest.mark.parametrize("step", [s for s in STEPS if WHOLE or s.name in SHORT], ids=lambda step: step.name)
 def test_two_processes_come_to_the_same(world, step, tmp_path):
     commands = world.commands
-    place = world.copy("undisturbed", empty=step.is_first)
-    log = tmp_path / "log.txt"
-    assert commands.run(step.command(world, place), log) == 0, log.read_text()
-    expected, asked = content(place), asked_for(place)
     shared = world.copy("shared", empty=step.is_first)
     logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
     started = [commands.start(step.command(world, shared), log) for log in logs]
@@ -21,8 +17,4 @@ def test_two_processes_come_to_the_same(world, step, tmp_path):
         status, said = commands.wait(pid), log.read_text()
         assert "Traceback" not in said
         assert status == 0 or (status == 1 and any(words in said for words in REFUSALS)), said
-    if step.is_timed:
-        assert asked_for(shared) == asked
-    else:
-        found = content(shared)
-        assert {n for n in {*found, *expected} if found.get(n) != expected.get(n)} == set()
+    check(world, step, shared)
