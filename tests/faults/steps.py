@@ -96,7 +96,13 @@ STEPS = [
     Step("tokens", lambda w, _: ["tokens", w.run, "--example", "1", "--example", "2", "--example", "30"]),
     Step("screen", lambda w, _: ["screen", w.run, "--against", w.data]),
     Step("vectors", lambda w, _: ["vectors", w.run]),
-    Step("steer", lambda w, _: ["steer", w.run, "--direction", "1", "--strength", "1", "--prompt", "w3 w9"]),
+    Step(
+        "steer",
+        lambda w, _: [
+            *["steer", w.run, "--direction", "1", "--strength", "1", "--prompt", "w3 w9"],
+            *["--max-new-tokens", "9"],
+        ],
+    ),
     Step("sweep", lambda w, _: ["sweep", w.run, "--direction", "1", "--limit", "3", "--max-new-tokens", "6"]),
     Step(
         "evaluate",
