@@ -196,7 +196,7 @@ def show_damaged(*kinds: str, run_id: str = "*") -> None:
     for one in workspace().damaged(*kinds, run_id=run_id):
         with st.container(border=True):
             what, delete = st.columns([6, 1], vertical_alignment="center")
-            what.text(f"{one.kind.capitalize()} {one.name} is damaged. {one.reason}")
+            what.text(f"{one.kind.capitalize()} {one.name} cannot be read. {one.reason}")
             with delete.popover("Delete", key=f"damaged_{one.kind}_{one.name}"):
                 st.text(f"The damaged {one.kind} goes for good.")
                 if st.button(f"Delete the {one.kind}", key=f"really_delete_{one.kind}_{one.name}"):
