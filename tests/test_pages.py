@@ -141,7 +141,8 @@ def test_an_unreadable_run_does_not_hide_the_others(workspace):
     manifest.write_text(json.dumps({"format_version": 99}))
     at = show(BASIS)
     assert at.query_params["run"] == older.id and "directions" in texts(at)
-    assert f"Run {newest.id} cannot be read." in texts(at := show(RECOVER))
+    at = show(RECOVER)
+    assert f"Run {newest.id} cannot be read." in texts(at)
     at.button(key=f"really_delete_run_{newest.id}").click().run()
     assert [run.id for run in workspace.runs()] == [older.id] and "cannot be read" not in texts(at)
 
