@@ -120,8 +120,8 @@ def test_an_unknown_run_in_the_address_is_said(workspace, page):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("scores.parquet", b"half", "scores.parquet cannot be read"),
-        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("scores.parquet", b"half", "scores.parquet is damaged"),
+        ("examples.parquet", b"", "examples.parquet is damaged"),
         ("directions.json", b"[{", "directions.json is damaged"),
         ("manifest.json", b"{", "manifest.json is damaged"),
         ("manifest.json", b'{"format_version": 1, "n": 3}', "manifest.json is damaged: it lacks model"),
@@ -141,7 +141,10 @@ def test_an_unreadable_run_does_not_hide_the_others(workspace):
     manifest.write_text(json.dumps({"format_version": 99}))
     at = show(BASIS)
     assert at.query_params["run"] == older.id and "directions" in texts(at)
-    assert "(unreadable)" in texts(show(RECOVER))
+    at = show(RECOVER)
+    assert f"Run {newest.id} cannot be read." in texts(at)
+    at.button(key=f"really_delete_run_{newest.id}").click().run()
+    assert [run.id for run in workspace.runs()] == [older.id] and "cannot be read" not in texts(at)
 
 
 # --- Basis ----------------------------------------------------------------------------------------------
@@ -630,7 +633,7 @@ def test_what_is_exported_is_the_column_chosen(workspace, started):
     ("name", "content", "sentence"),
     [
         ("basis.safetensors", b"half", "basis.safetensors is damaged"),
-        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("examples.parquet", b"", "examples.parquet is damaged"),
         ("steering/d1.json", b"{", "No range is suggested yet"),
     ],
 )

@@ -284,6 +284,9 @@ def evaluations(workspace: Path, as_json: bool) -> dict[str, Any]:
             rows.append(evaluation_row(kept, space.is_evaluating(kept.id)))
         except BasiscopeError as error:
             rows.append({"evaluation": kept.id, "status": "unreadable", "model": str(error)})
+    rows += [
+        {"evaluation": one.name, "status": "damaged", "model": one.reason} for one in space.damaged("evaluation")
+    ]
     keys = ("evaluation", "status", "run", "model", "problems", "n", "verifier", "rollouts", "variants")
     shown = [
         {name: value for name, value in row.items() if value is not None}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import click
 
 from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
 from core.errors import BasiscopeError
-from core.workspace import Run, Workspace
+from core.jobs import delete_job, list_jobs
+from core.workspace import KINDS, Run, Workspace
 
 
 @cli.command()
@@ -19,45 +22,65 @@ from core.workspace import Run, Workspace
 def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
     """List every run: id, model, data, n, d, k, status."""
     space = Workspace(workspace)
+    damaged = space.damaged("run", "unfinished run")
     rows = [_run_row(run) for run in space.runs()]
     for run_id, request in space.partial_manifests().items():
         status = "running" if space.is_locked(run_id) else "interrupted"
-        rows.append({"run": run_id, "status": status, "k": request["k"], **request.get("asked", {})})
+        rows.append({"run": run_id, "status": status, "k": request.get("k", ""), **request.get("asked", {})})
+    listed = {row["run"] for row in rows}
+    rows += [
+        {"run": one.name, "status": "damaged", "model": one.reason} for one in damaged if one.name not in listed
+    ]
     keys = ("run", "status", "n", "d", "k", "model", "data")
     return {"runs": rows, "lines": table(rows, keys) if rows else [f"No runs in {workspace} yet."]}
 
 
 @cli.command()
-@click.argument("reference", metavar="RUN|EVALUATION")
+@click.argument("reference", metavar="RUN|EVALUATION|SELECTION|JOB")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @workspace_option
 @json_option
 def delete(reference: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
-    """Delete a run, finished or not, with its activations, labels and named sets; or a kept evaluation."""
+    """Delete a run, finished or not, with its activations, labels and named sets; a kept evaluation or selection;
+    a job that has ended; or whatever else is damaged, by its name."""
     space = Workspace(workspace)
-    known = (*space.partial_manifests(), *(run.id for run in space.runs()))
-    matching = [run_id for run_id in known if reference and run_id.startswith(reference)]
-    evaluations = [kept.id for kept in space.evaluations() if reference and kept.id.startswith(reference)]
-    if matching and evaluations:
-        raise BasiscopeError(f"{reference!r} could be any of {', '.join([*matching, *evaluations])}.")
-    kind = "Evaluation" if evaluations else "Run"
-    chosen = space.evaluation(reference).id if evaluations else space.any_run_id(reference)
+    found = _deletable(space, reference)
+    if len(found) > 1:
+        raise BasiscopeError(f"{reference!r} could be any of {', '.join(name for _, name in found)}.")
+    if not found:
+        found = {("run", space.any_run_id(reference)): partial(space.delete, space.any_run_id(reference))}
+    (((kind, chosen), remove),) = found.items()
     if not yes:
-        click.confirm(f"Delete {kind.lower()} {chosen} and everything in it?", abort=True, err=True)
-    if evaluations:
-        space.delete_evaluation(chosen)
-    else:
-        space.delete(chosen)
-    return {"deleted": chosen, "lines": [f"{kind} {chosen} is deleted."]}
+        click.confirm(f"Delete {kind} {chosen} and everything in it?", abort=True, err=True)
+    remove()
+    return {"deleted": chosen, "lines": [f"{kind.capitalize()} {chosen} is deleted."]}
+
+
+def _deletable(space: Workspace, reference: str) -> dict[tuple[str, str], Callable[[], None]]:
+    """(kind, name) -> what deletes it, of all that a reference may mean; one named in full is meant alone."""
+    known: dict[tuple[str, str], Callable[[], None]] = {
+        (one.kind, one.name): partial(space.delete_damaged, one)
+        for one in space.damaged(*(kind for kind in KINDS if kind not in ("run", "unfinished run")))
+    }
+    known |= {("run", run_id): partial(space.delete, run_id) for run_id in space.run_ids()}
+    known |= {("evaluation", one.id): partial(space.delete_evaluation, one.id) for one in space.evaluations()}
+    known |= {("selection", one.name): partial(space.delete_selection, one.name) for one in space.selections()}
+    known |= {("job", job.id): partial(delete_job, job) for job in list_jobs(space)}
+    exact = {key: remove for key, remove in known.items() if key[1] == reference}
+    return exact or {key: remove for key, remove in known.items() if reference and key[1].startswith(reference)}
 
 
 def _run_row(run: Run) -> dict[str, Any]:
     try:
         manifest = run.manifest
+        row = {"run": run.id, "status": "finished"} | {
+            key: manifest.get(key) for key in ("n", "d", "k", "created")
+        }
+        return row | {"model": manifest["model"]["name"], "data": manifest["data"]["path"]}
     except BasiscopeError as error:
         return {"run": run.id, "status": "unreadable", "model": str(error)}
-    row = {"run": run.id, "status": "finished"} | {key: manifest[key] for key in ("n", "d", "k", "created")}
-    return row | {"model": manifest["model"]["name"], "data": manifest["data"]["path"]}
+    except (KeyError, TypeError) as error:
+        return {"run": run.id, "status": "damaged", "model": f"{run.folder / 'manifest.json'} lacks {error}."}
 
 
 @cli.command()
@@ -171,7 +194,7 @@ def label(
     if direction is not None:
         check_direction(opened, direction)
     directions = [direction] if direction else list(range(1, opened.k + 1))
-    by_hand = {j for j, found in opened.labels().items() if found.source == "person" and direction is None}
+    by_hand = {j for j, found in opened.intact_labels().items() if found.source == "person" and direction is None}
     others = [j for j in directions if j not in by_hand]
     with Reporter(as_json) as progress:
         if text is not None:
@@ -200,7 +223,7 @@ def tokens(run: str, examples: tuple[int, ...], device: str, workspace: Path, as
 
     opened = Workspace(workspace).run(run)
     chosen = list(examples) or extreme_examples(opened)
-    missing = [example for example in chosen if opened.token_scores(example) is None]
+    missing = [example for example in chosen if opened.lacks_token_scores(example)]
     with Reporter(as_json) as progress:
         if missing:
             shade_examples(opened, load_run_model(opened, device), missing, progress)

@@ -462,7 +462,7 @@ def recommend(run: str, workspace: Path, as_json: bool) -> dict[str, Any]:
 
     space = Workspace(workspace)
     opened = space.run(run)
-    kept = space.evidence(opened.id)
+    kept = space.intact_evidence(opened.id)
     found = conclude(opened.id, opened.k, kept)
     space.save_recommendation(found)
     shown = all_proxies(opened.k, [kept[i] for i in found.evidence.values()])

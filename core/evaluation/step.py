@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,8 @@ from core.versions import versions_of
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 FORMAT_VERSION = 1
+ENDED = ("finished", "result", "unread", "unread_reasons")
+"""What a manifest says of an evaluation that has come to its end."""
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "latex2sympy2_extended", "openai")
 
 
@@ -178,9 +181,11 @@ def _kept(
     """refused: problem id -> why, filled while the texts come; these problems are left out. unread: key
     of a text that could not be read -> why, filled likewise; it stays undone, and with it the evaluation."""
     with workspace.start_evaluation(stored) as kept:
+        was_damaged = kept.mend()
         manifest = _manifest(kept, request, stored, left_out, run, notes)
-        if manifest["status"] == "complete":
+        if manifest["status"] == "complete" and not was_damaged:
             return kept
+        manifest = {name: value for name, value in manifest.items() if name not in ENDED} | {"status": "under way"}
         begun = kept.rollouts()
         kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
@@ -218,14 +223,8 @@ def _manifest(
     run: Run | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    if (kept.folder / "manifest.json").exists():
-        if kept.is_complete:
-            return kept.manifest
-        return {
-            name: value
-            for name, value in kept.manifest.items()
-            if name not in ("finished", "result", "unread", "unread_reasons")
-        }
+    with suppress(BasiscopeError):  # there is none yet, or a damaged one: all of it can be said again
+        return kept.manifest
     prompts = [problem.prompt for problem in request.problems.problems]
     return {
         "format_version": FORMAT_VERSION,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ from core.selection.choose import choose
 from core.selection.measures import MOST_MEASURED, composition, counted, curve
 from core.selection.pool import Constraints, Pool, Rule, pool_of
 from core.selection.step import Request
-from core.workspace import KeptSelection, Run, read_json, write_json
+from core.store import described, new_folder, read_json, write_json
+from core.workspace import KeptSelection, Run
 
 LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
 """As published for the selected sets (method.md section 7)."""
@@ -62,32 +62,26 @@ def export(
     check_export(run, form, tuning, out, replace_old)
     out = out.resolve()
     rows, skipped = rows_of(kept, run, form), 0
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(out, replace=True) as temporary:
         if form == "parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), temporary / PARQUET)
+            pq.write_table(pa.Table.from_pylist(list(rows)), temporary / PARQUET, write_page_checksum=True)
         else:
             with (temporary / FILE).open("w", encoding="utf-8") as file:
                 for row in rows:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     skipped += form == "messages" and not takes_turns(_turns(row["messages"]), ("user", "tool"))
-        write_json(temporary / "manifest.json", kept.manifest)
-        shutil.copyfile(kept.folder / "ledger.csv", temporary / "ledger.csv")
+        shutil.copyfile(kept.file("ledger.csv"), temporary / "ledger.csv")
         made = configs(kept, run, form, tuning, model)
         if form in ("alpaca", "sharegpt", "messages"):
-            write_json(temporary / "dataset_info.json", {dataset_name(kept): dataset_info(form)})
+            write_json(temporary / "dataset_info.json", {dataset_name(kept): dataset_info(form)}, sealed=False)
         if skipped:
             (temporary / "dataset_info.json").unlink()
             del made["llamafactory.yaml"]
         for name, config in made.items():
             (temporary / name).write_text(config, encoding="utf-8")
         _write_card(kept, run, temporary, form, skipped)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        files = {path.name: described(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", kept.manifest | {"format": form, "files": files})
     return sorted(path.name for path in out.iterdir())
 
 

@@ -294,8 +294,11 @@ def keep_texts(
     }
     stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}
     with workspace.start_evaluation(stored) as kept:
+        kept.mend()
         kept.save_problems(answers.problems)
-        kept.append(texts)
+        there = {text.key for text in kept.rollouts()}
+        if fresh := [text for text in texts if text.key not in there]:
+            kept.append(fresh)
         kept.save_manifest(
             {
                 "format_version": 1,

@@ -337,8 +337,10 @@ class _Trial:
     ) -> Evidence:
         self.manifest = self._manifest(stored)
         if self.manifest["status"] == "complete" and "evidence" in self.manifest:
+            self.kept.rollouts()  # raises where they are damaged: by now there is no time left to make them again
             return Evidence.from_dict(self.manifest["evidence"])
         self.earlier = float(self.manifest["seconds"])
+        self.kept.mend()
         try:
             self.directions = self._directions(run)
             plan = self._plan(len(arms), len(chance))
