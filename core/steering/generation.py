@@ -314,7 +314,8 @@ class Trunk:
         """(rows, vocabulary) float32 logits of the next token."""
         output = self.model.module(input_ids=self.new, **self._options())
         if self.use_cache:
-            self.cache = next((output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None), None)
+            given = set(output.keys())
+            self.cache = next((output[name] for name in CACHE_ARGUMENTS if name in given), None)
             self.use_cache = self.cache is not None  # else every step reads the whole text again
         if self.use_cache:
             self.past += self.new.shape[1]
