@@ -281,6 +281,8 @@ class _Values(Iterator[tuple[Any, tuple[str, ...]]]):
         if not sign and not self.is_array and self._n:
             raise StopIteration
         self._n += 1
+        if not (sign or self.is_array):
+            self._refuse("it is empty", 0)
         return self._value()
 
     def _skip(self) -> str:
@@ -309,7 +311,9 @@ class _Values(Iterator[tuple[Any, tuple[str, ...]]]):
                 might_go_on = error.pos > len(self._buffer) - 16 or error.msg.startswith("Unterminated")
                 if not (might_go_on and self._read_more()):
                     self._refuse(error.msg, error.pos)
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                self._refuse(f"nested more than {DEEPEST} deep", self._at)
+            except ValueError as error:
                 self._refuse(reason(error), self._at)
             else:
                 if end < len(self._buffer) or not self._read_more():
@@ -507,7 +511,7 @@ def needs_care(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.DictionaryType):
         return needs_care(kind.value_type)
     if isinstance(kind, pa.MapType) or kind.num_fields:
-        return isinstance(kind, pa.MapType) or any(needs_care(field.type) for field in kind)
+        return isinstance(kind, pa.MapType) or any(needs_care(kind.field(i).type) for i in range(kind.num_fields))
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     numbers = (
         pa.types.is_boolean,

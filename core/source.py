@@ -176,10 +176,11 @@ def _files(source: DataSource) -> _Files:
 
 def _splits_note(source: DataSource, splits: Counter[str | None]) -> str | None:
     """What to say where several splits are read as one."""
-    is_held_out = bool({"validation", "test"} & splits.keys())
-    if source.split or len(splits) < 2 or not (is_held_out or len(set(splits) - {None}) > 1):
+    told = {split: n for split, n in splits.items() if split}
+    shown = told if len(told) > 1 else {split or "others": n for split, n in splits.items()}
+    if source.split or len(shown) < 2 or (len(told) < 2 and "train" in told):
         return None
-    named = [f"{split or 'none'} ({n:,} file{'s' * (n > 1)})" for split, n in sorted(splits.items(), key=str)]
+    named = [f"{split} ({n:,} file{'s' * (n > 1)})" for split, n in sorted(shown.items())]
     return (
         f"the folder's splits are read together: {', '.join(named)}; what is held out gets into the pool. "
         "--split train reads one of them, --split all is this without the note"
@@ -237,7 +238,7 @@ def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, R
         except NoRows:
             if not place:
                 raise
-            report.note(f"file {place} left out, it holds no JSON array and no other rows")
+            report.note(f"file {place} left out, it holds no rows")
 
 
 def _hub_rows(source: DataSource, report: ReadReport) -> Iterator[Row]:
