@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import count as natural_numbers
 from itertools import repeat, zip_longest
 from pathlib import Path
@@ -124,7 +125,7 @@ def _opened(file: Path) -> Iterator[io.BufferedReader]:
 
 
 def _lines(file: Path, content: io.BufferedIOBase) -> Iterator[bytes]:
-    for number, raw in enumerate(iter(lambda: content.readline(LONGEST_ROW), b""), start=1):
+    for number, raw in enumerate(iter(partial(content.readline, LONGEST_ROW), b""), start=1):
         if len(raw) == LONGEST_ROW:
             raise BasiscopeError(f"Data {file}, line {number}: it is longer than {LONGEST_ROW:,} bytes.")
         yield raw
@@ -222,7 +223,7 @@ def _met(text: str, value: Any, decoder: _Decoder) -> tuple[str, ...]:
     """The problems of a value that was read from `text`."""
     is_repeated, decoder.repeated = decoder.repeated, False
     is_deep = text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST
-    has_halves = r"\ud" in text.lower()
+    has_halves = r"\ud" in text or r"\uD" in text
     return (*((TOO_DEEP,) * is_deep), *((REPEATED,) * is_repeated), *((SURROGATES,) * has_halves))
 
 

@@ -373,7 +373,7 @@ _WRITTEN_NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[-+][0-9]+)?|NaN|-?Infinity"
 
 def as_numbers(column: pd.Series) -> pd.Series | None:
     """A column of numbers, or of texts that are all written as such (1.50, 2), as numbers to sort and colour by;
-    None for any other."""
+    None for any other, such as texts of digits alone."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(column):
@@ -381,5 +381,5 @@ def as_numbers(column: pd.Series) -> pd.Series | None:
     known = column[column.notna() & (column != "")]
     if known.empty or not pd.api.types.is_string_dtype(known):
         return None
-    is_number = known.str.fullmatch(_WRITTEN_NUMBER).all()
+    is_number = known.str.contains(".", regex=False).any() and known.str.fullmatch(_WRITTEN_NUMBER).all()
     return pd.to_numeric(known).astype(float).reindex(column.index) if is_number else None
