@@ -197,6 +197,8 @@ def _begins_with_rows(file: Path, has_more: bool) -> bool:
         try:
             values = _Values(file, content)
             first, _ = next(values)
+            if values.is_array:
+                next(values, None)
         except (BasiscopeError, StopIteration):
             return False
         return isinstance(first, dict) and (values.is_array or values.line > 1 or not has_more)

@@ -382,4 +382,4 @@ def as_numbers(column: pd.Series) -> pd.Series | None:
     if known.empty or not pd.api.types.is_string_dtype(known):
         return None
     is_number = known.str.contains(".", regex=False).any() and known.str.fullmatch(_WRITTEN_NUMBER).all()
-    return pd.to_numeric(known).astype(float).reindex(column.index) if is_number else None
+    return known.astype(float).reindex(column.index) if is_number else None
