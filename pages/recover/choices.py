@@ -11,6 +11,7 @@ from core.activations import PRESETS
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
 from core.model import find_local_models, is_folder
+from core.readers import COMPRESSIONS, FILE_TYPES
 from core.recovery import MOST_SEED
 from core.workspace import DEFAULT_ROOT, disk_sentences
 from pages.common.session import show_sentence, workspace
@@ -101,9 +102,7 @@ def _local() -> DataSource | None:
 
 
 def _upload() -> DataSource | None:
-    file = st.file_uploader(
-        "A data file", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "gz"], key="upload"
-    )
+    file = st.file_uploader("A data file", [ending[1:] for ending in (*FILE_TYPES, *COMPRESSIONS)], key="upload")
     return DataSource(str(workspace().save_upload(file.name, file.getvalue()))) if file else None
 
 
