@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count as natural_numbers
@@ -479,6 +479,8 @@ def _cells(column: pa.Array, name: str, met: dict[int, list[str]]) -> list[Any]:
     import pyarrow as pa
 
     try:
+        if column.type == pa.time64("ns"):  # Python's have no nanoseconds
+            raise ValueError
         values = column.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError):
         values = [_cell(scalar, met[i]) for i, scalar in enumerate(column)]
@@ -499,12 +501,26 @@ def _cell(scalar: pa.Scalar, problems: list[str]) -> Any:
     if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
         return [_cell(item, problems) for item in scalar.values]
     try:
+        if scalar.type == pa.time64("ns") and scalar.value % 1_000:
+            raise ValueError
         return scalar.as_py()
     except UnicodeDecodeError:
         problems.append(REPLACED)
         return _decode(scalar.as_buffer().to_pybytes())[0]
     except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError):
-        return str(scalar.cast(pa.string()).as_py())
+        return _written(scalar)
+
+
+def _written(scalar: pa.Scalar) -> str:
+    """A time as Arrow writes it, or its number and type, such as `36028797018963968 timestamp[ms]`."""
+    import pyarrow as pa
+
+    if not pa.types.is_duration(scalar.type):
+        with suppress(pa.ArrowException):
+            text = str(scalar.cast(pa.string()).as_py())
+            if not text.startswith("<"):
+                return text
+    return f"{scalar.value} {scalar.type}"
 
 
 def needs_care(kind: pa.DataType) -> bool:

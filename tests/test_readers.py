@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from datetime import date, datetime, timedelta
+from datetime import time as clock
 from decimal import Decimal
 
 import pandas as pd
@@ -145,6 +146,10 @@ def test_parquet_types_come_out_as_they_went_in(tmp_path):
         "half": pa.array([1.5, None], pa.float16()),
         "unsigned": pa.array([2**64 - 1, 1], pa.uint64()),
         "view": pa.array(["v", None], pa.string_view()),
+        "fine": pa.array([1, 1_000], pa.time64("ns")),
+        "latest": pa.array([2**55, 0], pa.timestamp("ms")),
+        "elsewhere": pa.array([1, 2], pa.timestamp("ms", tz="Mars/Base")),
+        "ages": pa.array([2**62, 1], pa.duration("s")),
     }
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     rows, report = rows_of(tmp_path / "x.parquet")
@@ -166,7 +171,12 @@ def test_parquet_types_come_out_as_they_went_in(tmp_path):
         "half": 1.5,
         "unsigned": 2**64 - 1,
         "view": "v",
+        "fine": "00:00:00.000000001",
+        "latest": "36028797018963968 timestamp[ms]",
+        "elsewhere": "1 timestamp[ms, tz=Mars/Base]",
+        "ages": "4611686018427387904 duration[s]",
     }
+    assert rows[1]["fine"] == clock(0, 0, 0, 1)
     assert rows[1]["late"] == datetime(1970, 1, 1) and rows[1]["day"] == date(1970, 1, 1)
     assert column_kinds(DataSource(str(tmp_path / "x.parquet")))["late"] == "str"
 
@@ -522,3 +532,40 @@ def test_bad_rows_keep_their_numbers_in_every_json(write):
     assert report.first_rows == {NOT_OBJECT: [1], SURROGATES: [2]} and len(rows) == 3
     assert rows_of(write("x.json", "[" + bad.strip().replace("\n", ",") + "]"))[1].first_rows == report.first_rows
     assert rows_of(write("x.csv", "a,b\n1\n"))[1].first_rows == {RAGGED: [0]}
+
+
+# --- by the command -------------------------------------------------------------------------------------
+
+
+def test_quotas_filters_and_exports_go_by_the_kept_text(write, run_cli, stories, tmp_path):
+    ids = [str(1234567890123456780 + i % 3) for i in range(12)]
+    lines = [f"word {i},{ids[i]},{'' if i % 4 else i},{('1.10', '1.1')[i % 2]},0{i % 2}" for i in range(12)]
+    path = write("x.csv", "\n".join(["t,id,gap,version,code", *lines]))
+    space = ("--workspace", tmp_path / "workspace")
+    status, out, err = run_cli(
+        "recover", "--model", stories, "--data", path, "--text", "t", "--k", 2, "--no-map", *space
+    )
+    assert status == 0, err
+    run = out.split()[-1]
+    quotas = f"id={ids[0]}:0.5,version=1.10:0.5,code=00:0.5,gap=8:0.25"
+    chosen = ("--baseline", "order", "--budget", 4, "--quota", quotas, "--name", "kept")
+    status, _, err = run_cli("select", run, *chosen, "--format", "rows", "--out", tmp_path / "rows", *space)
+    assert status == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "selection.jsonl").read_text().splitlines()]
+    assert Counter(row["id"] for row in rows)[int(ids[0])] == 2 and len({row["id"] for row in rows}) > 1
+    source = [row for _, row in read_rows(DataSource(str(path)), ReadReport())]
+    for row in rows:
+        (own,) = (one for one in source if one["t"] == row["t"])
+        assert {name: "" if value is None else str(value) for name, value in row.items()} == own
+    assert sum(row["version"] == "1.10" for row in rows) == sum(row["gap"] == 8 for row in rows) + 1 == 2
+
+
+def test_the_command_says_what_is_wrong_with_a_mutated_file(write, run_cli, stories, tmp_path):
+    found = Counter()
+    for seed in range(max(8, MUTATIONS // 50)):
+        name, content = mutated(random.Random(-seed - 1))
+        asked = ("recover", "--model", stories, "--data", write(name, content), "--text", "t", "--estimate")
+        status, _, err = run_cli(*asked, "--workspace", tmp_path / "workspace")
+        assert status in (0, 1) and "Traceback" not in err and "Unexpected" not in err, (seed, err)
+        found[status] += 1
+    assert len(found) == 2
