@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RESERVED = ("example_id", "text", "prompt", "response", "n_tokens")
 LONGEST_HUB_ID = 200
 """An owner and a name of at most 96 characters each."""
+SHOWN_CHARACTERS = 60
+"""So much of a text is shown as an example of what was counted."""
 MOST_COLUMNS = 10_000
 MOST_NOTES = 20
 SPLIT_WORDS = {
@@ -54,16 +56,19 @@ class DataSource:
 
 @dataclass
 class ReadReport:
-    """What reading met: rows read, notes on whole files, and per problem how many rows and the first few row
-    numbers."""
+    """What reading met: rows read, notes on whole files, and per problem how many rows, the first few row numbers
+    and an example."""
 
     rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     first_rows: dict[str, list[int]] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def count(self, problem: str, row: int) -> None:
+    def count(self, problem: str, row: int, example: str | None = None) -> None:
         self.counts[problem] += 1
+        if example is not None:
+            self.shown.setdefault(problem, " ".join(example.split())[:SHOWN_CHARACTERS])
         if self.counts[problem] <= 5:
             self.first_rows.setdefault(problem, []).append(row)
 
@@ -79,7 +84,8 @@ class ReadReport:
             rows = ", ".join(map(str, self.first_rows[problem]))
             more = ", ..." if count > len(self.first_rows[problem]) else ""
             noun = "row" if count == 1 else "rows"
-            lines.append(f"{count:,} {noun}: {problem} ({noun} {rows}{more})")
+            example = f"; for example {self.shown[problem]!r}" if problem in self.shown else ""
+            lines.append(f"{count:,} {noun}: {problem} ({noun} {rows}{more}{example})")
         return lines
 
 

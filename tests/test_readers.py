@@ -21,6 +21,7 @@ import pytest
 from core import readers
 from core.errors import BasiscopeError
 from core.readers import BLANK, NOT_JSON, NOT_OBJECT, RAGGED, REPEATED, REPLACED, SURROGATES, TOO_DEEP
+from core.selection.screening import file_digest
 from core.source import DataSource, ReadReport, as_kind, as_numbers, column_kinds, preview_rows, read_rows
 
 TWO = [{"t": "l 0"}, {"t": "l 1"}]
@@ -520,6 +521,8 @@ def test_what_is_no_file_is_said(tmp_path, open_folder, as_nobody):
                 rows_of(tmp_path / name)
         with pytest.raises(BasiscopeError, match="the folder holds none of"):
             rows_of(tmp_path)
+    with pytest.raises(BasiscopeError, match="there is no such file"):
+        file_digest(str(tmp_path / "pipe.jsonl"))
     (open_folder / "x.csv").write_text("a\n1\n")
     (open_folder / "x.csv").chmod(0)
     with as_nobody(), pytest.raises(BasiscopeError, match=r"x\.csv: it cannot be read"):
