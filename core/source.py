@@ -263,7 +263,8 @@ def preview_rows(source: DataSource, n: int = 5) -> list[Row]:
     if not is_local(source.path):
         whole = replace(source, split=source.split and re.split(r"[\[+]", source.split)[0])
         with _hub_sentences(source):
-            return list(_load_hub(whole, streaming=True).take(n))
+            rows = list(_load_hub(whole, streaming=True).take(n))
+        return [{name: as_plain(value, name, []) for name, value in row.items()} for row in rows]
     limited = replace(source, limit=50 * n)
     return [row for (_, row), _ in zip(read_rows(limited, ReadReport()), range(n), strict=False)]
 

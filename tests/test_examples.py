@@ -328,6 +328,18 @@ def test_a_hub_data_set_is_read_by_split(hub):
         rows_of(hub, split="test")
 
 
+def test_bytes_and_images_of_a_hub_data_set_are_text_or_said(hub, tmp_path):
+    features = datasets.Features(q=datasets.Value("string"), b=datasets.Value("binary"), i=datasets.Image())
+    image = {"bytes": b"\x89PNG", "path": "a.png"}
+    rows = {"q": ["x", "y"], "b": ["é".encode(), b"\xff"], "i": [image, None]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    found, report = rows_of(hub, split="train")
+    assert found == [{"q": "x", "b": "é", "i": {"bytes": None, "path": "a.png"}}, {"q": "y", "b": None, "i": None}]
+    assert {tuple(rows) for rows in report.first_rows.values()} == {(0,), (1,)} and len(report.counts) == 2
+    assert column_kinds(DataSource(hub, split="train")) == {"q": "str", "b": "str", "i": "json"}
+    assert preview_rows(DataSource(hub, split="train"), 1) == found[:1]
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
