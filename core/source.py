@@ -164,7 +164,7 @@ def _files(source: DataSource) -> _Files:
                 f"Data {source.path}: it lies here, and only a hub data set has a {name} ({value})."
             )
     files = data_files(source.path)
-    of = {file: split_of(file, place) if (place := _place(source, file)) else None for file in files}
+    of = {file: split_of(file, _place(source, file) or file.name) for file in files}
     splits = Counter(of.values())
     if source.split in (None, "all"):
         return _Files(files, splits)
@@ -178,6 +178,12 @@ def _files(source: DataSource) -> _Files:
             + (" For the first rows use --limit." if "[" in missing[0] else "")
         )
     return _Files([file for file in files if of[file] in wanted], splits)
+
+
+def local_splits(source: DataSource) -> list[str]:
+    """The splits that the names in a local folder tell, `train` first, where there are several."""
+    told = sorted(filter(None, _files(source).splits), key=lambda split: (split != "train", split))
+    return told if len(told) > 1 else []
 
 
 def _splits_note(source: DataSource, splits: Counter[str | None]) -> str | None:

@@ -368,6 +368,7 @@ def test_a_split_is_known_by_its_usual_names(write, tmp_path):
     assert len(rows_of(tmp_path / "train", split="train")[0]) == 1  # without names of splits all is train
     with pytest.raises(BasiscopeError, match="has no split 'test'"):
         rows_of(tmp_path / "train", split="test")
+    assert rows_of(write("my-test.jsonl", '{"t": 1}'), split="test")[0] == [{"t": 1}]
 
 
 def test_a_folder_s_json_without_rows_is_left_out(write, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from core.examples import Columns, DataSource, Row, column_paths, guess_columns,
 from core.model import find_local_models, is_folder
 from core.readers import COMPRESSIONS, FILE_TYPES
 from core.recovery import MOST_SEED
+from core.source import local_splits
 from core.workspace import DEFAULT_ROOT, disk_sentences
 from pages.common.session import show_sentence, workspace
 
@@ -98,7 +100,13 @@ def _local() -> DataSource | None:
     path = st.text_input(
         "JSONL, JSON, CSV, TSV or Parquet file, or a folder of those", key="data_path", persist_state="session"
     )
-    return DataSource(path.strip()) if path and path.strip() else None
+    if not path or not path.strip():
+        return None
+    source = DataSource(path.strip())
+    if splits := local_splits(source):
+        split: str = st.selectbox("Split", [*splits, "all"], key=f"split_of_{source.path}")
+        return replace(source, split=split)
+    return source
 
 
 def _upload() -> DataSource | None:
