@@ -31,8 +31,9 @@ EXTRA = "_extra"
 """The column of a CSV row's fields beyond the header."""
 BATCH = 1_000
 WINDOW = 2**16
-LONGEST_ROW = 2**28
-"""Bytes of one line, characters of one field or value: what is longer is no row, and must not fill the memory."""
+LONGEST_ROW, LONGEST_VALUE = 2**26, 2**28
+"""Bytes of a line or characters of a CSV field, and characters of a JSON value that goes over lines: what is
+longer is no row, and must not fill the memory."""
 DEEPEST = 200
 """Lists and objects within each other: what is deeper cannot be written again."""
 ROWS_NAMES = ("data", "rows", "examples", "instances", "records", "items")
@@ -297,9 +298,10 @@ class _Values(Iterator[tuple[Any, tuple[str, ...]]]):
 
     def _read_more(self) -> bool:
         rest = len(self._buffer) - self._at
-        if rest > LONGEST_ROW:
+        if rest > LONGEST_VALUE:
             raise BasiscopeError(
-                f"Data {self._file}, line {self.line}: it is longer than {LONGEST_ROW:,} characters."
+                f"Data {self._file}, line {self.line}: a value is longer than {LONGEST_VALUE:,} characters; write "
+                "one object per line into a .jsonl file."
             )
         more = self._content.read(max(WINDOW, rest))
         self._lines_before += self._buffer.count("\n", 0, self._at)

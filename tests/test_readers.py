@@ -313,6 +313,7 @@ def test_files_that_are_not_what_their_name_says_are_named(write, name, content,
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json"])
 def test_a_row_without_end_is_refused(write, monkeypatch, name):
     monkeypatch.setattr(readers, "LONGEST_ROW", 2**18)
+    monkeypatch.setattr(readers, "LONGEST_VALUE", 2**18)
     start = {"x.csv": "a\n", "x.json": '[{"a": "'}.get(name, '{"a": "')
     with pytest.raises(BasiscopeError, match="longer than 262,144"):
         rows_of(write(name, start + "x" * 2**20))
