@@ -400,7 +400,8 @@ def _read_csv(file: Path, note: Note) -> Parsed:
                 else:
                     header = _header(file, cells, note)
         except csv.Error as error:
-            raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
+            start = reader.line_num - len(record) + 1
+            raise BasiscopeError(f"Data {file}, line {start}: not valid CSV from there on ({error}).") from error
 
 
 def _record_lines(file: Path, content: io.BufferedIOBase, record: list[bytes]) -> Iterator[str]:
