@@ -183,7 +183,19 @@ class Run:
 
     def examples(self, columns: list[str] | None = None) -> pd.DataFrame:
         """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
-        return self._table("examples.parquet", columns)
+        found = self._table("examples.parquet", columns)
+        return found.assign(**self._whole_numbers(found))
+
+    def _whole_numbers(self, found: pd.DataFrame) -> dict[str, pd.Series]:
+        """The columns of whole numbers with gaps, which pandas takes for floats: 5.0, and 2**53 + 1 as 2**53."""
+        import pandas as pd
+        import pyarrow as pa
+
+        with self._examples_file() as file:
+            whole = (field.name for field in file.schema_arrow if pa.types.is_integer(field.type))
+            names = [name for name in whole if name in found and pd.api.types.is_float_dtype(found[name])]
+            table = file.read(columns=names) if names else pa.table({})
+        return {name: table[name].to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get) for name in names}
 
     def records(self, example_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Rows of `examples` by example id, in the order asked for, each value of its stored type; of the file no

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import psutil
@@ -324,6 +325,20 @@ def test_data_that_cannot_be_read_is_said(empty, tmp_path, content, sentence):
     said = texts(at).replace(before, "")
     assert len(texts(at)) > len(before), said
     assert not any(button.key == "start" for button in at.button)
+
+
+def test_of_a_folder_with_splits_one_is_chosen(empty, data, tmp_path):
+    for split in ("test", "train"):
+        (tmp_path / "both" / split).mkdir(parents=True)
+        shutil.copyfile(data, tmp_path / "both" / split / "a.jsonl")
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(tmp_path / "both")).run()
+    choice = at.selectbox(key=f"split_of_{tmp_path / 'both'}")
+    assert choice.options == ["train", "test", "all"] and choice.value == "train"
+    assert f"--data {tmp_path / 'both'} --split train " in at.code[0].value
+    choice.select("all").run()
+    assert "--split all " in at.code[0].value and not at.exception
 
 
 def test_columns_are_guessed_and_the_command_equals_the_choices(empty, data, started):

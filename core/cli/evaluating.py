@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--problem", help="Column with the problems.")
 @click.option("--answer", help="Column with the answers.")
 @click.option("--config", help="Config of a hub data set.")
-@click.option("--split", help="Split of a hub data set.")
+@click.option("--split", help="Split of a hub data set, or of a folder whose names tell splits.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N problems.")
 @click.option(
     "--verifier",

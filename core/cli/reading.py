@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -149,20 +150,33 @@ def _show_run(run: Run) -> dict[str, Any]:
 def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: str) -> dict[str, Any]:
     from core.reading import POLARITIES, rank_examples
 
-    examples = run.examples().rename(columns={rank: f"data_{rank}"})
-    values = (run.scores() if rank == "score" else run.cosines())[f"d{direction}"].to_numpy()
+    ranked = run.scores() if rank == "score" else run.cosines()
+    values, ids = ranked[f"d{direction}"].to_numpy(), ranked["example_id"].to_numpy()
     label = run.labels().get(direction)
     lines = [f"direction {direction}: {label.text if label else 'no label'}"]
     ends: dict[str, list[dict[str, Any]]] = {}
     for polarity in polarities:
         positions = rank_examples(values, POLARITIES[polarity], top)
-        chosen = examples.iloc[positions].assign(**{rank: values[positions]})
-        ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=15))
+        records = run.records(ids[positions].tolist())
+        ends[polarity] = [
+            _as_json(record, rank) | {rank: float(values[position])}
+            for record, position in zip(records, positions, strict=True)
+        ]
         lines.append(f"\n{polarity} end")
         for row in ends[polarity]:
             text = "".join(c for c in " ".join(row["text"].split()) if c.isprintable())
             lines.append(f"  {row[rank]:+.4g}  example {row['example_id']}  {text[:160]}")
     return {"direction": direction, "label": label.as_dict() if label else None, "ends": ends, "lines": lines}
+
+
+def _as_json(record: dict[str, Any], rank: str) -> dict[str, Any]:
+    """A record's values, null for what is no number; a column named like the ranking as `data_<name>`."""
+    return {
+        f"data_{name}" if name == rank else name: None
+        if isinstance(value, float) and not isfinite(value)
+        else value
+        for name, value in record.items()
+    }
 
 
 @cli.command()

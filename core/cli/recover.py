@@ -26,7 +26,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--data", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, a folder, or a hub id."
         ),
         click.option("--config", help="Configuration of a hub data set."),
-        click.option("--split", help="Split of a hub data set."),
+        click.option("--split", help="Split of a hub data set, or of a folder whose names tell splits."),
         click.option("--text", help="Column with the whole text. Nested fields: a.b."),
         click.option("--prompt", help="Column with the prompt."),
         click.option("--response", help="Column with the response, with --prompt."),

@@ -25,6 +25,7 @@ from core.examples import (
     read_rows,
 )
 from core.model import LanguageModel
+from core.paths import is_seen_file, typed_path
 from core.steering.generation import Prompt, encode_prompt
 from core.workspace import Run
 
@@ -52,7 +53,7 @@ def read_prompts(
                 f"Prompts {path}: a text file has no column {answer!r}; give a JSONL or CSV file."
             )
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = _text_file(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BasiscopeError(f"Prompts {path}: it cannot be read ({error}).") from error
         found = [(number, Prompt(line.strip()), None) for number, line in enumerate(lines[:limit])]
@@ -64,6 +65,12 @@ def read_prompts(
         met = "; ".join(report.sentences())
         raise BasiscopeError(f"Prompts {path}: there is no prompt in it" + (f" ({met})." if met else "."))
     return prompts
+
+
+def _text_file(path: str) -> Path:
+    if is_seen_file(file := typed_path(path)):
+        return file
+    raise FileNotFoundError("there is no such file")
 
 
 def _from_rows(
