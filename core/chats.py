@@ -40,6 +40,10 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 BESIDE = ("tools", "chat_template_kwargs", "system")
 """Columns beside the messages that belong to the conversation, as TRL, LLaMA-Factory and axolotl read them."""
 NO_MESSAGES = "messages are not a list of {role, content} or {from, value}"
+PUT_BACK = (
+    "the chat template leaves out part of the response, which is put back; a trainer that uses this template leaves "
+    "it out"
+)
 REPR = "[{'type': 'text', 'text': "
 """What a template writes that takes texts alone, where it is given a list of parts."""
 MARK = "\ue000response\ue001"
@@ -511,25 +515,36 @@ def _put_back(
     for mark, body in whole.values():
         written = written.replace(mark, body)
     example = next(iter(whole.values()))[1]
-    return written, [("the chat template leaves out part of the response, which is put back", example)]
+    return written, [(PUT_BACK, example)]
 
 
 def _response_start(
     tokenizer: PreTrainedTokenizerBase, form: Form, chat: Conversation, text: str, prompt: str
 ) -> int:
-    """The character at which the response begins: where the text parts from that of another response to the same
-    messages, unless what the response has begins earlier (a think block that the template would write itself)."""
+    """The character at which the response begins: where a mark comes to stand in its place, or else where the text
+    parts from that with the mark, unless what the response has begins earlier (a think block that the template would
+    write itself)."""
     if not any(map(said, chat.response)):
         return len(text)
-    content = (chat.response[0]["content"] or "").strip()
-    marked = [*chat.before, {"role": chat.response[0]["role"], "content": MARK}]
-    try:
-        parts = _shared(_chat(tokenizer, form(marked), chat, generation_prompt=False), text)
-    except BasiscopeError:
-        parts = max(text.rfind(content), 0)
-    start = _around(text, content, parts)
+    content, start = (chat.response[0]["content"] or "").strip(), 0
+    for first in _marked(chat.response[0]):
+        with suppress(BasiscopeError):
+            marked = form([*chat.before, first, *chat.response[1:]])
+            written = _chat(tokenizer, marked, chat, generation_prompt=False)
+            start = _shared(written, text)
+            if written.startswith(MARK, start):
+                break
+    start = _around(text, content, start)
     is_prompt = len(prompt) <= start and text.startswith(prompt) and not text[len(prompt) : start].strip()
     return len(prompt) if is_prompt else start
+
+
+def _marked(message: Message) -> Iterator[Message]:
+    """A message with a mark in place of its first words: its reasoning, its content, all of it."""
+    if names := [name for name in REASONING if message.get(name)]:
+        yield message | dict.fromkeys(names, MARK)
+    yield message | {"content": MARK}
+    yield {"role": message["role"], "content": MARK}
 
 
 def _shared(one: str, other: str) -> int:

@@ -549,7 +549,7 @@ def read_examples(
     named = columns.named()
     for number, row in read_rows(source, report):
         values = {role: field_value(row, column) for role, column in named.items()}
-        seen.update(role for role, value in values.items() if value is not None or role == "input")
+        seen.update(role for role, column in named.items() if role not in seen and _holds(row, column, columns))
         problem = _unusable(values)
         if problem:
             report.count(f"left out, {problem}", number)
@@ -737,8 +737,9 @@ def tokenize(
         verbose=False,
     )
     result = []
+    ends = _added_ends(tokenizer, examples[0].special_tokens)
     for i, example in enumerate(examples):
-        kept = _once(encoded["input_ids"][i], tokenizer)
+        kept = _once(encoded["input_ids"][i], *ends)
         ids = encoded["input_ids"][i][kept]
         first = None
         if spans and example.response_start is not None:
@@ -748,17 +749,27 @@ def tokenize(
     return result
 
 
-def _once(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> slice:
+def _added_ends(tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> tuple[int | None, int | None]:
+    """The BOS and the EOS token that a tokenizer adds to a text; None for one that it does not."""
+    if not special_tokens:
+        return None, None
+    bare, added = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    adds_bos = added[:1] == [tokenizer.bos_token_id] != bare[:1]
+    adds_eos = added[-1:] == [tokenizer.eos_token_id] != bare[-1:]
+    return (tokenizer.bos_token_id if adds_bos else None, tokenizer.eos_token_id if adds_eos else None)
+
+
+def _once(ids: list[int], bos: int | None, eos: int | None) -> slice:
     """Without the BOS or EOS token that a tokenizer has added to a text with its own."""
-    start = int(len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id)
-    end = int(len(ids) > start + 1 and ids[-1] == ids[-2] == tokenizer.eos_token_id)
+    start = int(len(ids) > 1 and ids[0] == ids[1] == bos)
+    end = int(len(ids) > start + 1 and ids[-1] == ids[-2] == eos)
     return slice(start, len(ids) - end)
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[int]:
     """The tokens of one text, as `tokenize` makes them."""
     ids = list(tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"])
-    return ids[_once(ids, tokenizer)]
+    return ids[_once(ids, *_added_ends(tokenizer, special_tokens))]
 
 
 # --- column types ---------------------------------------------------------------------------------------

@@ -207,8 +207,8 @@ def formatted(
     form: str,
     template: str = "plain",
 ) -> dict[str, Any]:
-    """An example in a format; `template` is the one it was read with. Raises BasiscopeError where the format has no
-    place for what its messages say."""
+    """An example in a format; `template` is the one it was read with. Raises BasiscopeError where the format has
+    no place for what its messages say."""
     chat = conversation(record, original, columns)
     if chat is None:
         if form == "trl":
