@@ -41,8 +41,8 @@ BESIDE = ("tools", "chat_template_kwargs", "system")
 """Columns beside the messages that belong to the conversation, as TRL, LLaMA-Factory and axolotl read them."""
 NO_MESSAGES = "messages are not a list of {role, content} or {from, value}"
 PUT_BACK = (
-    "the chat template leaves out part of the response, which is put back; a trainer that uses this template leaves "
-    "it out"
+    "the chat template leaves out part of the response, which is put back; a trainer that uses this template "
+    "leaves it out"
 )
 REPR = "[{'type': 'text', 'text': "
 """What a template writes that takes texts alone, where it is given a list of parts."""
@@ -179,6 +179,8 @@ def _message(item: Mapping[str, Any]) -> tuple[Message, list[Note]]:
         content, reasoning, notes = _joined(content)
         more |= {"reasoning_content": reasoning} if reasoning else {}
     role = usual_role(spelt)
+    if isinstance(more.get("tool_calls"), str):
+        more["tool_calls"] = _parsed(more["tool_calls"])
     if _written(spelt) in CALLS and (calls := _calls(content)):
         more, content = more | {"tool_calls": calls}, None
     if isinstance(more.get("function_call"), Mapping) and "tool_calls" not in more:
@@ -268,10 +270,10 @@ def _tools(value: Any) -> list[Any] | None:
 def as_turns(chat: Conversation, stop: int) -> Turns:
     """What comes before the message `stop`, as texts alone."""
     extra = {"tools": chat.tools, "chat_template_kwargs": dict(chat.choices)}
-    turns = [(name, json.dumps(value, ensure_ascii=False)) for name, value in extra.items() if value]
+    turns = [(name, to_json(value)) for name, value in extra.items() if value]
     for message in chat.messages[:stop]:
         more = {key: value for key, value in message.items() if key not in ("role", "content")}
-        written = (json.dumps(more, ensure_ascii=False),) if more else ()
+        written = (to_json(more),) if more else ()
         turns.append((message["role"], message["content"] or "", *written))
     return tuple(turns)
 
@@ -299,15 +301,31 @@ def of_turns(turns: Turns) -> Conversation:
 
 def said(message: Message) -> str:
     """All that a message says, as text: its reasoning in a think block, its content, the JSON of its calls."""
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in tool_calls(message)]
+    calls = [to_json(function_of(call)) for call in tool_calls(message)]
     content = message["content"] or ""
     return thought(message) + "\n".join([*([content] if content or not calls else []), *calls])
 
 
+def function_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The name and arguments of a call."""
+    function = call.get("function")
+    return function if isinstance(function, Mapping) else call
+
+
 def thought(message: Message) -> str:
     """A message's reasoning as the think block that reasoning models write before their answer."""
-    reasoning = _first(message, *REASONING)
+    reasoning = _reasoning(message)
     return f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
+
+
+def _reasoning(message: Message) -> str | None:
+    return next(
+        (message[name] for name in REASONING if message.get(name) and isinstance(message[name], str)), None
+    )
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def tool_calls(message: Message) -> list[Mapping[str, Any]]:
@@ -317,7 +335,7 @@ def tool_calls(message: Message) -> list[Mapping[str, Any]]:
 
 def paragraphs(messages: Sequence[Message], tools: Any = None) -> str:
     """`Role: what was said`, with an empty line between."""
-    listed = [f"Tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
+    listed = [f"Tools: {to_json(tools)}"] if tools else []
     return "\n\n".join([*listed, *(f"{_speaker(message)}: {said(message)}" for message in messages)])
 
 
@@ -408,7 +426,7 @@ def _as_text(messages: Sequence[Message]) -> list[Message]:
     """Content is always a text, and reasoning under the names that templates look for, as of transformers 5.24."""
     found = []
     for message in messages:
-        reasoning = _first(message, *REASONING)
+        reasoning = _reasoning(message)
         names = {"thinking": reasoning} if reasoning and "thinking" not in message else {}
         names |= {"reasoning_content": reasoning} if reasoning else {}
         found.append({**message, **names, "content": message["content"] or ""})
@@ -421,10 +439,10 @@ def _with_arguments(message: Message, parsed: bool) -> Message:
         return message
     calls = []
     for call in tool_calls(message):
-        function = json_arguments(call.get("function", call))
+        function = json_arguments(function_of(call))
         if not parsed:
-            function["arguments"] = json.dumps(function.get("arguments"), ensure_ascii=False)
-        calls.append({**call, "function": function} if "function" in call else function)
+            function["arguments"] = to_json(function.get("arguments"))
+        calls.append({**call, "function": function} if function_of(call) is not call else function)
     return message | {"tool_calls": calls}
 
 
@@ -489,10 +507,7 @@ def _lacks(text: str, part: Any) -> bool:
     if not isinstance(part, str) or part.strip() in text:
         return False
     whole = _squeezed(text)
-    return all(
-        _squeezed(form) not in whole
-        for form in (part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1])
-    )
+    return all(_squeezed(form) not in whole for form in (part, json.dumps(part)[1:-1], to_json(part)[1:-1]))
 
 
 def _put_back(
@@ -501,7 +516,7 @@ def _put_back(
     """(text, notes) with what the template has left out of the response: it is rendered as a mark."""
     whole = {}
     for place, message in enumerate(chat.response, chat.split):
-        reasoning = _first(message, *REASONING)
+        reasoning = _reasoning(message)
         lost_thought = message["role"] == "assistant" and _lacks(text, reasoning)
         if message["role"] == "assistant" and (lost_thought or _lacks(text, message["content"])):
             mark = f"{MARK}{place}{MARK}"
@@ -521,12 +536,12 @@ def _put_back(
 def _response_start(
     tokenizer: PreTrainedTokenizerBase, form: Form, chat: Conversation, text: str, prompt: str
 ) -> int:
-    """The character at which the response begins: where a mark comes to stand in its place, or else where the text
-    parts from that with the mark, unless what the response has begins earlier (a think block that the template would
-    write itself)."""
+    """The character at which the response begins: where a mark in its place comes to stand, or else where the
+    text parts from that with the mark; unless what the response has begins earlier, as does a think block of its
+    own that the template would write itself."""
     if not any(map(said, chat.response)):
         return len(text)
-    content, start = (chat.response[0]["content"] or "").strip(), 0
+    content, start = (chat.response[0]["content"] or "").strip(), _shared(prompt, text)
     for first in _marked(chat.response[0]):
         with suppress(BasiscopeError):
             marked = form([*chat.before, first, *chat.response[1:]])
@@ -568,16 +583,16 @@ def _left_out(chat: Conversation, text: str) -> Iterator[Note]:
     for message in chat.messages:
         if _lacks(text, message["content"]):
             yield "the chat template leaves out part of a message; --template plain keeps it", message["content"]
-        reasoning = _first(message, *REASONING)
+        reasoning = _reasoning(message)
         if _lacks(text, reasoning):
             yield "the chat template leaves out reasoning; --template plain keeps it", str(reasoning)
         for call in tool_calls(message):
-            if any(_lacks(text, part) for part in _texts(call.get("function", call))):
+            if any(_lacks(text, part) for part in _texts(function_of(call))):
                 yield "the chat template leaves out tool calls; --template plain keeps them", said(message)
         if _lacks(text, message.get("name")):
             yield "the chat template leaves out names; --template plain keeps them", message["name"]
     if any(_lacks(text, name) for name in _tool_names(chat.tools)):
-        yield "the chat template leaves out the tools; --template plain keeps them", json.dumps(chat.tools)
+        yield "the chat template leaves out the tools; --template plain keeps them", to_json(chat.tools)
 
 
 def _texts(function: Mapping[str, Any]) -> Iterator[str]:

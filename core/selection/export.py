@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from core.chats import REASONING, Conversation, Message, json_arguments, thought, tool_calls
+from core.chats import REASONING, Conversation, Message, function_of, json_arguments, thought, tool_calls
 from core.errors import BasiscopeError
 from core.examples import RESERVED, conversation_of, field_value
 from core.selection import FORMATS, TUNINGS, plots
@@ -283,7 +283,7 @@ def _sharegpt(message: Message) -> dict[str, Any]:
     """A turn as LLaMA-Factory reads it: reasoning in a think block, calls as the JSON of names and arguments."""
     if not (calls := tool_calls(message)):
         return {"from": SHAREGPT.get(message["role"], message["role"]), "value": _spoken(message)}
-    functions = [json_arguments(call.get("function", call)) for call in calls]
+    functions = [json_arguments(function_of(call)) for call in calls]
     told = [{"name": one.get("name"), "arguments": one.get("arguments")} for one in functions]
     written = json.dumps(told[0] if len(told) == 1 else told, ensure_ascii=False)
     return {"from": "function_call", "value": thought(message) + written}
