@@ -754,6 +754,8 @@ def _added_ends(tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> tup
     if not special_tokens:
         return None, None
     bare, added = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if bare == added:
+        return None, None
     adds_bos = added[:1] == [tokenizer.bos_token_id] != bare[:1]
     adds_eos = added[-1:] == [tokenizer.eos_token_id] != bare[-1:]
     return (tokenizer.bos_token_id if adds_bos else None, tokenizer.eos_token_id if adds_eos else None)
