@@ -28,9 +28,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--config", help="Configuration of a hub data set."),
         click.option("--split", help="Split of a hub data set."),
         click.option("--text", help="Column with the whole text. Nested fields: a.b."),
-        click.option("--prompt", help="Column with the prompt."),
+        click.option("--prompt", help="Column with the prompt: a text, or chat messages."),
         click.option("--input", help="Column with what the prompt is about, as Alpaca has it, with --prompt."),
-        click.option("--response", help="Column with the response, with --prompt."),
+        click.option("--response", help="Column with the response, with --prompt; as that."),
         click.option("--messages", help="Column with chat messages: a list of {role, content}, or its JSON."),
         click.option("--limit", type=int, help="Read only the first N rows."),
         click.option(
