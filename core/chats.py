@@ -87,6 +87,7 @@ class Rendered:
 # --- reading --------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1_000)
 def usual_role(role: str) -> str | None:
     """
     >>> [usual_role(role) for role in ("Human", "chatgpt", "function-call", "developer", "narrator")]
@@ -377,7 +378,8 @@ def render(chat: Conversation, tokenizer: PreTrainedTokenizerBase, prompt_only: 
         return Rendered(text, prompt, len(prompt), tuple(_left_out(chat, text)))
     text, notes = _put_back(tokenizer, form, chat, text)
     start = _response_start(tokenizer, form, chat, text, prompt)
-    return Rendered(text, text[:start], start, (*notes, *_left_out(chat, text)))
+    shown = text[: min(start, _shared(prompt, text))]  # alike for all responses to a question
+    return Rendered(text, shown, start, (*notes, *_left_out(chat, text)))
 
 
 def _is_whole(chat: Conversation, text: str, prompt: str) -> bool:
@@ -461,10 +463,10 @@ def _chat(
         return ""
     from jinja2 import TemplateError
 
-    own = _template_roles(str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens))
-    known = inspect.signature(tokenizer.apply_chat_template).parameters
+    own = _own_roles(tokenizer, str(tokenizer.chat_template))
+    known = inspect.signature(tokenizer.apply_chat_template).parameters if chat.choices else {}
     choices = {name: value for name, value in chat.choices.items() if name not in known}
-    told = [message | {"role": own.get(message["role"], message["role"])} for message in messages]
+    told = [m | {"role": own[m["role"]]} if m["role"] in own else m for m in messages]
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -482,12 +484,12 @@ def _chat(
         ) from error
 
 
-@lru_cache
-def _template_roles(template: str, special_tokens: tuple[str, ...]) -> dict[str, str]:
+@lru_cache(maxsize=4)
+def _own_roles(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, str]:
     """Usual role -> the name that a template, or a special token such as <|observation|>, has for it, where it
     does not know the usual one."""
     asked = set(re.findall(r"role['\"\]]*\s*(?:==\s*|in\s*[\[(][^\])]*)['\"](\w+)['\"]", template))
-    asked |= {named[1] for token in special_tokens if (named := re.fullmatch(r"<\|(\w+)\|>", token))}
+    asked |= {named[1] for token in tokenizer.all_special_tokens if (named := re.fullmatch(r"<\|(\w+)\|>", token))}
     own = {}
     for usual, names in ROLE_NAMES.items():
         if usual not in asked and (name := next((name for name in names if name in asked), None)):

@@ -21,6 +21,7 @@ from core.examples import (
     token_ids,
     tokenize,
 )
+from core.usefulness.development import response_start
 
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -248,7 +249,8 @@ THOUGHT = "<think>\nI add.\n</think>\n\nIt is 2."
 def test_the_response_that_is_pooled_is_that_of_the_data(read, template, content):
     example, counted = read(chat(("user", "Two?"), ("assistant", content)), template)
     assert example.response == content and pooled(example, tokenizer(template)).startswith(content)
-    assert example.text[: example.response_start] == example.prompt
+    assert example.text.startswith(example.prompt) and len(example.prompt) <= example.response_start
+    assert example.prompt == read(chat(("user", "Two?"), ("assistant", "Five.")), template)[0].prompt
     assert ("put back" in "".join(counted)) == (template == R1 and content == THOUGHT)
 
 
@@ -346,3 +348,11 @@ def test_what_is_asked_is_the_beginning_of_its_example(read, template):
     chosen = "plain" if template is None else "chat"
     prompt, _ = prompt_text(text, {"messages": "messages"}, chosen, tokenizer(template), before)
     assert example.text.startswith(prompt.removesuffix("<think>\n"))
+
+
+def test_a_trace_begins_where_its_response_does_and_not_in_the_token_that_ends_it():
+    prompt = "<|user|>Two?<|end|><|assistant|>"
+    assert response_start(f"{prompt}e<|end|>", prompt, "e") == len(prompt)
+    assert response_start("Two?\ne", "Two?", "e") == 5 == response_start("Two?\ne", "", "e")
+    assert response_start(f"{prompt}<think>\nHm.</think>e", prompt, "<think>\nHm.\n</think>\n\ne") == len(prompt)
+    assert response_start("Two?\n", "Two?", "") is None
