@@ -538,22 +538,28 @@ def _put_back(
 def _response_start(
     tokenizer: PreTrainedTokenizerBase, form: Form, chat: Conversation, text: str, prompt: str
 ) -> int:
-    """The character at which the response begins: where a mark in its place comes to stand, or else where the
-    text parts from that with the mark; unless what the response has begins earlier, as does a think block of its
-    own that the template would write itself."""
-    if not any(map(said, chat.response)):
+    """The character at which the response begins: where the text first parts from one with a mark in place of the
+    response's first words; unless these begin earlier, as does a think block of its own that the template would
+    write itself. The end of the text where nothing of the response is in it."""
+    words = [part for message in chat.response for part in _words(message)]
+    if all(_lacks(text, word) for word in words):
         return len(text)
-    content, start = (chat.response[0]["content"] or "").strip(), _shared(prompt, text)
+    starts = []
     for first in _marked(chat.response[0]):
         with suppress(BasiscopeError):
             marked = form([*chat.before, first, *chat.response[1:]])
-            written = _chat(tokenizer, marked, chat, generation_prompt=False)
-            start = _shared(written, text)
-            if written.startswith(MARK, start):
-                break
-    start = _around(text, content, start)
+            starts.append(_shared(_chat(tokenizer, marked, chat, generation_prompt=False), text))
+    content = (chat.response[0]["content"] or "").strip()
+    start = _around(text, content, min(starts, default=_shared(prompt, text)))
     is_prompt = len(prompt) <= start and text.startswith(prompt) and not text[len(prompt) : start].strip()
     return len(prompt) if is_prompt else start
+
+
+def _words(message: Message) -> Iterator[str]:
+    """What a message says, part by part."""
+    yield from filter(None, (_reasoning(message), message["content"]))
+    for call in tool_calls(message):
+        yield from _texts(function_of(call))
 
 
 def _marked(message: Message) -> Iterator[Message]:

@@ -1,6 +1,8 @@
 """Chats as people bring them: what the model reads is what the data has."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -356,3 +358,33 @@ def test_a_trace_begins_where_its_response_does_and_not_in_the_token_that_ends_i
     assert response_start("Two?\ne", "Two?", "e") == 5 == response_start("Two?\ne", "", "e")
     assert response_start(f"{prompt}<think>\nHm.</think>e", prompt, "<think>\nHm.\n</think>\n\ne") == len(prompt)
     assert response_start("Two?\n", "Two?", "") is None
+
+
+def test_a_call_that_the_template_leaves_out_is_nothing_to_pool(read):
+    row = chat(("user", "Cold?"), ("assistant", None))
+    row["messages"][1]["tool_calls"] = [CALL]
+    example, counted = read(row, CHATML)
+    assert example.response_start == len(example.text) and "leaves out tool calls" in counted[0]
+
+
+def published_templates():
+    """The chat templates that TRL ships, of many models."""
+    spec = importlib.util.find_spec("trl")
+    folder = Path(spec.origin).parent / "chat_templates" if spec and spec.origin else Path()
+    return sorted(folder.glob("*.jinja")) or [pytest.param(None, marks=pytest.mark.skip("TRL is not installed"))]
+
+
+@pytest.mark.parametrize("path", published_templates(), ids=lambda path: path and path.stem)
+def test_published_templates_keep_the_response_whole(read, path):
+    template = path.read_text(encoding="utf-8")
+    for content in ("It is 2.", THOUGHT):
+        example, _ = read(chat(("user", "Two?"), ("assistant", content)), template)
+        found = "".join(example.text[example.response_start :].split())
+        assert found.startswith("".join(content.split())), example.text
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "Where"}}}
+    function = {"name": "weather", "description": "The weather", "parameters": parameters}
+    row = chat(("user", "Cold?"), ("assistant", None), tools=[{"type": "function", "function": function}])
+    row["messages"][1]["tool_calls"] = [CALL]
+    example, counted = read(row, template)
+    found = example.text[example.response_start :]
+    assert ("weather" in found and "Oslo" in found) or "leaves out tool calls" in "".join(counted)
