@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from core.chats import (
+    BESIDE,
+    Conversation,
+    Note,
+    Turns,
+    as_turns,
+    message_list,
+    of_turns,
+    paragraphs,
+    plain,
+    read_conversation,
+    render,
+)
 from core.errors import BasiscopeError
 from core.source import (
     RESERVED,
@@ -39,27 +52,25 @@ __all__ = [
 """Of what reads rows, what others take from here."""
 
 TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-Turns = tuple[tuple[str, str], ...]
-"""Messages of a conversation as (role, content)."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the text: `text`, or `prompt` with an optional `response`, or chat `messages`.
-    A nested field is written as a dotted path."""
+    """Which columns hold the text: `text`, or `prompt` with an optional `response`, or chat `messages`. `input` is
+    what a prompt is about (Alpaca's instruction has one). Prompt and response may be messages, too. A nested field
+    is written as a dotted path."""
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
     messages: str | None = None
+    input: str | None = None
 
     def __post_init__(self) -> None:
         ways = [name for name in ("text", "prompt", "messages") if getattr(self, name)]
-        if len(ways) != 1 or (self.response and not self.prompt):
+        if len(ways) != 1 or ((self.response or self.input) and not self.prompt):
             raise BasiscopeError(
-                "Columns: give one of --text, --prompt (with or without --response) and --messages."
+                "Columns: give one of --text, --prompt (with or without --input and --response) and --messages."
             )
 
     def named(self) -> dict[str, str]:
@@ -134,10 +145,15 @@ def check_columns(source: DataSource, columns: Columns) -> None:
     if not is_local(source.path):
         return
     for _, row in read_rows(source, ReadReport()):
-        missing = {column for column in missing if field_value(row, column) is None}
+        missing = {column for column in missing if not _holds(row, column, columns)}
         if not missing:
             return
     _refuse_missing(source, sorted(missing))
+
+
+def _holds(row: Row, column: str, columns: Columns) -> bool:
+    """Whether a row has a value in the column; an input may be empty."""
+    return field_value(row, column) is not None or (column == columns.input and column in column_paths([row]))
 
 
 def _refuse_missing(source: DataSource, missing: list[str]) -> None:
@@ -151,18 +167,28 @@ def _refuse_missing(source: DataSource, missing: list[str]) -> None:
         )
 
 
-def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`auto` becomes `chat` for messages where the tokenizer has a chat template, else `plain`."""
+def resolve_template(
+    template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase, source: DataSource | None = None
+) -> str:
+    """`auto` becomes `chat` for messages where the tokenizer has a chat template, else `plain`. The prompts of a
+    `source` are messages where its first is."""
     if template not in TEMPLATES:
         raise BasiscopeError(f"Template {template!r} is not one of {', '.join(TEMPLATES)}.")
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "auto":
-        return "chat" if columns.messages and has_chat else "plain"
+        return "chat" if has_chat and (columns.messages or _asks_in_messages(source, columns)) else "plain"
     if template.startswith("chat") and not has_chat:
         raise BasiscopeError(
             f"Template {template!r}: this model's tokenizer has no chat template; use --template plain."
         )
     return template
+
+
+def _asks_in_messages(source: DataSource | None, columns: Columns) -> bool:
+    if source is None or columns.prompt is None:
+        return False
+    prompts = (field_value(row, columns.prompt) for row in preview_rows(source))
+    return message_list(next((prompt for prompt in prompts if prompt is not None), None)) is not None
 
 
 def read_examples(
@@ -182,15 +208,16 @@ def read_examples(
     """
     seen: set[str] = set()
     usable = 0
+    named = columns.named()
     for number, row in read_rows(source, report):
-        values = {role: field_value(row, column) for role, column in columns.named().items()}
-        seen.update(role for role, value in values.items() if value is not None)
+        values = {role: field_value(row, column) for role, column in named.items()}
+        seen.update(role for role, column in named.items() if role not in seen and _holds(row, column, columns))
         problem = _unusable(values)
         if problem:
             report.count(f"left out, {problem}", number)
             continue
         try:
-            example = _render(number, row, values, template, tokenizer)
+            example, notes = _render(number, row, named, template, tokenizer)
         except BasiscopeError as error:
             report.count(f"left out, {error}", number)
             continue
@@ -198,6 +225,8 @@ def read_examples(
             report.count("left out, empty text", number)
             continue
         usable += 1
+        for note, shown in dict([*notes, *_unused(row, named)]).items():
+            report.count(note, number, shown)
         yield example
     _refuse_missing(source, [column for role, column in columns.named().items() if role not in seen])
     if not usable:
@@ -207,47 +236,113 @@ def read_examples(
 
 def _unusable(values: Mapping[str, Any]) -> str | None:
     for role, value in values.items():
+        if role == "input":
+            continue
         if value is None or value != value:
             return f"no {role}"
-        if role == "messages":
-            if not (isinstance(value, list) and value and all(map(_message, value))):
-                return "messages are not a list of {role, content} or {from, value}"
-        elif isinstance(value, list | Mapping):
-            return f"{role} is not text"
+        if role in ("prompt", "response") and message_list(value):
+            continue
+        if role != "messages" and isinstance(value, list | Mapping):
+            return f"{role} is not text" + ("; --messages reads it" if message_list(value) else "")
     return None
 
 
-def _message(item: Any) -> tuple[str, str] | None:
-    """(role, content) of a message, as `{role, content}` or in ShareGPT's `{from, value}`; None if it is none."""
-    if not isinstance(item, Mapping):
-        return None
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if not (isinstance(role, str) and isinstance(content, str)):
-        return None
-    return SHAREGPT_ROLES.get(role, role), content
-
-
 def _render(
-    number: int, row: Row, values: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase
-) -> Example:
-    if "text" in values and template == "plain":
-        return Example(number, str(values["text"]), None, None, None, True, row)
-    messages = _messages(values)
-    answered = messages[-1]["role"] == "assistant"
-    before, response = (messages[:-1], messages[-1]["content"]) if answered else (messages, None)
-    if template == "plain":
-        prompt, text = _plain(values, before, response)
-    else:
-        prompt = _chat(tokenizer, before, generation_prompt=True)
-        text = prompt
-        if template == "chat" and response is not None:
-            text = _chat(tokenizer, messages, generation_prompt=False)
-    start = None
-    if response is not None and template != "chat-prompt":
-        found = text.rfind(response.strip())  # a template may trim it, or write another generation prompt
-        start = len(prompt) if prompt and text.startswith(prompt) else found if found >= 0 else None
-    shown_prompt = str(values["prompt"]) if "prompt" in values else prompt
-    return Example(number, text, shown_prompt, response, start, template == "plain", row)
+    number: int, row: Row, columns: Mapping[str, str], template: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Example, tuple[Note, ...]]:
+    """A row's example, and what of the row is not as it came in."""
+    chat = conversation_of(row, columns)
+    if chat is None and template == "plain":
+        return _of_texts(number, row, columns), ()
+    if chat is None:
+        values = {role: str(field_value(row, column)) for role, column in columns.items()}
+        chat = read_conversation(values | {"prompt": prompt_of(row, columns)}, {})
+    texts = _alone(chat) if template == "plain" and "messages" not in columns else None
+    if texts is not None:
+        return replace(_of_pair(*texts), example_id=number, columns=row), chat.notes
+    made = plain(chat) if template == "plain" else render(chat, tokenizer, prompt_only=template == "chat-prompt")
+    is_text = "messages" not in columns and not in_messages(row, columns)
+    shown = prompt_of(row, columns) if is_text and "prompt" in columns else made.prompt
+    example = Example(number, made.text, shown, chat.said, made.start, template == "plain", row)
+    return example, (*chat.notes, *made.notes)
+
+
+def _of_texts(number: int, row: Row, columns: Mapping[str, str]) -> Example:
+    if "text" in columns:
+        return Example(number, str(field_value(row, columns["text"])), None, None, None, True, row)
+    response = str(field_value(row, columns["response"])) if "response" in columns else None
+    return replace(_of_pair(prompt_of(row, columns), response), example_id=number, columns=row)
+
+
+def _of_pair(prompt: str, response: str | None) -> Example:
+    if response is None:
+        return Example(0, prompt, prompt, None, None, True, {})
+    return Example(0, f"{prompt}\n{response}", prompt, response, len(prompt) + 1, True, {})
+
+
+def _alone(chat: Conversation) -> tuple[str, str | None] | None:
+    """A single question and its answer, where they are nothing else than texts."""
+    bare = all(message.keys() == {"role", "content"} for message in chat.messages) and not chat.tools
+    roles = [message["role"] for message in chat.messages]
+    if not bare or roles not in (["user"], ["user", "assistant"]):
+        return None
+    return chat.messages[0]["content"], chat.said
+
+
+def prompt_of(row: Row, columns: Mapping[str, str]) -> str:
+    """A row's prompt as text, its input below it."""
+    prompt = field_value(row, columns.get("prompt") or columns["text"])
+    about = field_value(row, columns["input"]) if "input" in columns else None
+    if about is None or about != about or not str(about).strip():
+        return str(prompt)
+    return f"{prompt}\n{about}"
+
+
+def in_messages(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether the row's prompt or response is messages."""
+    return any(message_list(field_value(row, columns[role])) for role in ("prompt", "response") if role in columns)
+
+
+def conversation_of(row: Row, columns: Mapping[str, str]) -> Conversation | None:
+    """The conversation that a row holds, by these columns (role -> column); None where it holds texts.
+
+    Raises BasiscopeError where the messages are none.
+    """
+    if "messages" not in columns and not in_messages(row, columns):
+        return None
+    values = {role: field_value(row, column) for role, column in columns.items()}
+    if "prompt" in columns and not message_list(values["prompt"]):
+        values["prompt"] = prompt_of(row, columns)
+    path = columns.get("messages") or columns["prompt"]
+    parent = path.rpartition(".")[0] if path not in row else ""
+    beside = {name: field_value(row, f"{parent}.{name}" if parent else name) for name in BESIDE}
+    return read_conversation(values, beside)
+
+
+def _unused(row: Row, columns: Mapping[str, str]) -> Iterator[Note]:
+    """What belongs to the columns in use, by their usual names, and is not read."""
+    usual = {"prompt": ("instruction", ("input", "system", "history")), "response": ("chosen", ("rejected",))}
+    for role, (name, others) in usual.items():
+        for other in others if columns.get(role) == name else ():
+            value = row.get(other)
+            if value and other not in columns.values() and not (other == "system" and in_messages(row, columns)):
+                remedy = "; --input input reads it" if other == "input" else ""
+                yield f"the column {other} is not read{remedy}", str(value)
+
+
+def question_of(row: Row, columns: Mapping[str, str]) -> tuple[str, Turns] | None:
+    """(text, turns before it) of what a row asks: its prompt, or the last message of a user; None where there is
+    none."""
+    try:
+        chat = conversation_of(row, columns)
+    except BasiscopeError:
+        return None
+    if chat is None:
+        value = field_value(row, columns.get("prompt") or columns["text"])
+        missing = value is None or isinstance(value, list | Mapping) or value != value
+        return None if missing else (prompt_of(row, columns), ())
+    last = max((i for i, message in enumerate(chat.before) if message["role"] == "user"), default=None)
+    return None if last is None else (chat.messages[last]["content"] or "", as_turns(chat, last))
 
 
 def prompt_text(
@@ -259,56 +354,12 @@ def prompt_text(
 ) -> tuple[str, bool]:
     """A prompt, after the messages `before` it, as it stands before the response in the examples with these
     columns (role -> column), and whether the tokenizer's special tokens are to be added to it."""
-    turns = (*before, ("user", prompt))
-    messages = [{"role": role, "content": content} for role, content in turns]
+    chat = of_turns((*before, ("user", prompt)))
     if template != "plain":
-        return _chat(tokenizer, messages, generation_prompt=True), False
+        return render(chat, tokenizer, prompt_only=True).text, False
     if "messages" in columns or before:
-        return _plain({"messages": messages}, messages, "")[0], True
+        return f"{paragraphs(chat.messages, chat.tools)}\n\nAssistant: ", True
     return (prompt + "\n" if "response" in columns else prompt), True
-
-
-def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    if "messages" in values:
-        pairs = (_message(item) for item in values["messages"])
-        return [{"role": pair[0], "content": pair[1]} for pair in pairs if pair]
-    messages = [{"role": "user", "content": str(values.get("prompt", values.get("text")))}]
-    if "response" in values:
-        messages.append({"role": "assistant", "content": str(values["response"])})
-    return messages
-
-
-def as_messages(value: Any) -> list[dict[str, str]] | None:
-    """A messages column as role and content, or None where it is no list of messages."""
-    pairs = [_message(item) for item in value] if isinstance(value, list) else []
-    return [{"role": role, "content": content} for role, content in filter(None, pairs)] or None
-
-
-def _plain(values: Mapping[str, Any], before: list[dict[str, str]], response: str | None) -> tuple[str, str]:
-    if "messages" not in values:
-        prompt = str(values["prompt"])
-        return (prompt, prompt) if response is None else (prompt + "\n", f"{prompt}\n{response}")
-    prompt = "\n\n".join(f"{item['role'].capitalize()}: {item['content']}" for item in before)
-    if response is None:
-        return prompt, prompt
-    prompt = f"{prompt}\n\nAssistant: " if prompt else "Assistant: "
-    return prompt, prompt + response
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-    if not messages:
-        return ""
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        )
-    except (TemplateError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise BasiscopeError(
-            f"the chat template refuses messages with the roles {roles} ({error}); --template plain takes them"
-        ) from error
 
 
 # --- tokens ---------------------------------------------------------------------------------------------
@@ -327,7 +378,8 @@ def tokenize(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int, spans: bool
 ) -> list[TokenizedText]:
     """Tokenise as the model's tokenizer does by default, chat-templated text without special tokens of its
-    own; cut at `max_tokens`. `spans` finds the response's first token: the first that ends after its start.
+    own; cut at `max_tokens`. A BOS or EOS token that the text brings itself stands once. `spans` finds the
+    response's first token: the first that ends after its start.
     """
     if spans and not tokenizer.is_fast:
         raise BasiscopeError("Pooling over the response needs a fast tokenizer; use --pooling mean.")
@@ -339,20 +391,47 @@ def tokenize(
         verbose=False,
     )
     result = []
+    ends = _added_ends(tokenizer, examples[0].special_tokens)
     for i, example in enumerate(examples):
-        ids = encoded["input_ids"][i]
+        kept = _once(encoded["input_ids"][i], *ends)
+        ids = encoded["input_ids"][i][kept]
         first = None
         if spans and example.response_start is not None:
-            offsets = encoded["offset_mapping"][i]
+            offsets = encoded["offset_mapping"][i][kept]
             first = next((t for t, (_, end) in enumerate(offsets) if end > example.response_start), len(ids))
         result.append(TokenizedText(ids[:max_tokens], first, len(ids) > max_tokens))
     return result
 
 
+def _added_ends(tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> tuple[int | None, int | None]:
+    """The BOS and the EOS token that a tokenizer adds to a text; None for one that it does not."""
+    if not special_tokens:
+        return None, None
+    bare, added = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if bare == added:
+        return None, None
+    adds_bos = added[:1] == [tokenizer.bos_token_id] != bare[:1]
+    adds_eos = added[-1:] == [tokenizer.eos_token_id] != bare[-1:]
+    return (tokenizer.bos_token_id if adds_bos else None, tokenizer.eos_token_id if adds_eos else None)
+
+
+def _once(ids: list[int], bos: int | None, eos: int | None) -> slice:
+    """Without the BOS or EOS token that a tokenizer has added to a text with its own."""
+    start = int(len(ids) > 1 and ids[0] == ids[1] == bos)
+    end = int(len(ids) > start + 1 and ids[-1] == ids[-2] == eos)
+    return slice(start, len(ids) - end)
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[int]:
+    """The tokens of one text, as `tokenize` makes them."""
+    ids = list(tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"])
+    return ids[_once(ids, *_added_ends(tokenizer, special_tokens))]
+
+
 # --- guesses --------------------------------------------------------------------------------------------
 
 PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input")
-RESPONSE_NAMES = ("response", "completion", "answer", "solution", "output")
+RESPONSE_NAMES = ("response", "completion", "answer", "solution", "output", "chosen")
 
 
 def guess_columns(paths: list[str]) -> Columns:
@@ -362,5 +441,6 @@ def guess_columns(paths: list[str]) -> Columns:
     prompt = next((name for name in PROMPT_NAMES if name in paths), None)
     response = next((name for name in RESPONSE_NAMES if name in paths), None)
     if prompt:
-        return Columns(prompt=prompt, response=response)
+        about = "input" if prompt == "instruction" and "input" in paths else None
+        return Columns(prompt=prompt, response=response, input=about)
     return Columns(text="text" if "text" in paths else paths[0])

@@ -108,7 +108,7 @@ def recover(
     model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
     may_pad = pads_right(model)
     progress("model", 1, 1)
-    template = resolve_template(request.recipe.template, request.columns, model.tokenizer)
+    template = resolve_template(request.recipe.template, request.columns, model.tokenizer, request.source)
     blocks = resolve_blocks(request.recipe.blocks, len(model.blocks))
     limit = min(request.recipe.max_tokens, model.context or request.recipe.max_tokens)
     recipe = replace(request.recipe, template=template, dtype=model.dtype, max_tokens=limit)

@@ -167,7 +167,10 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
     return {
         "prompt": comparison.prompt,
         "prompt_number": number,
-        "before": [{"role": role, "content": content} for role, content in comparison.before],
+        "before": [
+            {"role": role, "content": content, **(json.loads(more[0]) if more else {})}
+            for role, content, *more in comparison.before
+        ],
         "variant": response.variant,
         "direction": comparison.direction,
         "strength": response.strength,
@@ -189,7 +192,9 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
-    lines = [f"{role}: {content}" for role, content in comparison.before]
+    from core.chats import turn_line
+
+    lines = [turn_line(turn) for turn in comparison.before]
     lines += [f"prompt: {comparison.prompt}", ""]
     lines += [*comparison.notes, ""] if comparison.notes else []
     for response in comparison.responses:

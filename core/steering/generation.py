@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import Turns, prompt_text
+from core.examples import Turns, prompt_text, token_ids
 from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, named_arguments
 from core.steering.check import abilities
 from core.steering.intervention import Columns, Directions, Steering, steered
@@ -131,7 +131,7 @@ def prompt_ids(
     if not asked.text.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
     text, special = prompt_text(asked.text, columns, template, model.tokenizer, asked.before)
-    ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    ids = token_ids(text, model.tokenizer, special)
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
     if not ids:

@@ -164,7 +164,14 @@ def choose_columns(paths: list[str]) -> Columns | None:
         response = right.selectbox(
             "Response column", others, index=_place(others, guess.response), key="response_column"
         )
-        return Columns(prompt=prompt, response=response or None)
+        about = left.selectbox(
+            "Input column",
+            others,
+            index=_place(others, guess.input),
+            key="input_column",
+            help="What the prompt is about, as Alpaca has it; it is written below the prompt.",
+        )
+        return Columns(prompt=prompt, response=response or None, input=about or None)
     chosen = st.selectbox("Column", paths, index=_place(paths, getattr(guess, way)), key=f"{way}_column")
     return Columns(**{way: chosen})
 
