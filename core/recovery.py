@@ -42,7 +42,7 @@ from core.examples import (
     tokenize,
 )
 from core.jobs import JobReporter
-from core.model import LanguageModel, is_folder, load_model, resolve_blocks
+from core.model import LanguageModel, check_tokens, is_folder, load_model, resolve_blocks
 from core.reading import (
     LLM_EXAMPLES,
     Endpoint,
@@ -152,7 +152,7 @@ def recover(
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
                 "steps": partial.steps(),
-                "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results),
+                "warnings": [*model.notes, *facts["problems"], *_warnings(facts, request, recipe, results)],
                 "shared": shared,
                 "request": identity,
             }
@@ -230,6 +230,7 @@ def _read(
                     if first is None:
                         report.count(f"left out, no token to pool ({recipe.pooling})", example.example_id)
                         continue
+                    check_tokens(model, tokens.ids, f"Data {request.source.path}: row {example.example_id}")
                     usable.add(example, len(tokens.ids), report)
                     write_tokens(example.example_id, tokens.ids, first)
                     kept = kept_columns(example.columns)
@@ -539,9 +540,9 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
-def _warnings(problems: list[str], request: Request, recipe: Recipe, results: _Results) -> list[str]:
+def _warnings(facts: dict[str, Any], request: Request, recipe: Recipe, results: _Results) -> list[str]:
     found = []
-    if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in problems):
+    if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in facts["problems"]):
         found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
     if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:
         found.append(f"the basis did not converge: largest relative residual {worst:.1e}")

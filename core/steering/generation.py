@@ -12,7 +12,7 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.examples import Turns, prompt_text
-from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens
 from core.steering.intervention import Columns, Directions, Steering, steered
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def encode_prompts(
     for number, prompt in enumerate(prompts, 1):
         try:
             found.append(encode_prompt(model, prompt, columns, template, max_new_tokens))
+            check_tokens(model, found[-1], "The prompt")
         except BasiscopeError as error:
             row = Prompt.of(prompt).number
             name = f"Prompt {number}" if row is None else f"Prompt of row {row}"
