@@ -23,6 +23,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.chat_template import check_template, render
 from core.errors import BasiscopeError
 from core.paths import is_open_folder, is_seen_file, is_there, typed_path
 
@@ -488,11 +489,13 @@ def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedToken
         raise BasiscopeError(f"Template {template!r} is not one of {', '.join(TEMPLATES)}.")
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "auto":
-        return "chat" if columns.messages and has_chat else "plain"
+        template = "chat" if columns.messages and has_chat else "plain"
     if template.startswith("chat") and not has_chat:
         raise BasiscopeError(
             f"Template {template!r}: this model's tokenizer has no chat template; use --template plain."
         )
+    if template != "plain":
+        check_template(tokenizer)
     return template
 
 
@@ -629,17 +632,7 @@ def _plain(values: Mapping[str, Any], before: list[dict[str, str]], response: st
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool) -> str:
     if not messages:
         return ""
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        )
-    except (TemplateError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise BasiscopeError(
-            f"the chat template refuses messages with the roles {roles} ({error}); --template plain takes them"
-        ) from error
+    return render(tokenizer, messages, add_generation_prompt=generation_prompt)
 
 
 def kept_columns(row: Row) -> dict[str, Any]:
@@ -662,6 +655,21 @@ class TokenizedText:
     was_cut: bool
 
 
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str | list[str], special_tokens: bool, **options: Any
+) -> Mapping[str, Any]:
+    """What the tokenizer makes of one or several texts. Raises BasiscopeError where it cannot."""
+    try:
+        return tokenizer(
+            text, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False, **options
+        )
+    except Exception as error:  # it is what its files say
+        raise BasiscopeError(
+            f"Model {tokenizer.name_or_path}: its tokenizer fails ({type(error).__name__}: {error}); see its "
+            "tokenizer.json and tokenizer_config.json."
+        ) from error
+
+
 def tokenize(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int, spans: bool
 ) -> list[TokenizedText]:
@@ -670,13 +678,8 @@ def tokenize(
     """
     if spans and not tokenizer.is_fast:
         raise BasiscopeError("Pooling over the response needs a fast tokenizer; use --pooling mean.")
-    encoded = tokenizer(
-        [example.text for example in examples],
-        add_special_tokens=examples[0].special_tokens,
-        return_offsets_mapping=spans,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    texts = [example.text for example in examples]
+    encoded = encode(tokenizer, texts, examples[0].special_tokens, return_offsets_mapping=spans)
     result = []
     for i, example in enumerate(examples):
         ids = encoded["input_ids"][i]

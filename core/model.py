@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -20,7 +20,6 @@ from core.model_folder import (
     check_finite,
     check_loaded,
     check_objects,
-    check_sizes,
     check_tokenizer_files,
     check_weights,
     damaged_tokenizer,
@@ -31,6 +30,7 @@ from core.model_folder import (
     reason,
     stored_tensors,
     weight_map,
+    with_fields,
     without_adapter,
 )
 from core.paths import is_open_folder, is_seen_file, is_there, typed_path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
+FIRST_TOKENS = 4
 NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
 
 
@@ -272,9 +273,9 @@ def _cpu_bf16() -> bool:
 
 
 @contextmanager
-def _loading(name: str, part: str = "") -> Iterator[None]:
+def _loading(name: str, config: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Turns whatever transformers raises on files that it cannot load into a BasiscopeError, but for a lack of
-    memory, of which the command tells."""
+    memory, of which the command tells; where only the `config` was read, its fields are named."""
     try:
         yield
     except BasiscopeError:
@@ -285,18 +286,18 @@ def _loading(name: str, part: str = "") -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise cannot_load(name, part + reason(error)) from error
+        said = reason(error) if config is None else f"config.json: {with_fields(config, reason(error))}"
+        raise cannot_load(name, said) from error
 
 
 def load_config(folder: Path, name: str) -> PreTrainedConfig:
     """The configuration of a decoder-only model. Raises BasiscopeError where it cannot be read, holds what cannot
     be meant or is of another kind."""
-    check_objects(folder, name)
+    written = check_objects(folder, name)
     from transformers import AutoConfig
 
-    with _loading(name, "config.json: "):
+    with _loading(name, written):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        check_sizes(config, name)
     if getattr(config, "is_encoder_decoder", False):
         raise cannot_load(name, f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
     return config
@@ -357,7 +358,7 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     config = load_config(folder, name)
     tokenizer = _tokenizer(own if _has_tokenizer(own) else folder, name)
     stored = stored_tensors(folder, name)
-    with _loading(name), no_larger_than(stored, folder, name), torch.device("meta"):
+    with _loading(name, config.to_dict()), no_larger_than(stored, folder, name), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     find_blocks(empty)
     with _loading(name):
@@ -386,7 +387,11 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     commit = revision if is_folder(name) else own.name  # a hub snapshot's folder is named by its commit
     fingerprint = _merged_fingerprint(folder, adapter) if adapter else model_fingerprint(folder)
     notes = _notes(folder, adapter, name)
-    return LanguageModel(name, commit, fingerprint, module, tokenizer, find_blocks(module), notes)
+    model = LanguageModel(name, commit, fingerprint, module, tokenizer, find_blocks(module), notes)
+    with _loading(name, config.to_dict()):  # what is built may still not run
+        tokens = torch.zeros(1, FIRST_TOKENS, dtype=torch.long, device=model.device)
+        run_blocks(model, {"input_ids": tokens}, (0,), lambda _block, _hidden: None)
+    return model
 
 
 def _notes(folder: Path, adapter: Path | None, name: str) -> tuple[str, ...]:

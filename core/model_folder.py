@@ -28,8 +28,8 @@ OBJECTS = ("config.json", "generation_config.json", INDEX)
 TOKENIZER_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 MOST_LAYERS = 10_000
-SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-MORE_SIZES = ("intermediate_size", "vocab_size", "max_position_embeddings")
+SIZES = (*LAYERS, "hidden_size", "n_embd", "d_model", "vocab_size", "max_position_embeddings", "n_positions")
+NOT_NEGATIVE = re.compile(r"(intermediate_size|head_dim|num_\w+_heads|n_heads?|\w+_(theta|eps|epsilon))$")
 LEFT_OVER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|(^|\.)position_ids)$")
 """Buffers of old checkpoints, which a model computes by itself."""
 
@@ -66,8 +66,18 @@ def reason(error: BaseException) -> str:
     said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    plain = isinstance(error, OSError | ValueError | RuntimeError) and said
-    return said if plain else f"{type(error).__name__}: {said}"
+    speaks = type(error).__module__ != "builtins" or isinstance(error, OSError | ValueError | RuntimeError)
+    return said if said and (speaks or type(error) is Exception) else f"{type(error).__name__}: {said}"
+
+
+def with_fields(config: Mapping[str, Any], said: str) -> str:
+    """A reason, and the fields of a config whose values it speaks of where it names none."""
+    words = set(re.findall(r"[\w.-]+", said))
+    fields = [(field, value) for field, value in _fields(config) if type(value) in (int, float, str)]
+    if words & {field.split(".")[-1] for field, _ in fields}:
+        return said
+    found = [f"{field}: {value}" for field, value in fields if str(value) in words]
+    return f"{said} ({', '.join(found)})" if 0 < len(found) < 4 else said
 
 
 def cannot_load(name: str, why: str) -> BasiscopeError:
@@ -133,8 +143,11 @@ def check_objects(folder: Path, name: str) -> dict[str, Any]:
     for field, value in _fields(config):
         if isinstance(value, float) and value != value:
             raise cannot_load(name, f"config.json: {field} is NaN")
-        if field.split(".")[-1] in LAYERS and isinstance(value, int) and value > MOST_LAYERS:
+        key = field.split(".")[-1]
+        if key in LAYERS and isinstance(value, int) and value > MOST_LAYERS:
             raise cannot_load(name, f"config.json: {field} is {value:,}; no model has so many blocks")
+        if isinstance(value, int | float) and value < (key in SIZES) and (key in SIZES or NOT_NEGATIVE.match(key)):
+            raise cannot_load(name, f"config.json: {field} is {value}, expected a positive number")
     _check_tokens("generation_config.json", found.get("generation_config.json", {}), name)
     return config
 
@@ -153,16 +166,6 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _fields(inner, f"{path}.{key}" if path else key)
     else:
         yield path, value
-
-
-def check_sizes(config: PreTrainedConfig, name: str) -> None:
-    """Raises BasiscopeError where a size of the text model is not a positive number."""
-    text = config.get_text_config()
-    for field in SIZES + MORE_SIZES:
-        value = getattr(text, field, None)
-        if isinstance(value, int) and value < 1:
-            written = text.attribute_map.get(field, field)
-            raise cannot_load(name, f"config.json: {written} is {value}, expected a positive number")
 
 
 def check_tokenizer_files(folder: Path, name: str) -> None:
@@ -191,7 +194,16 @@ def damaged_tokenizer(folder: Path, name: str, error: BaseException) -> Basiscop
                 read_object(folder / file, name)
             except BasiscopeError as found:
                 return found
-    return BasiscopeError(f"Model {name}: its tokenizer cannot be loaded ({reason(error)}).")
+    from tokenizers import Tokenizer
+
+    said, whole = reason(error), folder / TOKENIZER_OBJECTS[-1]
+    try:
+        if whole.is_file():
+            Tokenizer.from_file(str(whole))
+            said = f"tokenizer_config.json: {said}" if (folder / "tokenizer_config.json").is_file() else said
+    except Exception as found:
+        said = f"{whole.name}: {reason(found)}"
+    return BasiscopeError(f"Model {name}: its tokenizer cannot be loaded ({said}).")
 
 
 # --- weights --------------------------------------------------------------------------------------------
@@ -358,7 +370,11 @@ def _mismatch(
     """The tensor whose shape differs, with the fields of config.json that have the size which is not so."""
     wrong = {a for a, h in zip(asked, held, strict=False) if a != h} if len(asked) == len(held) else set(asked)
     said = config.to_dict()
-    fields = [f"{field} {value}" for field, value in _fields(said) if type(value) is int and value in wrong]
+    fields = [
+        f"{field} {value}"
+        for field, value in _fields(said)
+        if type(value) is int and value in wrong and not field.endswith("_id")
+    ]
     file = stored[key].file if key in stored else "its files"
     sizes = [" x ".join(map(str, shape)) for shape in (held, asked)]
     by = f" ({', '.join(fields)})" if fields else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import Turns, prompt_text
+from core.examples import Turns, encode, prompt_text
 from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens
 from core.steering.intervention import Columns, Directions, Steering, steered
 
@@ -134,7 +134,7 @@ def prompt_ids(
     if not asked.text.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
     text, special = prompt_text(asked.text, columns, template, model.tokenizer, asked.before)
-    ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    ids = list(encode(model.tokenizer, text, special)["input_ids"])
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
     if not ids:
