@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -15,6 +16,7 @@ from core.errors import BasiscopeError
 from core.model_folder import (
     ADAPTER,
     WEIGHTS,
+    Stored,
     adapter_base,
     cannot_load,
     check_finite,
@@ -102,7 +104,9 @@ def locate_model(name: str, revision: str | None = None, *, weights: bool = True
         found = _own_folder(base, of_base, weights)
     except BasiscopeError as error:
         raise BasiscopeError(
-            f"Model {name}: it is a PEFT adapter of {base}, which is not here. {error}"
+            f"Model {name}: it is a PEFT adapter of {base}, which is not here: write its place into "
+            f"base_model_name_or_path of {ADAPTER}, or merge the two where it is (PEFT's `merge_and_unload`, then "
+            f"`save_pretrained`). {error}"
         ) from error
     if is_adapter(found):
         raise BasiscopeError(
@@ -222,8 +226,11 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _merged_fingerprint(base: Path, adapter: Path) -> str:
-    both = f"{model_fingerprint(base)} {model_fingerprint(adapter)}"
+def _fingerprint(folder: Path, adapter: Path | None) -> str:
+    """Of a model, with the adapter that is merged into it."""
+    if adapter is None:
+        return model_fingerprint(folder)
+    both = f"{model_fingerprint(folder)} {model_fingerprint(adapter)}"
     return hashlib.sha256(both.encode()).hexdigest()
 
 
@@ -348,7 +355,6 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     own = _own_folder(name, revision, weights=True)
     adapter = own if is_adapter(own) else None
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -357,14 +363,50 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     spread = False
     config = load_config(folder, name)
     tokenizer = _tokenizer(own if _has_tokenizer(own) else folder, name)
+    stored = _checked_weights(folder, config, name)
+    if device == "cuda":
+        spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
+    with ThreadPoolExecutor(1) as beside:  # to read all files takes as long as to load them
+        fingerprint = beside.submit(_fingerprint, folder, adapter)
+        module = _loaded(folder, config, dtype, spread, stored, name)
+        if adapter:
+            with _loading(name):
+                module = merged(module, adapter, name)
+        module = module.eval().requires_grad_(False)
+        if not spread:
+            module = _moved(module, device, name)
+        check_finite(module, name, dtype)
+    commit = revision if is_folder(name) else own.name  # a hub snapshot's folder is named by its commit
+    notes = _notes(folder, adapter, name)
+    model = LanguageModel(name, commit, fingerprint.result(), module, tokenizer, find_blocks(module), notes)
+    with _loading(name, config.to_dict()):  # what is built may still not run
+        tokens = torch.zeros(1, FIRST_TOKENS, dtype=torch.long, device=model.device)
+        run_blocks(model, {"input_ids": tokens}, (0,), lambda _block, _hidden: None)
+    return model
+
+
+def _checked_weights(folder: Path, config: PreTrainedConfig, name: str) -> Stored:
+    """What the weight files hold, by their headers. Raises BasiscopeError where a model of this config, built
+    without weights, has other tensors or no list of blocks."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     stored = stored_tensors(folder, name)
     with _loading(name, config.to_dict()), no_larger_than(stored, folder, name), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     find_blocks(empty)
     with _loading(name):
         check_weights(empty, stored, name)
-    if device == "cuda":
-        spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
+    return stored
+
+
+def _loaded(
+    folder: Path, config: PreTrainedConfig, dtype: str, spread: bool, stored: Stored, name: str
+) -> PreTrainedModel:
+    """The model by its own weights, wherever an adapter lies beside them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with _loading(name), without_adapter(folder) as alone:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
@@ -378,20 +420,7 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
         )
         module, info = loaded
         check_loaded(config, info, name, stored)
-        if adapter:
-            module = merged(module, adapter, name)
-    module = module.eval().requires_grad_(False)
-    if not spread:
-        module = _moved(module, device, name)
-    check_finite(module, name, dtype)
-    commit = revision if is_folder(name) else own.name  # a hub snapshot's folder is named by its commit
-    fingerprint = _merged_fingerprint(folder, adapter) if adapter else model_fingerprint(folder)
-    notes = _notes(folder, adapter, name)
-    model = LanguageModel(name, commit, fingerprint, module, tokenizer, find_blocks(module), notes)
-    with _loading(name, config.to_dict()):  # what is built may still not run
-        tokens = torch.zeros(1, FIRST_TOKENS, dtype=torch.long, device=model.device)
-        run_blocks(model, {"input_ids": tokens}, (0,), lambda _block, _hidden: None)
-    return model
+        return module
 
 
 def _notes(folder: Path, adapter: Path | None, name: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line."""
-    said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
+    said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     speaks = type(error).__module__ != "builtins" or isinstance(error, OSError | ValueError | RuntimeError)
@@ -428,8 +428,11 @@ def merged(module: PreTrainedModel, adapter: Path, name: str) -> PreTrainedModel
     from peft import PeftConfig, PeftModel
 
     held = _header(adapter / ADAPTER_WEIGHTS, name)
-    config = PeftConfig.from_pretrained(str(adapter))
-    both = PeftModel(module, config)
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+        both = PeftModel(module, config)
+    except Exception as error:  # it is what its file says
+        raise cannot_load(name, f"{ADAPTER}: {reason(error)}") from error
     kind = getattr(config.peft_type, "value", config.peft_type)
     if not hasattr(both.base_model, "merge_and_unload"):
         raise BasiscopeError(
@@ -441,7 +444,10 @@ def merged(module: PreTrainedModel, adapter: Path, name: str) -> PreTrainedModel
             f"Model {name}: its adapter changes the embedding or the output layer, which are one in its model, so "
             "it cannot be merged; give a model that was merged by what trained it."
         )
-    result = both.load_adapter(str(adapter), "default")
+    try:
+        result = both.load_adapter(str(adapter), "default")
+    except RuntimeError as error:
+        raise cannot_load(name, f"{ADAPTER_WEIGHTS} does not fit {ADAPTER}: {reason(error)}") from error
     if lost := [*result.missing_keys, *result.unexpected_keys]:
         raise cannot_load(
             name, f"{ADAPTER_WEIGHTS} and {ADAPTER} differ in {len(lost)} tensors (first: {sorted(lost)[0]})"
