@@ -52,7 +52,8 @@ NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model with its tokenizer. `blocks` are the decoder layers in order; `fingerprint` names the
-    content of its files; `notes` say what of its folder a person may not expect."""
+    content of its files; `base` is the model that the PEFT adapter `name` was merged into, where it is one;
+    `notes` say what of the folder a person may not expect."""
 
     name: str
     revision: str | None
@@ -60,6 +61,7 @@ class LanguageModel:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     blocks: nn.ModuleList
+    base: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -377,8 +379,9 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
             module = _moved(module, device, name)
         check_finite(module, name, dtype)
     commit = revision if is_folder(name) else own.name  # a hub snapshot's folder is named by its commit
-    notes = _notes(folder, adapter, name)
-    model = LanguageModel(name, commit, fingerprint.result(), module, tokenizer, find_blocks(module), notes)
+    base = adapter_base(adapter, name)[0] if adapter else None
+    notes = _notes(folder, name, base)
+    model = LanguageModel(name, commit, fingerprint.result(), module, tokenizer, find_blocks(module), base, notes)
     with _loading(name, config.to_dict()):  # what is built may still not run
         tokens = torch.zeros(1, FIRST_TOKENS, dtype=torch.long, device=model.device)
         run_blocks(model, {"input_ids": tokens}, (0,), lambda _block, _hidden: None)
@@ -423,9 +426,8 @@ def _loaded(
         return module
 
 
-def _notes(folder: Path, adapter: Path | None, name: str) -> tuple[str, ...]:
-    if adapter:
-        base, _ = adapter_base(adapter, name)
+def _notes(folder: Path, name: str, base: str | None) -> tuple[str, ...]:
+    if base:
         return (f"the model is {base} with the PEFT adapter {name} merged into it",)
     if (folder / ADAPTER).is_file():
         return (f"the PEFT adapter beside the model's own weights ({ADAPTER}) is not applied",)

@@ -181,7 +181,8 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
     if template.is_file():
         try:
             _refuse_pointer(template, template.read_bytes(), name)
-            template.read_text(encoding="utf-8")
+            if not template.read_text(encoding="utf-8").strip():
+                raise cannot_load(name, f"{template.name} is empty")
         except UnicodeDecodeError as error:
             raise cannot_load(name, f"{template.name}: {error}") from error
 
