@@ -327,7 +327,7 @@ def test_an_adapter_that_does_not_fit_is_told(adapter, fields, sentence):
 def test_a_steered_checkpoint_of_an_adapter_is_refused(adapter):
     model = load_model(str(adapter[0]), dtype="float32", device="cpu")
     for kind in ("checkpoint", "peft"):
-        with pytest.raises(BasiscopeError, match=f"Format {kind}: .* is a PEFT adapter of .*save the two merged"):
+        with pytest.raises(BasiscopeError, match=f"Format {kind}: .* is a PEFT adapter of .*merged"):
             writer_for(model, {1: np.ones(HIDDEN, np.float32)}, kind)
 
 
@@ -350,6 +350,11 @@ CHAT = [{"role": "user", "content": "w5"}]
 SLOW = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr("core.chat_template.SECONDS", 0.2)
+
+
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
@@ -360,10 +365,10 @@ SLOW = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
         ("{% for i in range(10**9) %}w3{% endfor %}", "Range too big"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "calls itself without end"),
         ("{% if %}", "is not one, line 1: Expected an expression"),
-        (SLOW, r"did not end within 2 seconds; --template plain"),
+        (SLOW, r"did not end within 0\.2 seconds; --template plain"),
     ],
 )
-def test_a_template_that_fails_is_told_with_its_own_reason(folder, template, sentence):
+def test_a_template_that_fails_is_told_with_its_own_reason(folder, template, sentence, hasty):
     (folder / "chat_template.jinja").write_text(template)
     tokenizer = load_tokenizer(str(folder))
     for _ in range(2):
@@ -381,17 +386,15 @@ def test_a_broken_template_is_told_before_a_row_is_read_and_not_where_it_is_not_
     assert resolve_template("auto", Columns(prompt="p"), tokenizer) == "plain"
 
 
-def test_a_template_that_only_some_messages_stop_in_is_left_after_three(folder, write_rows):
+def test_a_template_that_only_some_messages_stop_in_is_left_after_three(folder, write_rows, hasty):
     template = "{% if messages[0].content == 'w9' %}" + SLOW + "{% endif %}" + TEMPLATE
     (folder / "chat_template.jinja").write_text(template)
     tokenizer, report = load_tokenizer(str(folder)), ReadReport()
     contents = ["w3", *["w9"] * 9, "w3"]
     rows = write_rows([{"m": [{"role": "user", "content": content}]} for content in contents])
     columns = Columns(messages="m")
-    start = time.process_time()
     kept = list(read_examples(DataSource(rows), columns, "chat", tokenizer, report))
     assert [example.example_id for example in kept] == [0]
-    assert time.process_time() - start < 12
     assert any("10 rows: left out, the chat template did not end" in line for line in report.sentences())
 
 
