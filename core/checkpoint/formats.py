@@ -93,7 +93,7 @@ def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: st
         return lambda folder: _write_gguf(folder, vectors, config.model_type)
     if model.base:
         raise BasiscopeError(
-            f"Format {kind}: {model.name} is a PEFT adapter of {model.base}; what is steered must be one model: save "
+            f"Format {kind}: {model.name} is a PEFT adapter of {model.base}; what is steered must be one: save "
             f"the two merged, and recover that. {_others(vectors)}"
         )
     try:
