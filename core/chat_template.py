@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from threading import Lock, Thread, get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         render(tokenizer, messages)
     except BrokenTemplateError as error:
-        raise BasiscopeError(f"Model {tokenizer.name_or_path}: {error}.") from error
+        file = Path(tokenizer.name_or_path) / "chat_template.jinja"
+        where = file.name if file.is_file() else "tokenizer_config.json"
+        raise BasiscopeError(f"Model {tokenizer.name_or_path}, {where}: {error}.") from error
     except BasiscopeError:
         return
 

@@ -326,6 +326,9 @@ def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        if not _has_tokenizer(folder):
+            why = FileNotFoundError(f"the folder has none of {', '.join(TOKENIZER_FILES)}")
+            raise damaged_tokenizer(folder, name, why) from error
         raise damaged_tokenizer(folder, name, error) from error
     files = tokenizer.vocab_files_names.values()
     if files and not any((folder / file).is_file() for file in files):
@@ -398,7 +401,7 @@ def _checked_weights(folder: Path, config: PreTrainedConfig, name: str) -> Store
     with _loading(name, config.to_dict()), no_larger_than(stored, folder, name), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     find_blocks(empty)
-    with _loading(name):
+    with _loading(name, config.to_dict()):
         check_weights(empty, stored, name)
     return stored
 
@@ -614,13 +617,17 @@ def find_local_models(folders: list[Path]) -> list[str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     candidates = [path for root in folders for path in (root, *_found(root, "*/"))]
-    local = [str(path) for path in candidates if is_seen_file(path / "config.json") and _found(path, WEIGHTS)]
+    local = [str(path) for path in candidates if _says_model(path) and _found(path, WEIGHTS)]
     cached = {
         snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
         for snapshot in _found(Path(HF_HUB_CACHE), "models--*/snapshots/*")
         if _found(snapshot, WEIGHTS)
     }
     return sorted(set(local)) + sorted(cached)
+
+
+def _says_model(folder: Path) -> bool:
+    return is_seen_file(folder / "config.json") or is_seen_file(folder / ADAPTER)
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:

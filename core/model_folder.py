@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -155,7 +155,7 @@ def check_objects(folder: Path, name: str) -> dict[str, Any]:
 def _check_tokens(file: str, found: Mapping[str, Any], name: str) -> None:
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = found.get(field)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
+        ids = value if isinstance(value, list) and field == "eos_token_id" else [value or 0]
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise cannot_load(name, f"{file}: {field} is {json.dumps(value)[:40]}, expected a token's number")
 
@@ -234,7 +234,7 @@ def weight_map(folder: Path, name: str) -> dict[str, str]:
     listed = read_object(folder / INDEX, name).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise cannot_load(name, f"{INDEX}: weight_map names no files")
-    if bad := [one for one in listed.values() if not isinstance(one, str) or PurePath(one).name != one]:
+    if bad := [one for one in listed.values() if not isinstance(one, str) or not one or PurePath(one).name != one]:
         raise cannot_load(
             name, f"{INDEX}: weight_map names {json.dumps(bad[0])[:80]}, which is no file in this folder"
         )
@@ -328,11 +328,13 @@ def check_loaded(
     foreign = sorted(key for key in info["unexpected_keys"] if _has_meaning(key, stored))
     if said := _more_blocks(config, foreign):
         raise cannot_load(name, said)
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
+    if missing := sorted(info["missing_keys"]):
+        depth, field = _depth(config)
+        is_deeper = max(_blocks(missing), default=-1) > max(_blocks(stored), default=-1)
+        why = f" by {field} {depth} in config.json" if is_deeper else ""
         raise BasiscopeError(
-            f"Model {name}: its files lack {len(info['missing_keys'])} of its weights (first: {first}), "
-            "which would be random. Fetch the whole model again."
+            f"Model {name}: its files lack {len(missing)} of its weights (first: {missing[0]}){why}, which would "
+            "be random. Fetch the whole model again."
         )
     if foreign and not getattr(config, "quantization_config", None):
         file = stored[foreign[0]].file if foreign[0] in stored else "its files"
@@ -349,16 +351,26 @@ def _has_meaning(key: str, stored: Stored) -> bool:
 
 
 def _more_blocks(config: PreTrainedConfig, foreign: list[str]) -> str | None:
-    text = config.get_text_config()
-    depth = getattr(text, "num_hidden_layers", None)
-    numbers = [int(found[1]) for key in foreign if (found := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", key))]
-    if not isinstance(depth, int) or max(numbers, default=-1) < depth:
+    depth, field = _depth(config)
+    held = max(_blocks(foreign), default=-1) + 1
+    if not isinstance(depth, int) or held <= depth:
         return None
-    field = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return (
-        f"config.json says {field} {depth}, the files have weights of {max(numbers) + 1} blocks: the last "
-        f"{max(numbers) + 1 - depth} would be dropped; mend {field}, or fetch the model again"
+        f"config.json says {field} {depth}, the files have weights of {held} blocks: the last {held - depth} would "
+        f"be dropped; mend {field}, or fetch the model again"
     )
+
+
+def _depth(config: PreTrainedConfig) -> tuple[Any, str]:
+    """The number of blocks, and its name in config.json."""
+    text = config.get_text_config()
+    field = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return getattr(text, "num_hidden_layers", None), field
+
+
+def _blocks(keys: Iterable[str]) -> list[int]:
+    """The numbers of the blocks whose tensors these are."""
+    return [int(found[1]) for key in keys if (found := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", key))]
 
 
 def _mismatch(

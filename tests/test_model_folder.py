@@ -99,7 +99,7 @@ def test_prompts_and_problems_with_such_a_token_are_named(larger):
     ("field", "value", "sentence"),
     [
         ("num_hidden_layers", 1, r"num_hidden_layers 1, the files have weights of 3 blocks: the last 2 would be"),
-        ("num_hidden_layers", 4, r"lack 9 of its weights \(first: model\.layers\.3"),
+        ("num_hidden_layers", 4, r"lack 9 of its weights \(first: model\.layers\.3.*\) by num_hidden_layers 4"),
         ("num_hidden_layers", 10**9, r"num_hidden_layers is 1,000,000,000; no model has so many"),
         ("num_hidden_layers", 0, "num_hidden_layers is 0, expected a positive number"),
         ("vocab_size", 90, r"is 96 x 32, by config\.json \(vocab_size 90\) it would be 90 x 32"),
@@ -381,7 +381,7 @@ def test_a_template_that_fails_is_told_with_its_own_reason(folder, template, sen
 def test_a_broken_template_is_told_before_a_row_is_read_and_not_where_it_is_not_used(folder):
     (folder / "chat_template.jinja").write_text("{% if %}")
     tokenizer = load_tokenizer(str(folder))
-    with pytest.raises(BasiscopeError, match=r"model: the chat template is not one, line 1"):
+    with pytest.raises(BasiscopeError, match=r"model, chat_template\.jinja: the chat template is not one, line 1"):
         resolve_template("auto", Columns(messages="m"), tokenizer)
     assert resolve_template("auto", Columns(prompt="p"), tokenizer) == "plain"
 
