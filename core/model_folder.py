@@ -356,8 +356,8 @@ def _more_blocks(config: PreTrainedConfig, foreign: list[str]) -> str | None:
     if not isinstance(depth, int) or held <= depth:
         return None
     return (
-        f"config.json says {field} {depth}, the files have weights of {held} blocks: the last {held - depth} would "
-        f"be dropped; mend {field}, or fetch the model again"
+        f"config.json says {field} {depth}, the files have weights of {held} blocks: the last {held - depth} "
+        f"would be dropped; mend {field}, or fetch the model again"
     )
 
 
