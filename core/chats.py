@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from core.chat_template import render_template
 from core.errors import BasiscopeError
 
 if TYPE_CHECKING:
@@ -461,27 +462,12 @@ def _chat(
     """The chat template over messages, with the tools and choices of their conversation."""
     if not messages:
         return ""
-    from jinja2 import TemplateError
-
     own = _own_roles(tokenizer, str(tokenizer.chat_template))
     known = inspect.signature(tokenizer.apply_chat_template).parameters if chat.choices else {}
     choices = {name: value for name, value in chat.choices.items() if name not in known}
     told = [m | {"role": own[m["role"]]} if m["role"] in own else m for m in messages]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                told,
-                tools=chat.tools or None,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **choices,
-            )
-        )
-    except (TemplateError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise BasiscopeError(
-            f"the chat template refuses messages with the roles {roles} ({error}); --template plain takes them"
-        ) from error
+    options = {"tools": chat.tools or None, "add_generation_prompt": generation_prompt, **choices}
+    return render_template(tokenizer, told, **options)
 
 
 @lru_cache(maxsize=4)

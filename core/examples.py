@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from core.chat_template import check_template
 from core.chats import (
     BESIDE,
     Conversation,
@@ -176,11 +177,14 @@ def resolve_template(
         raise BasiscopeError(f"Template {template!r} is not one of {', '.join(TEMPLATES)}.")
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "auto":
-        return "chat" if has_chat and (columns.messages or _asks_in_messages(source, columns)) else "plain"
+        asks = columns.messages or _asks_in_messages(source, columns)
+        template = "chat" if has_chat and asks else "plain"
     if template.startswith("chat") and not has_chat:
         raise BasiscopeError(
             f"Template {template!r}: this model's tokenizer has no chat template; use --template plain."
         )
+    if template != "plain":
+        check_template(tokenizer)
     return template
 
 
@@ -374,6 +378,21 @@ class TokenizedText:
     was_cut: bool
 
 
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str | list[str], special_tokens: bool, **options: Any
+) -> Mapping[str, Any]:
+    """What the tokenizer makes of one or several texts. Raises BasiscopeError where it cannot."""
+    try:
+        return tokenizer(
+            text, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False, **options
+        )
+    except Exception as error:  # it is what its files say
+        raise BasiscopeError(
+            f"Model {tokenizer.name_or_path}: its tokenizer fails ({type(error).__name__}: {error}); see its "
+            "tokenizer.json and tokenizer_config.json."
+        ) from error
+
+
 def tokenize(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int, spans: bool
 ) -> list[TokenizedText]:
@@ -383,13 +402,8 @@ def tokenize(
     """
     if spans and not tokenizer.is_fast:
         raise BasiscopeError("Pooling over the response needs a fast tokenizer; use --pooling mean.")
-    encoded = tokenizer(
-        [example.text for example in examples],
-        add_special_tokens=examples[0].special_tokens,
-        return_offsets_mapping=spans,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    texts = [example.text for example in examples]
+    encoded = encode(tokenizer, texts, examples[0].special_tokens, return_offsets_mapping=spans)
     result = []
     ends = _added_ends(tokenizer, examples[0].special_tokens)
     for i, example in enumerate(examples):
@@ -424,7 +438,7 @@ def _once(ids: list[int], bos: int | None, eos: int | None) -> slice:
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[int]:
     """The tokens of one text, as `tokenize` makes them."""
-    ids = list(tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"])
+    ids = list(encode(tokenizer, text, special_tokens)["input_ids"])
     return ids[_once(ids, *_added_ends(tokenizer, special_tokens))]
 
 

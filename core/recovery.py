@@ -43,7 +43,7 @@ from core.examples import (
     tokenize,
 )
 from core.jobs import JobReporter
-from core.model import LanguageModel, is_folder, load_model, resolve_blocks
+from core.model import LanguageModel, check_tokens, is_folder, load_model, resolve_blocks
 from core.reading import (
     LLM_EXAMPLES,
     Endpoint,
@@ -106,7 +106,7 @@ def recover(
     check_columns(request.source, request.columns)
     progress("model", 0, 1)
     model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
-    may_pad = pads_right(model)
+    pads_right(model)  # a model that looks ahead is refused before anything is read
     progress("model", 1, 1)
     template = resolve_template(request.recipe.template, request.columns, model.tokenizer, request.source)
     blocks = resolve_blocks(request.recipe.blocks, len(model.blocks))
@@ -155,7 +155,11 @@ def recover(
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
                 "steps": partial.steps(),
-                "warnings": facts["problems"] + _warnings(facts["problems"], request, recipe, results, may_pad),
+                "warnings": [
+                    *model.notes,
+                    *facts["problems"],
+                    *_warnings(facts, request, recipe, results, may_pad),
+                ],
                 "shared": shared,
                 "request": identity,
             }
@@ -233,6 +237,7 @@ def _read(
                     if first is None:
                         report.count(f"left out, no token to pool ({recipe.pooling})", example.example_id)
                         continue
+                    check_tokens(model, tokens.ids, f"Data {request.source.path}: row {example.example_id}")
                     usable.add(example, len(tokens.ids), report)
                     write_tokens(example.example_id, tokens.ids, first)
                     kept = kept_columns(example.columns)
@@ -564,12 +569,12 @@ def _versions() -> dict[str, str]:
 
 
 def _warnings(
-    problems: list[str], request: Request, recipe: Recipe, results: _Results, may_pad: bool
+    facts: dict[str, Any], request: Request, recipe: Recipe, results: _Results, model: LanguageModel
 ) -> list[str]:
     found = []
-    if not may_pad:
+    if not pads_right(model):
         found.append("padding changes what the model makes of a text, so only texts of one length share a batch")
-    if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in problems):
+    if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in facts["problems"]):
         found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
     if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:
         found.append(f"the basis did not converge: largest relative residual {worst:.1e}")

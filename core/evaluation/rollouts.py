@@ -13,7 +13,7 @@ from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation.problems import Problem, asked
 from core.evaluation.verifiers import Verify
-from core.model import LanguageModel
+from core.model import LanguageModel, check_tokens
 from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering
 
@@ -85,6 +85,8 @@ def encode_problems(
             encoded[problem.problem_id] = encode_prompt(model, text, columns, template, max_new_tokens)
         except BasiscopeError as error:
             refused = refused or BasiscopeError(f"Problem {problem.problem_id}: {error}")
+        else:
+            check_tokens(model, encoded[problem.problem_id], f"Problem {problem.problem_id}")
     if refused and not encoded:
         raise refused
     return encoded

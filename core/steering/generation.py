@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import BasiscopeError
 from core.examples import Turns, prompt_text, token_ids
-from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, named_arguments
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens, named_arguments
 from core.steering.check import abilities
 from core.steering.intervention import Columns, Directions, Steering, steered
 
@@ -105,6 +105,7 @@ def encode_prompts(
     for number, prompt in enumerate(prompts, 1):
         try:
             found.append(encode_prompt(model, prompt, columns, template, max_new_tokens))
+            check_tokens(model, found[-1], "The prompt")
         except BasiscopeError as error:
             row = Prompt.of(prompt).number
             name = f"Prompt {number}" if row is None else f"Prompt of row {row}"

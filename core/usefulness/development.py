@@ -15,7 +15,7 @@ from core.errors import BasiscopeError
 from core.evaluation.problems import Problem, asked
 from core.evaluation.rollouts import resolve_asking
 from core.examples import Example, TokenizedText, prompt_text, tokenize
-from core.model import LanguageModel, named_options
+from core.model import LanguageModel, check_tokens, named_options
 from core.usefulness.traces import Traces
 from core.workspace import Run
 
@@ -69,6 +69,7 @@ def written_solutions(
             text = prompt + solutions[problem.problem_id]
             example = Example(problem.problem_id, text, prompt, "", len(prompt), special, {})
             texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
+            check_tokens(model, texts[-1].ids, f"Problem {problem.problem_id} with its solution")
             codes.append(code)
     missing = {"the problem has no worked solution": len(problems) - len(codes)}
     return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool), missing)
