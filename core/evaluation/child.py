@@ -1,6 +1,7 @@
-"""A child process for questions that might never be answered: it is killed after a time limit and replaced.
+"""A child process for questions that might never be answered: it ends after a limit of processor time.
 
-math-verify's own limit is a signal, which works in the main thread only and not within one long multiplication.
+math-verify's own limit is a signal, which works in the main thread only and not within one long multiplication,
+and counts the time that passes: a machine busy with something else would decide what is right.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from core.errors import BasiscopeError
 
 SECONDS = 5.0
-START_SECONDS = 120.0
+"""Of processor time for one question."""
+WALL_SECONDS = 300.0
+"""For one that waits and uses none. As long as it may take to start."""
 PROGRAM = Path(__file__).with_name("equivalence.py")
 
 
@@ -32,8 +35,8 @@ class Child:
         """The answer of one of `equivalence.QUESTIONS`, None where it has none or takes longer than the limit."""
         with self._lock:
             process = self._process = self._process or self._start()
-            asked = json.dumps({"question": question, "arguments": arguments}) + "\n"
-            line = _line_within(process, self.seconds, asked)
+            asked = json.dumps({"question": question, "arguments": arguments, "seconds": self.seconds}) + "\n"
+            line = _line_within(process, WALL_SECONDS, asked)
             if not line:
                 self._end()
             return json.loads(line) if line else None
@@ -50,7 +53,7 @@ class Child:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
         )
-        if not _line_within(process, START_SECONDS):
+        if not _line_within(process, WALL_SECONDS):
             process.kill()
             raise BasiscopeError(
                 "The process that compares formulas did not start; install the packages again "
