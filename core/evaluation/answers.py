@@ -37,7 +37,7 @@ CONNECTED = (
     rf"(?:[\s$,;~]|\\[,;!()\[\]]|\\q?quad(?![a-z])|{TEXT}\s*\{{[\s,]*(?:and|or)\s*\}}|and|or|[a-zA-Z]\w?\s*=)*"
 )
 """What stands between boxes, or formulas, that are one answer together."""
-FORMULA = r"(?<![\\\w])(\$\$.+?\$\$|\$(?![\s$])(?:\\.|[^$\n\\])+?(?<!\s)\$(?![\d$])|\\\(.+?\\\)|\\\[.+?\\\])"
+FORMULA = r"(?<![\\\w])(\$\$.{1,1000}?\$\$|\$(?![\s$])(?:\\.|[^$\n\\]){1,500}?(?<!\s)\$(?![\d$])|\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\])"
 """A formula between dollar signs, which are not those of prices, or brackets with backslashes."""
 THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad)"
 OPENED = rf"(?i)[<\[◁]{THOUGHT}[>\]▷]|<\|channel\|>(?:analysis|commentary)"

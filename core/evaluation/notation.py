@@ -120,7 +120,7 @@ def _scaled(number: re.Match[str]) -> str:
 
 
 SCALED: Rule = (
-    rf"(\d[\d,]*(?:\.\d+)?)\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?i:({'|'.join(SCALES)}))s?\b(?:\s*\}})?",
+    rf"(?<![\d,.])(\d[\d,]{{0,40}}(?:\.\d{{1,40}})?)\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?i:({'|'.join(SCALES)}))s?\b(?:\s*\}})?",
     _scaled,
 )
 STYLE: tuple[Rule, ...] = (
@@ -138,7 +138,7 @@ STYLE: tuple[Rule, ...] = (
     (rf"{TEXT}\s{{0,3}}\{{([^{{}}a-zA-Z]*|[^{{}}]*\d[^{{}}]*)\}}", r" \1 "),
     (r"\\(?:mathbf|boldsymbol|bm)\s{0,3}\{([^{}]*)\}", r"\1"),
     (r"^\s*\{([^{}]*)\}\s*$", r"\1"),
-    (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s{0,3}\{?(\d+)\}?", _repeating),
+    (r"(?<!\d)(\d{0,40})\.(\d{0,40})\\(?:overline|bar|dot)\s{0,3}\{?(\d+)\}?", _repeating),
     (r"\\langle", "("),
     (r"\\rangle", ")"),
     (r"\\varnothing|\\oslash", r"\\emptyset"),

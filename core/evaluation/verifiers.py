@@ -51,6 +51,7 @@ CHOICE_LABEL = rf"^[\s$]*(?:{TEXT}\s*\{{\s*)?\(?[A-J]\)[.:]?\s*\}}?[\s~\\]*(?=\S
 BASE = r"^\w+_\{?(\w+)\}?$"
 NAME = r"\\?[a-zA-Z]+(?:\s[a-zA-Z]+)?(?:_\{?\w+\}?)?(?:\([^()=]*\))?'?"
 """What an equation is for where it says no more than its right side, as in `x = 5` or `f(2) = 5`."""
+NUMERAL = r"[-+]?[0-9]{1,300}(?:\.[0-9]{1,300})?"
 ANGLE = r"degree|radian|\brad\b|\bdeg\b"
 FORMULA_CHARACTERS = 1_000
 """A longer formula is not compared: parsing takes more than linear time."""
@@ -145,6 +146,8 @@ class Reading:
     @classmethod
     def of(cls, said: str, with_words: bool = False) -> Reading:
         """with_words: a number may stand among words."""
+        if re.fullmatch(NUMERAL, said := said.strip()):
+            return cls(said, "", "", Number(Fraction(said)))
         one = in_one_notation(said)
         formula, unit = split_unit(one)
         name, value = split_equation(formula)
