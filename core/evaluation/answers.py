@@ -12,7 +12,7 @@ TAIL = 100_000
 """An answer is looked for in so many characters at the end of a text."""
 LONGEST = 2_000
 """So many characters of what stands after a mark are looked at."""
-NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?(?:/\d+)?"
+NUMBER = r"(?:(?<![\w)])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?(?:/\d+)?"
 DIGITS = 1_000
 """A number of more characters is not read."""
 CURRENCY = r"[$€£¥₹₽₩₺₪฿₫₦]"
@@ -44,7 +44,7 @@ OPENED = rf"(?i)[<\[◁]{THOUGHT}[>\]▷]|<\|channel\|>(?:analysis|commentary)"
 CLOSED = rf"(?i)[<\[◁]/{THOUGHT}[>\]▷]|<\|channel\|>final<\|message\|>"
 QUALIFIED = rf"\s{{0,3}}(?!and|or){UNIT}{RAISED}(?:\s?[/·⋅*]\s?{UNIT}{RAISED}){{0,4}}"
 """The unit after a formula."""
-BOUND = r"(?i)(?:\bnot|\bat (?:least|most)|\b(?:more|less|fewer|greater) than|\bup to)\s*$"
+BOUND = r"(?i:\b(?:not|at (?:least|most)|(?:more|less|fewer|greater) than|up to))\s*"
 IN_TEXT = rf"{TEXT}\s*\{{[^{{}}]*[^\W\d_][^{{}}]*\}}{RAISED}"
 UNIT_IN_TEXT = rf"(.*[\w)}}\]!%])\s*((?:{IN_TEXT})(?:[\s/~]*(?:\\cdot)?\s*{IN_TEXT})*)[\s.]*"
 VALUE = r"(?:[^a-zA-Z]|\\(?:pi|frac|sqrt|cdot|times)(?![a-z]))*"
@@ -151,7 +151,7 @@ def _after_words(text: str) -> str | None:
         n = 1
         while n < len(formulas) and _is_list(rest[formulas[n - 1].end() : formulas[n].start()]):
             n += 1
-        bound = re.search(BOUND, rest[: formulas[0].start()])
+        bound = re.search(rf"{BOUND}$", rest[: formulas[0].start()])
         return (bound[0] if bound else "") + _said(rest, formulas[:n])
     return _trimmed(rest.split("\n", 1)[0])
 
@@ -185,7 +185,7 @@ def _trimmed(line: str) -> str:
 
 def _is_formula(line: str) -> bool:
     """Whether a line has no words."""
-    bare = re.sub(FUNCTIONS, "", without_latex(line))
+    bare = re.sub(rf"{FUNCTIONS}|{BOUND}(?=\d)", "", without_latex(line))
     return re.search(r"\w", line) is not None and re.search(WORD, bare) is None
 
 

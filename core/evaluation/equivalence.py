@@ -63,10 +63,19 @@ def _same(answer: str, found: str) -> bool:
     gold, other = _parsed(answer), _parsed(found)
     if not gold or not other:
         return False
+    gold, other = _as_tuple(gold, other), _as_tuple(other, gold)
     a, b = _sides(gold[0], other[0])
     if a is not None and b is not None:
         return _same_number(a, b, answer, found)
     return verify(gold, other, numeric_precision=SHARED_DIGITS, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _as_tuple(parsed: list[Any], other: list[Any]) -> list[Any]:
+    """A column as the point that it is where the other one is no matrix."""
+    from sympy import MatrixBase, Tuple
+
+    is_column = isinstance(parsed[0], MatrixBase) and 1 in parsed[0].shape
+    return [Tuple(*parsed[0])] if is_column and not isinstance(other[0], MatrixBase) else parsed
 
 
 def _sides(gold: Any, other: Any) -> tuple[Any, Any]:
@@ -92,7 +101,7 @@ def _parsed(formula: str) -> list[Any]:
 
     if re.search(RELATION, formula) and re.search(EITHER, formula):
         return _union(re.split(EITHER, formula))
-    exact = re.sub(DECIMAL, lambda one: rf"{{\frac{{{int(one[1] + one[2])}}}{{{10 ** len(one[2])}}}}}", formula)
+    exact = re.sub(DECIMAL, lambda one: rf"(\frac{{{int(one[1] + one[2])}}}{{{10 ** len(one[2])}}})", formula)
     only_boxes = LatexExtractionConfig(boxed_match_priority=0)
     return parse(rf"\boxed{{{exact}}}", extraction_config=[only_boxes], parsing_timeout=None)
 
@@ -222,7 +231,7 @@ def _named(name: str) -> Any:
         spelt = SPELT.get(spelt, spelt)
         if spelt in OWN:
             return Quantity(spelt)
-        if spelt in ("degree", "deg", "radian", "rad"):
+        if spelt.removesuffix("s") in ("degree", "deg", "radian", "rad"):
             return pi / 180 if spelt.startswith("deg") else Integer(1)
         if spelt in ("mph", "kph", "kmph"):
             return (units.mile if spelt == "mph" else units.km) / units.hour

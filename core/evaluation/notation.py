@@ -145,6 +145,7 @@ STYLE: tuple[Rule, ...] = (
 )
 """What is written in many ways in LaTeX, in one."""
 MEANING: tuple[Rule, ...] = (
+    (r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+)\s*\^\s*\{?\s*\\circ\s*\}?", r"\1{\\frac{\2\\pi}{180}}"),
     (rf"\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?:percent|per\scent|pct)\b(?:\s*\}})?", r"\\%"),
     (rf"(?:{TEXT}\{{\s*)?\b(?i:infinity)\b(?:\s*\}})?", r"\\infty"),
     (rf"\^\s*\{{?\s*\\circ\s*\}}?\s*(?:{TEXT}\{{\s*)?C\b\s*\}}?", r"\\text{ celsius}"),

@@ -125,6 +125,7 @@ def _is_words(expected: str) -> bool:
 
 def _same_words(expected: str, stated: str) -> bool:
     """Of what is stated, all or what goes before a comma or a reason, or what is bold in it."""
+    stated = without_latex(stated)
     said = [stated, re.split(r"[,;:.!]\s+(?!(?:and|or|but)\b)|\s+(?:because|since)\s", stated)[0]]
     said += re.findall(r"\*\*(.+?)\*\*", stated)[-1:]
     return plain(expected) in map(plain, said)
@@ -178,7 +179,9 @@ def _same_reading(expected: Reading, found: Reading, tolerance: float | None) ->
             return False
     if max(len(expected.formula), len(found.formula)) > FORMULA_CHARACTERS:
         return None if len(expected.formula) > FORMULA_CHARACTERS else False
-    if (expected.formula.startswith("\\{"), found.formula[:1]) in ((True, "("), (True, "[")):
+    if {"\\{", "("} == {
+        one.formula[: 1 + one.formula.startswith("\\{")].replace("[", "(") for one in (expected, found)
+    }:
         return False
     answered: bool | None = CHILD.ask(
         "same_formula", _formula(expected.formula), _formula(found.formula), expected.unit, found.unit
@@ -188,7 +191,7 @@ def _same_reading(expected: Reading, found: Reading, tolerance: float | None) ->
 
 def _is_rounded(a: str, b: str) -> bool:
     """Whether one of two numbers is a decimal of many digits and the other is none."""
-    return ("." in a) is not ("." in b) and len((a if "." in a else b).lstrip("-0.")) > 6
+    return ("." in a) is not ("." in b) and len((a if "." in a else b).lstrip("-0.")) >= 6
 
 
 def _values(expected: Reading, found: Reading) -> list[tuple[Fraction, Fraction]] | None:
