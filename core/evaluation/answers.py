@@ -37,7 +37,10 @@ CONNECTED = (
     rf"(?:[\s$,;~]|\\[,;!()\[\]]|\\q?quad(?![a-z])|{TEXT}\s*\{{[\s,]*(?:and|or)\s*\}}|and|or|[a-zA-Z]\w?\s*=)*"
 )
 """What stands between boxes, or formulas, that are one answer together."""
-FORMULA = r"(?<![\\\w])(\$\$.{1,1000}?\$\$|\$(?![\s$])(?:\\.|[^$\n\\]){1,500}?(?<!\s)\$(?![\d$])|\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\])"
+FORMULA = (
+    r"(?<![\\\w])(\$\$.{1,1000}?\$\$|\$(?![\s$])(?:\\.|[^$\n\\]){1,500}?(?<!\s)\$(?![\d$])"
+    r"|\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\])"
+)
 """A formula between dollar signs, which are not those of prices, or brackets with backslashes."""
 THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad)"
 OPENED = rf"(?i)[<\[◁]{THOUGHT}[>\]▷]|<\|channel\|>(?:analysis|commentary)"
@@ -92,6 +95,12 @@ def spoken(text: str) -> str:
     that end it. Nothing of a text that is cut within its thoughts."""
     text = re.split(CLOSED, text)[-1]
     return "" if re.search(OPENED, text) else re.sub(SPECIAL, "\n", text[-TAIL:])
+
+
+def opened_thought(prompt: str) -> str:
+    """The tag at the end of a prompt that opens a thought, which the text after it is a part of; else nothing."""
+    match = re.search(rf"(?:{OPENED})\s*\Z", prompt[-100:])
+    return match[0] if match else ""
 
 
 def _marked(text: str) -> str | None:

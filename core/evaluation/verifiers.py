@@ -32,6 +32,8 @@ from core.evaluation.notation import TEXT, in_ascii, in_digits, in_one_notation
 Verify = Callable[[str, str], bool | None]
 """Called as verify(answer, text): whether a generated text gives the answer; None where it cannot be said."""
 
+VERSION = 2
+"""Of what the verifiers say. An evaluation that was begun with another is not continued."""
 VERIFIERS = ("math", "numeric", "exact", "normalised", "choice", "regex", "world")
 TOLERANCE = 1e-6
 """Where none is given: for numbers that are not whole. Whole ones are met exactly."""
