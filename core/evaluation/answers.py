@@ -43,8 +43,8 @@ FORMULA = (
 )
 """A formula between dollar signs, which are not those of prices, or brackets with backslashes."""
 THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad)"
-OPENED = rf"(?i)[<\[◁]{THOUGHT}[>\]▷]|<\|channel\|>(?:analysis|commentary)"
-CLOSED = rf"(?i)[<\[◁]/{THOUGHT}[>\]▷]|<\|channel\|>final<\|message\|>"
+OPENED = rf"(?i:[<\[◁]{THOUGHT}[>\]▷])|<\|channel\|>(?:analysis|commentary)"
+CLOSED = rf"(?i:[<\[◁]/{THOUGHT}[>\]▷])|<\|channel\|>final<\|message\|>"
 QUALIFIED = rf"\s{{0,3}}(?!and|or){UNIT}{RAISED}(?:\s?[/·⋅*]\s?{UNIT}{RAISED}){{0,4}}"
 """The unit after a formula."""
 BOUND = r"(?i:\b(?:not|at (?:least|most)|(?:more|less|fewer|greater) than|up to))\s*"
@@ -173,7 +173,7 @@ def _last_formula(text: str) -> str | None:
         re.sub(QUALIFIED, " ", after, count=1) if formulas else after, ((rf"(?<=\d)(?:{UNITS})", " "),)
     )
     if numbers := re.findall(NUMBER, after):
-        return str(numbers[-1])
+        return str(numbers[-1])[:LONGEST]
     first = len(formulas) - 1
     while first > 0 and _is_list(text[formulas[first - 1].end() : formulas[first].start()]):
         first -= 1

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
@@ -52,9 +55,10 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
+            start_new_session=True,
         )
         if not _line_within(process, WALL_SECONDS):
-            process.kill()
+            _kill(process)
             raise BasiscopeError(
                 "The process that compares formulas did not start; install the packages again "
                 '(`pip install "math-verify[antlr4_13_2]"`).'
@@ -63,15 +67,24 @@ class Child:
 
     def _end(self) -> None:
         if self._process:
-            self._process.kill()
+            _kill(self._process)
             self._process.communicate()
             self._process = None
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With the fork of it that answers."""
+    if not hasattr(os, "killpg"):
+        process.kill()
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _line_within(process: subprocess.Popen[str], seconds: float, asked: str = "") -> str:
     """The process' next line; after so many seconds it is killed, and the line is empty."""
     assert process.stdin and process.stdout
-    timer = Timer(seconds, process.kill)
+    timer = Timer(seconds, _kill, [process])
     timer.start()
     try:
         process.stdin.write(asked)

@@ -153,7 +153,7 @@ MEANING: tuple[Rule, ...] = (
     (r"\^\s*\{?\s*\\circ\s*\}?", r"\\text{ degrees}"),
     SCALED,
     (r"(?<![\w/.^}])(\d+)\s+(\d+)/(\d+)(?![\w/.])", r"\1\\frac{\2}{\3}"),
-    (r"(\d+) and (?:a|one) half", r"\1\\frac{1}{2}"),
+    (r"(?<!\d)(\d+) and (?:a|one) half", r"\1\\frac{1}{2}"),
 )
 SOME = r"\s*(?:\}\s*)?(\S+?)(?:\s*\}|[\s~]+[^\W\d_]{2}.*)?\s*\.?"
 FEWER, MORE = r"(?:less|fewer|smaller)", r"(?:more|greater|larger)"

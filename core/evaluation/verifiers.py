@@ -111,11 +111,13 @@ def _same_value(answer: str, text: str) -> bool | None:
     expected, found = marked_answer(answer) or answer.strip(), final_answer(text)
     if not expected or found is None:
         return False
+    if len(expected) > LONGEST:
+        return None
     if re.fullmatch(LABEL, without_latex(expected).strip(" $")) and (letter := _label(found)):
         return letter == without_latex(expected).strip(" $().").upper()
     if _is_words(expected):
         return _same_words(expected, stated_answer(text) or "")
-    if _dense(expected) == _dense(found):
+    if _dense(expected) in (_dense(found), _dense(stated_answer(text) or "")):
         return True
     return _same(expected, found, tolerance=0)
 
@@ -134,7 +136,7 @@ def _same_words(expected: str, stated: str) -> bool:
 
 
 def _dense(formula: str) -> str:
-    return re.sub(r"[\s$]", "", without_latex(in_ascii(formula)))
+    return re.sub(r"[\s$]", "", without_latex(in_ascii(formula))).rstrip(".")
 
 
 @dataclass(frozen=True)
