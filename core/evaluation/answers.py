@@ -26,7 +26,7 @@ UNITS = (
 """What a number may be of: `m/s^2`, `/hour`. What is no usual symbol, such as x, is a variable, and so is any that
 is raised right after its number, as in `5s^2`."""
 ANSWER = r"(?i:answers?|final result|réponse|respuesta|resposta|risposta|antwort|ответ|答案|答え)"
-IS = r"\s*(?:\bis\b|\bare\b|\bes\b|\best\b|\bist\b|[:：=]|是|为|為|は)"
+IS = r"\s*(?:\bis(?:\b|(?=n['’]t))|\bare\b|\bes\b|\best\b|\bist\b|[:：=]|是|为|為|は)"
 MARK = rf"{ANSWER}(?:[\s*_]{{0,9}}{IS}|[^.:\n$]{{1,60}}?\s(?:is|be|equals)\b|\s*\*\*[ \t]*\n)[\s:：*_]*"
 HASHES = r"(?<!#)####(?!#)[ \t]*(.+)"
 TAG = r"<answer>(.*?)(?:</answer>|\Z)"
@@ -206,7 +206,8 @@ def _last_line(text: str) -> str | None:
 NO_NAME = r"[<>!,;]|\\(?:neq?|[lg]eq?|approx)(?![a-z])|\b(?:or|and)\b"
 """What makes an equation something else than one that names a number."""
 BESIDE = (
-    r"(?:or|and|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|squared|cubed|factorial)\b"
+    r"(?:at (?:least|most)|or|and|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
+    r"squared|cubed|factorial)\b"
 )
 
 

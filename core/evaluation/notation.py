@@ -133,7 +133,10 @@ STYLE: tuple[Rule, ...] = (
     (r"(\\frac\{[^{}]*\})\s{0,3}(\d)", r"\1{\2}"),
     (r"(?<=\d)(?:\{,\}|,\\!|\\[, ]|~)\s{0,9}(?=\d{3}(?!\d))", ","),
     (r"(?<=\d)\{,\}(?=\d)", "."),
-    (r"(?<![\w.,])\d{1,3}(?:(?: \d{3})+|(?:_\d{3})+|(?:'\d{3})+)(?!\w)", lambda one: re.sub(r"\D", "", one[0])),
+    (
+        r"(?<![\w.,])\d{1,3}(?:(?: \d{3})+|(?:\.\d{3}){2,}|(?:_\d{3})+|(?:'\d{3})+)(?!\w)",
+        lambda one: re.sub(r"\D", "", one[0]),
+    ),
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-z])", " "),
     (rf"{TEXT}\s{{0,3}}\{{([^{{}}a-zA-Z]*|[^{{}}]*\d[^{{}}]*)\}}", r" \1 "),
     (r"\\(?:mathbf|boldsymbol|bm)\s{0,3}\{([^{}]*)\}", r"\1"),
@@ -156,12 +159,13 @@ MEANING: tuple[Rule, ...] = (
     (r"(?<!\d)(\d+) and (?:a|one) half", r"\1\\frac{1}{2}"),
 )
 SOME = r"\s*(?:\}\s*)?(\S+?)(?:\s*\}|[\s~]+[^\W\d_]{2}.*)?\s*\.?"
+LE, GE, NE = r"\\le(?:q|qslant)?(?![a-z])|<=", r"\\ge(?:q|qslant)?(?![a-z])|>=", r"\\neq?(?![a-z])|!="
 FEWER, MORE = r"(?:less|fewer|smaller)", r"(?:more|greater|larger)"
-LEAST = rf"(?:at least|(?:no|not) {FEWER} than|a minimum of|\\ge(?:q|qslant)?(?![a-z])|>=){SOME}"
-MOST = rf"(?:at most|(?:no|not) {MORE} than|a maximum of|up to|\\le(?:q|qslant)?(?![a-z])|<=){SOME}"
-NOT = rf"(?:not(?: equal to)?|never|anything but|all (?:real numbers )?(?:but|except)|\\neq?(?![a-z])|!=){SOME}"
+LEAST = rf"(?:at least|{MORE} than or equal to|(?:no|not) {FEWER} than|a minimum of|{GE}){SOME}"
+MOST = rf"(?:at most|{FEWER} than or equal to|(?:no|not) {MORE} than|a maximum of|up to|{LE}){SOME}"
+NOT = rf"(?:not(?: equal to)?|n['’]t|never|anything but|all (?:real numbers )?(?:but|except)|{NE}){SOME}"
 BOUNDS: tuple[Rule, ...] = tuple(
-    (rf"(?is)\W*(?:{TEXT}\s*\{{\s*)?{words}", bound)
+    (rf"(?is)\W*(?:[a-z]\s*(?=\\text))?(?:{TEXT}\s*\{{\s*)?(?:is\s+)?{words}", bound)
     for words, bound in (
         (LEAST, r"[\1,\\infty)"),
         (MOST, r"(-\\infty,\1]"),
@@ -173,6 +177,11 @@ BOUNDS: tuple[Rule, ...] = tuple(
     )
 )
 """What only bounds a number, or denies it, as the set that it leaves."""
+LIMITED = (
+    r"(?i)(?:\b(?:not|cannot|never|neither|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|"
+    rf"up to|under|over|above|below|between|{FEWER} than|{MORE} than)\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d|\d\s+at (?:least|most)\b"
+)
+"""Words that bound or deny the number after them."""
 WHOLE: tuple[Rule, ...] = (
     *BOUNDS,
     (

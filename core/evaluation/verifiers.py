@@ -27,7 +27,7 @@ from core.evaluation.answers import (
     without_latex,
 )
 from core.evaluation.child import CHILD
-from core.evaluation.notation import TEXT, in_ascii, in_digits, in_one_notation
+from core.evaluation.notation import LIMITED, TEXT, in_ascii, in_digits, in_one_notation
 
 Verify = Callable[[str, str], bool | None]
 """Called as verify(answer, text): whether a generated text gives the answer; None where it cannot be said."""
@@ -54,6 +54,7 @@ BASE = r"^\w+_\{?(\w+)\}?$"
 NAME = r"\\?[a-zA-Z]+(?:\s[a-zA-Z]+)?(?:_\{?\w+\}?)?(?:\([^()=]*\))?'?"
 """What an equation is for where it says no more than its right side, as in `x = 5` or `f(2) = 5`."""
 NUMERAL = r"[-+]?[0-9]{1,300}(?:\.[0-9]{1,300})?"
+ARTICLE = r"^(?:the|an?) "
 ANGLE = r"degree|radian|\brad\b|\bdeg\b"
 FORMULA_CHARACTERS = 1_000
 """A longer formula is not compared: parsing takes more than linear time."""
@@ -132,7 +133,7 @@ def _same_words(expected: str, stated: str) -> bool:
     stated = without_latex(stated)
     said = [stated, re.split(r"[,;:.!]\s+(?!(?:and|or|but)\b)|\s+(?:because|since)\s", stated)[0]]
     said += re.findall(r"\*\*(.+?)\*\*", stated)[-1:]
-    return plain(expected) in map(plain, said)
+    return re.sub(ARTICLE, "", plain(expected)) in [re.sub(ARTICLE, "", plain(one)) for one in said]
 
 
 def _dense(formula: str) -> str:
@@ -165,6 +166,8 @@ class Reading:
 def _same(expected: str, said: str, tolerance: float | None) -> bool | None:
     """Whether a stated answer is the expected one, in any of the forms in which it is given (`a \\approx b`)."""
     asked = Reading.of(expected, with_words=tolerance != 0)
+    if asked.number is not None and re.search(LIMITED, in_digits(without_latex(said))):
+        return False
     forms = [one for one in re.split(r"\\approx|≈", re.sub(CHOICE_LABEL, "", said)) if one.strip()]
     verdicts = [_same_reading(asked, Reading.of(one, asked.number is not None), tolerance) for one in forms]
     return True if True in verdicts else None if None in verdicts else False
@@ -183,14 +186,17 @@ def _same_reading(expected: Reading, found: Reading, tolerance: float | None) ->
             return False
     if max(len(expected.formula), len(found.formula)) > FORMULA_CHARACTERS:
         return None if len(expected.formula) > FORMULA_CHARACTERS else False
-    if {"\\{", "("} == {
-        one.formula[: 1 + one.formula.startswith("\\{")].replace("[", "(") for one in (expected, found)
-    }:
+    if _is_other_bracket(expected.formula, found.formula) or _is_other_bracket(found.formula, expected.formula):
         return False
     answered: bool | None = CHILD.ask(
         "same_formula", _formula(expected.formula), _formula(found.formula), expected.unit, found.unit
     )
     return answered
+
+
+def _is_other_bracket(a: str, b: str) -> bool:
+    """Whether one is a set by its braces and the other a point or an interval."""
+    return a.startswith("\\{") and re.fullmatch(r"[(\[][^()\[\]]*[)\]]", b) is not None
 
 
 def _is_rounded(a: str, b: str) -> bool:
