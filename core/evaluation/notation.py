@@ -177,10 +177,11 @@ BOUNDS: tuple[Rule, ...] = tuple(
     )
 )
 """What only bounds a number, or denies it, as the set that it leaves."""
-LIMITED = (
-    r"(?i)(?:\b(?:not|cannot|never|neither|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|"
-    rf"up to|under|over|above|below|between|{FEWER} than|{MORE} than)\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d|\d\s+at (?:least|most)\b"
+LIMIT = (
+    r"not|cannot|never|neither|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|up to|under|"
+    rf"over|above|below|between|{FEWER} than|{MORE} than"
 )
+LIMITED = rf"(?i)(?:\b(?:{LIMIT})\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d|\d\s+at (?:least|most)\b"
 """Words that bound or deny the number after them."""
 WHOLE: tuple[Rule, ...] = (
     *BOUNDS,
