@@ -24,7 +24,8 @@ from typing import Any
 
 from core.errors import BasiscopeError
 from core.limits import Limits
-from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_json, write_json
+from core.store import UNREADABLE, read_json, read_object, remove_folder, write_json
+from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_job
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
@@ -68,7 +69,7 @@ class Job:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return read_json(self.folder / "job.json")
+        return read_job(self.folder)
 
     @property
     def command(self) -> str:
@@ -82,27 +83,35 @@ class Job:
     @property
     def state(self) -> str:
         """`running`, `done`, `failed`, `cancelled` or `killed`."""
-        result = self.folder / "result.json"
-        if result.exists():
-            return str(read_json(result)["state"])
+        if "state" in (ended := self._ended()):
+            return str(ended["state"])
         if _is_alive(self.facts["pid"], self.facts["pid_created"]):
             return "running"
-        if result.exists():  # written between the two looks
-            return str(read_json(result)["state"])
+        if "state" in (ended := self._ended()):  # written between the two looks
+            return str(ended["state"])
         return "cancelled" if (self.folder / "cancel.json").exists() else "killed"
 
     @property
     def result(self) -> dict[str, Any]:
         """What the command returned, or `{"message": ...}` with one sentence on why it did not; empty while
         it runs."""
-        path = self.folder / "result.json"
-        if path.exists():
-            return read_json(path)
+        if ended := self._ended():
+            return ended
         messages = {
             "cancelled": STOPPED,
             "killed": "The process was ended from outside. Start it again: it continues where it was.",
         }
         return {"message": messages[self.state]} if self.state in messages else {}
+
+    def _ended(self) -> dict[str, Any]:
+        """What the command has written at its end; empty before it."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return {}
+        try:
+            return read_object(path)
+        except BasiscopeError as error:
+            return {"state": "failed", "message": str(error)}
 
     @property
     def progress(self) -> JobProgress:
@@ -179,8 +188,12 @@ def _start(workspace: Workspace, arguments: list[str]) -> Job:
 
 
 def list_jobs(workspace: Workspace) -> list[Job]:
-    """All jobs, newest first."""
-    return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
+    """All jobs, newest first, without those that are damaged: `Workspace.damaged` names them."""
+    jobs = []
+    for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True):
+        with suppress(BasiscopeError):
+            jobs += [job] if (job := Job(path.parent)).facts else []
+    return jobs
 
 
 def last_tries(workspace: Workspace) -> list[Job]:
@@ -214,13 +227,20 @@ def recoveries_elsewhere(workspace: Workspace) -> list[Recovery]:
     return found
 
 
+def delete_job(job: Job) -> None:
+    """Raises BasiscopeError while it runs."""
+    if job.state == "running":
+        raise BasiscopeError(f"Job {job.id} is running; stop it first.")
+    remove_folder(job.folder)
+
+
 def cancel_command(workspace: Workspace, job: Job) -> str:
     """The command that stops a job."""
     return command_line(["jobs", "--cancel", job.id, *_workspace_option(workspace.root)])
 
 
 def _progress(folder: Path) -> JobProgress:
-    with suppress(BasiscopeError):  # none yet, or finished meanwhile
+    with suppress(BasiscopeError, *UNREADABLE):  # none yet, or finished meanwhile
         return JobProgress(**read_json(folder / PROGRESS))
     return JobProgress()
 
@@ -254,7 +274,7 @@ class JobReporter:
     def progress(self, step: str, done: int, total: int) -> None:
         progress = self._meter.update(step, done, total)
         if time.monotonic() - self._written >= WRITE_SECONDS or done == 0:
-            write_json(self.folder / PROGRESS, vars(progress))
+            write_json(self.folder / PROGRESS, vars(progress), sync=False)
             self._written = time.monotonic()
 
     def finish(self, state: str, result: dict[str, Any]) -> None:

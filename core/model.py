@@ -5,13 +5,36 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from core.errors import BasiscopeError
+from core.model_folder import (
+    ADAPTER,
+    WEIGHTS,
+    Stored,
+    adapter_base,
+    cannot_load,
+    check_finite,
+    check_loaded,
+    check_objects,
+    check_tokenizer_files,
+    check_weights,
+    damaged_tokenizer,
+    has_weights,
+    is_adapter,
+    merged,
+    no_larger_than,
+    reason,
+    stored_tensors,
+    weight_map,
+    with_fields,
+    without_adapter,
+)
 from core.paths import is_open_folder, is_seen_file, is_there, typed_path
 
 if TYPE_CHECKING:
@@ -20,16 +43,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-WEIGHTS = "*.safetensors"
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
+FIRST_TOKENS = 4
 NOT_MODEL_FILES = ("consolidated*", "original/*", "*/*")
 
 
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model with its tokenizer. `blocks` are the decoder layers in order; `fingerprint` names the
-    content of its files."""
+    content of its files; `base` is the model that the PEFT adapter `name` was merged into, where it is one;
+    `notes` say what of the folder a person may not expect."""
 
     name: str
     revision: str | None
@@ -37,6 +61,8 @@ class LanguageModel:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     blocks: nn.ModuleList
+    base: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -46,6 +72,11 @@ class LanguageModel:
     def context(self) -> int | None:
         """The number of positions the model was made for, or None where it has no such limit."""
         return getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of the embedding: the tokens that the model knows are below it."""
+        return len(self.module.get_input_embeddings().weight)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -62,20 +93,43 @@ def is_folder(name: str) -> bool:
 
 
 def locate_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder with the model's files, of a hub model without its `weights` only the small ones. What the local
-    cache has is not downloaded again.
+    """The folder with the model's files, of a hub model without its `weights` only the small ones, of a PEFT
+    adapter the folder of the model that it was made for. What the local cache has is not downloaded again.
 
     Raises BasiscopeError where there is no such folder or hub model, or it holds no safetensors weights.
     """
+    folder = _own_folder(name, revision, weights)
+    if not is_adapter(folder):
+        return folder
+    base, of_base = adapter_base(folder, name)
+    try:
+        found = _own_folder(base, of_base, weights)
+    except BasiscopeError as error:
+        raise BasiscopeError(
+            f"Model {name}: it is a PEFT adapter of {base}, which is not here: write its place into "
+            f"base_model_name_or_path of {ADAPTER}, or merge the two where it is (PEFT's `merge_and_unload`, then "
+            f"`save_pretrained`). {error}"
+        ) from error
+    if is_adapter(found):
+        raise BasiscopeError(
+            f"Model {name}: it is a PEFT adapter of {base}, an adapter itself; merge that one first."
+        )
+    return found
+
+
+def _own_folder(name: str, revision: str | None, weights: bool) -> Path:
+    """The folder of a model, or of an adapter itself."""
     if is_folder(name):
         folder = typed_path(name)
         if not is_open_folder(folder):
             raise BasiscopeError(f"Model: there is no folder {folder} that can be read.")
     else:
         folder = _snapshot(name, revision, weights)
+    if is_adapter(folder):
+        return folder
     if not (folder / "config.json").is_file():
         raise BasiscopeError(f"Model {name}: {folder} has no config.json, so it is not a transformers model.")
-    if not _has_weights(folder) and (weights or is_folder(name)):
+    if not has_weights(folder) and (weights or is_folder(name)):
         raise _no_weights(name, str(folder))
     return folder
 
@@ -100,7 +154,7 @@ def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
     cached: Path | None = None
     try:
         cached = Path(snapshot_download(name, local_files_only=True, **options))
-        if _is_whole(cached, weights) and _has_tokenizer(cached):
+        if _is_whole(cached, weights) and (_has_tokenizer(cached) or is_adapter(cached)):
             return cached
     except HFValidationError as error:
         raise BasiscopeError(
@@ -123,8 +177,10 @@ def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
 
 
 def _is_whole(folder: Path, weights: bool) -> bool:
-    has_weights = not weights or (_has_weights(folder) and _has_all_shards(folder))
-    return has_weights and (folder / "config.json").is_file()
+    if is_adapter(folder):
+        return not weights or next(folder.glob(WEIGHTS), None) is not None
+    is_there = not weights or (has_weights(folder) and _has_all_shards(folder))
+    return is_there and (folder / "config.json").is_file()
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -134,8 +190,10 @@ def _has_tokenizer(folder: Path) -> bool:
 def stored_bytes(name: str, revision: str | None = None) -> int:
     """The size of the model's weight files; the hub is asked where they are not here. Raises as `locate_model`."""
     folder = locate_model(name, revision, weights=False)
-    if is_folder(name) or (_has_weights(folder) and _has_all_shards(folder)):
-        return sum(path.stat().st_size for path in folder.glob(WEIGHTS))
+    if is_adapter(own := _own_folder(name, revision, weights=False)):
+        name, revision = adapter_base(own, name)
+    if is_folder(name) or (has_weights(folder) and _has_all_shards(folder)):
+        return sum(path.stat().st_size for path in folder.glob(WEIGHTS) if not path.match("adapter_*"))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -157,22 +215,25 @@ def stored_bytes(name: str, revision: str | None = None) -> int:
 
 
 def _has_all_shards(folder: Path) -> bool:
-    import json
-
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return True
-    shards = set(json.loads(index.read_text())["weight_map"].values())
-    return all((folder / shard).exists() for shard in shards)
+    return all((folder / shard).exists() for shard in weight_map(folder, str(folder)).values())
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of the model's files, so that two copies of one model agree."""
-    digest = hashlib.sha256()
+    """SHA-256 over the names and contents of the model's files, so that two copies of one model agree. An adapter
+    beside a model is not part of it."""
+    digest, ignored = hashlib.sha256(), ["consolidated*"] + ["adapter_*"] * has_weights(folder)
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        if not path.match("consolidated*") and path.is_file():
+        if not any(path.match(pattern) for pattern in ignored) and path.is_file():
             digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _fingerprint(folder: Path, adapter: Path | None) -> str:
+    """Of a model, with the adapter that is merged into it."""
+    if adapter is None:
+        return model_fingerprint(folder)
+    both = f"{model_fingerprint(folder)} {model_fingerprint(adapter)}"
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def _file_sha256(path: Path) -> str:
@@ -221,57 +282,83 @@ def _cpu_bf16() -> bool:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turns what transformers raises on files that it cannot load into a BasiscopeError."""
-    from safetensors import SafetensorError
-
+def _loading(name: str, config: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turns whatever transformers raises on files that it cannot load into a BasiscopeError, but for a lack of
+    memory, of which the command tells; where only the `config` was read, its fields are named."""
     try:
         yield
     except BasiscopeError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BasiscopeError(f"Model {name}: it cannot be loaded ({reason}).") from error
     except ImportError as error:  # of a quantised model
-        reason = " ".join(str(error).split())
-        raise BasiscopeError(f"Model {name}: it needs a package that is not here. {reason}") from error
+        said = " ".join(str(error).split())
+        raise BasiscopeError(f"Model {name}: it needs a package that is not here. {said}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = reason(error) if config is None else f"config.json: {with_fields(config, reason(error))}"
+        raise cannot_load(name, said) from error
 
 
 def load_config(folder: Path, name: str) -> PreTrainedConfig:
-    """The configuration of a decoder-only model. Raises BasiscopeError where it cannot be read or is of another
-    kind."""
+    """The configuration of a decoder-only model. Raises BasiscopeError where it cannot be read, holds what cannot
+    be meant or is of another kind."""
+    written = check_objects(folder, name)
     from transformers import AutoConfig
 
-    with _loading(name):
+    with _loading(name, written):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
-        return config
+    if getattr(config, "is_encoder_decoder", False):
+        raise cannot_load(name, f"{config.model_type} is an encoder-decoder, Basiscope needs a decoder-only model")
+    return config
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, without the weights. Raises as `locate_model` does."""
-    return _tokenizer(locate_model(name, revision, weights=False), name)
+    """The tokenizer alone, without the weights, of an adapter its own where it has one. Raises as `locate_model`
+    does."""
+    folder, own = locate_model(name, revision, weights=False), _own_folder(name, revision, weights=False)
+    return _tokenizer(own if _has_tokenizer(own) else folder, name)
 
 
 def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    check_tokenizer_files(folder, name)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise BasiscopeError(f"Model {name}: its tokenizer cannot be loaded ({reason}).") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        if not _has_tokenizer(folder):
+            why = FileNotFoundError(f"the folder has none of {', '.join(TOKENIZER_FILES)}")
+            raise damaged_tokenizer(folder, name, why) from error
+        raise damaged_tokenizer(folder, name, error) from error
+    files = tokenizer.vocab_files_names.values()
+    if files and not any((folder / file).is_file() for file in files):
+        wanted = FileNotFoundError(f"{folder} has none of its files {', '.join(files)}")
+        raise damaged_tokenizer(folder, name, wanted)
+    return tokenizer
+
+
+def check_tokens(model: LanguageModel, ids: Sequence[int], where: str) -> None:
+    """Raises BasiscopeError where a token of the text `where` is beyond the model's embedding."""
+    if (largest := max(ids, default=0)) >= model.vocabulary:
+        tokenizer: Any = model.tokenizer
+        raise BasiscopeError(
+            f"{where} has the token {tokenizer.convert_ids_to_tokens(int(largest))!r}, number {largest}, but the "
+            f"embedding of model {model.name} has {model.vocabulary:,} rows. Its tokenizer, of {len(tokenizer):,} "
+            "tokens, is of another model, or the embedding was not resized to it."
+        )
 
 
 def load_model(name: str, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> LanguageModel:
-    """Load from a local folder, the local cache or the hub, in that order, ready for inference.
+    """Load from a local folder, the local cache or the hub, in that order, ready for inference. A PEFT adapter is
+    merged into the model that it was made for.
 
     A model larger than the first GPU's free memory is spread over all devices (`device_map="auto"`).
-    Raises BasiscopeError where files are missing or broken, weights are incomplete, or the architecture
-    needs code from the hub.
+    Raises BasiscopeError where files are missing or broken, weights are incomplete, do not fit the config or are
+    not finite, or the architecture needs code from the hub.
     """
     folder = locate_model(name, revision)  # before the imports, which take seconds
+    own = _own_folder(name, revision, weights=True)
+    adapter = own if is_adapter(own) else None
     import torch
     from transformers.utils import logging
 
@@ -280,11 +367,53 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
     dtype = choose_dtype(dtype, device)
     spread = False
     config = load_config(folder, name)
+    tokenizer = _tokenizer(own if _has_tokenizer(own) else folder, name)
+    stored = _checked_weights(folder, config, name)
     if device == "cuda":
         spread = weight_bytes(stored_bytes(name, revision), config, dtype) > 0.9 * torch.cuda.mem_get_info()[0]
-    with _loading(name):
+    with ThreadPoolExecutor(1) as beside:  # to read all files takes as long as to load them
+        fingerprint = beside.submit(_fingerprint, folder, adapter)
+        module = _loaded(folder, config, dtype, spread, stored, name)
+        if adapter:
+            with _loading(name):
+                module = merged(module, adapter, name)
+        module = module.eval().requires_grad_(False)
+        if not spread:
+            module = _moved(module, device, name)
+        check_finite(module, name, dtype)
+    commit = revision if is_folder(name) else own.name  # a hub snapshot's folder is named by its commit
+    base = adapter_base(adapter, name)[0] if adapter else None
+    notes = _notes(folder, name, base)
+    model = LanguageModel(name, commit, fingerprint.result(), module, tokenizer, find_blocks(module), base, notes)
+    with _loading(name, config.to_dict()):  # what is built may still not run
+        tokens = torch.zeros(1, FIRST_TOKENS, dtype=torch.long, device=model.device)
+        run_blocks(model, {"input_ids": tokens}, (0,), lambda _block, _hidden: None)
+    return model
+
+
+def _checked_weights(folder: Path, config: PreTrainedConfig, name: str) -> Stored:
+    """What the weight files hold, by their headers. Raises BasiscopeError where a model of this config, built
+    without weights, has other tensors or no list of blocks."""
+    import torch
+
+    stored = stored_tensors(folder, name)
+    with _loading(name, config.to_dict()), no_larger_than(stored, folder, name), torch.device("meta"):
+        empty = _auto_class(config).from_config(config)
+    find_blocks(empty)
+    with _loading(name, config.to_dict()):
+        check_weights(empty, stored, name)
+    return stored
+
+
+def _loaded(
+    folder: Path, config: PreTrainedConfig, dtype: str, spread: bool, stored: Stored, name: str
+) -> PreTrainedModel:
+    """The model by its own weights, wherever an adapter lies beside them."""
+    import torch
+
+    with _loading(name), without_adapter(folder) as alone:
         loaded: Any = _auto_class(config).from_pretrained(
-            folder,
+            alone,
             config=config,
             dtype=getattr(torch, dtype),
             device_map="auto" if spread else None,
@@ -293,20 +422,17 @@ def load_model(name: str, revision: str | None = None, dtype: str = "auto", devi
             trust_remote_code=False,
             output_loading_info=True,
         )
-    module, info = loaded
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise BasiscopeError(
-            f"Model {name}: its files lack {len(info['missing_keys'])} of its weights (first: {first}), "
-            "which would be random. Fetch the whole model again."
-        )
-    module = module.eval().requires_grad_(False)
-    if not spread:
-        module = _moved(module, device, name)
-    commit = revision if is_folder(name) else folder.name  # a hub snapshot's folder is named by its commit
-    return LanguageModel(
-        name, commit, model_fingerprint(folder), module, _tokenizer(folder, name), find_blocks(module)
-    )
+        module, info = loaded
+        check_loaded(config, info, name, stored)
+        return module
+
+
+def _notes(folder: Path, name: str, base: str | None) -> tuple[str, ...]:
+    if base:
+        return (f"the model is {base} with the PEFT adapter {name} merged into it",)
+    if (folder / ADAPTER).is_file():
+        return (f"the PEFT adapter beside the model's own weights ({ADAPTER}) is not applied",)
+    return ()
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
@@ -522,7 +648,7 @@ def find_local_models(folders: list[Path]) -> list[str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     candidates = [path for root in folders for path in (root, *_found(root, "*/"))]
-    local = [str(path) for path in candidates if is_seen_file(path / "config.json") and _found(path, WEIGHTS)]
+    local = [str(path) for path in candidates if _says_model(path) and _found(path, WEIGHTS)]
     cached = {
         snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
         for snapshot in _found(Path(HF_HUB_CACHE), "models--*/snapshots/*")
@@ -531,12 +657,12 @@ def find_local_models(folders: list[Path]) -> list[str]:
     return sorted(set(local)) + sorted(cached)
 
 
+def _says_model(folder: Path) -> bool:
+    return is_seen_file(folder / "config.json") or is_seen_file(folder / ADAPTER)
+
+
 def _found(folder: Path, pattern: str) -> list[Path]:
     """What the pattern finds in a folder: nothing in one that may not be looked at."""
     with suppress(OSError):
         return list(folder.glob(pattern))
     return []
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob(WEIGHTS))

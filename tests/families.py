@@ -65,7 +65,10 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3-moe": ("Qwen3MoeConfig", SHAPE | EXPERTS),
-    "qwen3-next": ("Qwen3NextConfig", SHAPE | EXPERTS | DELTA | {"shared_expert_intermediate_size": 16}),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        SHAPE | EXPERTS | DELTA | {"num_hidden_layers": 4, "shared_expert_intermediate_size": 16},
+    ),
     "olmoe": ("OlmoeConfig", NO_HEAD | {"num_experts": 4, "num_experts_per_tok": 2}),
     "gpt-oss": (
         "GptOssConfig",
@@ -187,7 +190,10 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3.5": (
         "Qwen3_5Config",
-        {"text_config": SHAPE | DELTA, "vision_config": QWEN_SIGHT | {"num_position_embeddings": 16}},
+        {
+            "text_config": SHAPE | DELTA | {"num_hidden_layers": 4},
+            "vision_config": QWEN_SIGHT | {"num_position_embeddings": 16},
+        },
     ),
     "llava": (
         "LlavaConfig",

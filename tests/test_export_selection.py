@@ -120,7 +120,7 @@ def as_llama_factory_reads(factory, folder):
     config = yaml.safe_load((folder / "llamafactory.yaml").read_text())
     (attributes,) = parser.get_dataset_list([config["dataset"]], str(folder))
     read = converter.get_dataset_converter(attributes.formatting, attributes, None)
-    rows = [json.loads(line) for line in (folder / attributes.dataset_name).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / attributes.dataset_name).open(encoding="utf-8")]
     told = [read(row) for row in rows]
     return [
         ([m["content"] for m in one["_prompt"]], [m["content"] for m in one["_response"]], one["_system"])

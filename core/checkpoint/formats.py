@@ -134,6 +134,11 @@ def writer_for(model: LanguageModel, vectors: Mapping[int, np.ndarray], kind: st
                 "recover with --blocks 1:-1, or use --format vector."
             )
         return lambda folder: _write_gguf(folder, vectors, config.model_type)
+    if model.base:
+        raise BasiscopeError(
+            f"Format {kind}: {model.name} is a PEFT adapter of {model.base}; what is steered must be one: save "
+            f"the two merged, and recover that. {_others(vectors)}"
+        )
     try:
         layer = steerable_layer(config)
     except BasiscopeError as error:

@@ -278,6 +278,10 @@ def jobs(ids: tuple[str, ...], workspace: Path, as_json: bool) -> dict[str, Any]
         | ({"progress": progress_sentence(job.progress)} if job.state == "running" else {})
         for job in known
     ]
+    rows += [
+        {"job": one.name, "state": "damaged", "command": f"{one.reason} `basiscope delete {one.name}` removes it."}
+        for one in space.damaged("job")
+    ]
     keys = ("job", "state", "progress", "command")
     return {"jobs": rows, "lines": table(rows, keys) if rows else [f"No jobs in {workspace} yet."]}
 

@@ -145,9 +145,9 @@ def select(
         if form:
             check_export(space.run(request.run), form, tuning, out, replace_old)
         if isinstance(manifest, dict):
-            kept = reproduce(manifest, space, called, replace_old, progress)
+            kept = reproduce(manifest, space, called, replace_old, progress, again=bool(form))
         else:
-            kept = select_examples(request, space, called, replace_old, progress)
+            kept = select_examples(request, space, called, replace_old, progress, again=bool(form))
         files: list[str] = []
         if form:
             out = out or kept.folder / "export" / form
@@ -371,7 +371,13 @@ def vectors(run: str, text_model: str | None, workspace: Path, as_json: bool) ->
 @json_option
 def selections(workspace: Path, as_json: bool) -> dict[str, Any]:
     """List the selections kept in the workspace."""
-    rows = [{"name": kept.name, **_facts(kept)} for kept in Workspace(workspace).selections()]
+    space, rows = Workspace(workspace), list[dict[str, Any]]()
+    for kept in space.selections():
+        try:
+            rows.append({"name": kept.name, **_facts(kept)})
+        except (BasiscopeError, KeyError, TypeError) as error:
+            rows.append({"name": kept.name, "run": "damaged", "title": f"{kept.folder}: its manifest ({error})"})
+    rows += [{"name": one.name, "run": "damaged", "title": one.reason} for one in space.damaged("selection")]
     keys = ("name", "run", "title", "budget", "tokens", "pool")
     return {"selections": rows, "lines": table(rows, keys) if rows else [f"No selections in {workspace} yet."]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,16 +17,18 @@ from core.evaluation.overlap import overlap_notes
 from core.evaluation.passk import Result
 from core.evaluation.problems import Problem, ProblemSet, asked
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, resolve_asking, roll_out
-from core.evaluation.verifiers import Verify, can_verify, verifier
+from core.evaluation.verifiers import VERSION, Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.check import abilities
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
-from core.workspace import KeptEvaluation, Run, Workspace, now
+from core.workspace import KeptEvaluation, Run, Workspace, content_hash, now
 
 FORMAT_VERSION = 1
+ENDED = ("finished", "result", "unread", "unread_reasons")
+"""What a manifest says of an evaluation that has come to its end."""
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "latex2sympy2_extended", "openai")
 
 
@@ -56,7 +59,8 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the rollouts but for the model."""
-        chosen = {"verifier": self.verifier, "r": self.r, "wording": self.wording, "template": self.template}
+        chosen = {"verifier": self.verifier, "verifier_version": VERSION, "r": self.r}
+        chosen |= {"wording": self.wording, "template": self.template}
         steerings = {name: asdict(steering) for name, steering in self.steerings.items()}
         facts = self.problems.facts()
         named = {name: facts[name] for name in ("fingerprint", "problem", "answer", "limit", "config", "split")}
@@ -178,10 +182,13 @@ def _kept(
     """refused: problem id -> why, filled while the texts come; these problems are left out. unread: key
     of a text that could not be read -> why, filled likewise; it stays undone, and with it the evaluation."""
     with workspace.start_evaluation(stored) as kept:
+        was_damaged = kept.mend()
         manifest = _manifest(kept, request, stored, left_out, run, notes)
-        if manifest["status"] == "complete":
+        if manifest["status"] == "complete" and not was_damaged:
             return kept
+        manifest = {name: value for name, value in manifest.items() if name not in ENDED} | {"status": "under way"}
         begun = kept.rollouts()
+        manifest["notes"] = list(dict.fromkeys([*manifest["notes"], *_earlier(workspace, stored)]))
         kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
         start = time.monotonic()
@@ -210,6 +217,14 @@ def _kept(
     return kept
 
 
+def _earlier(workspace: Workspace, stored: Mapping[str, Any]) -> list[str]:
+    """A note on an evaluation of the same request whose texts were verified before verifiers had versions."""
+    earlier = content_hash({name: value for name, value in stored.items() if name != "verifier_version"})
+    if not (workspace.root / "evaluations" / earlier / "manifest.json").exists():
+        return []
+    return [f"evaluation {earlier} asked the same of an earlier verifier, whose verdicts can differ"]
+
+
 def _manifest(
     kept: KeptEvaluation,
     request: Request,
@@ -218,14 +233,8 @@ def _manifest(
     run: Run | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    if (kept.folder / "manifest.json").exists():
-        if kept.is_complete:
-            return kept.manifest
-        return {
-            name: value
-            for name, value in kept.manifest.items()
-            if name not in ("finished", "result", "unread", "unread_reasons")
-        }
+    with suppress(BasiscopeError):  # there is none yet, or a damaged one: all of it can be said again
+        return kept.manifest
     prompts = [problem.prompt for problem in request.problems.problems]
     return {
         "format_version": FORMAT_VERSION,

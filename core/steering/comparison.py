@@ -121,7 +121,7 @@ class Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
             deviations = tuple((int(j), float(one)) for j, one in stored.get("deviations", ()))
-            before = tuple((str(role), str(content)) for role, content in stored.get("before", ()))
+            before = tuple(tuple(map(str, turn)) for turn in stored.get("before", ()))
             made: dict[str, Any] = {"responses": responses, "deviations": deviations, "before": before}
             made["notes"] = tuple(map(str, stored.get("notes", ())))
             made["sampling"] = Sampling(**stored["sampling"])
@@ -137,8 +137,8 @@ class Comparison:
         facts += [f"label of direction {self.direction}: {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
         parts = [title, _escaped("; ".join(facts))]
-        for role, content in self.before:
-            parts += [f"## Before the prompt: {_escaped(role)}", _indented(content)]
+        for role, *told in self.before:
+            parts += [f"## Before the prompt: {_escaped(role)}", _indented("\n".join(filter(None, told)))]
         parts += ["## Prompt", _indented(self.prompt)]
         for response in self.responses:
             parts += [

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import Turns, prompt_text
-from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, named_arguments
+from core.examples import Turns, prompt_text, token_ids
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens, named_arguments
 from core.steering.check import abilities
 from core.steering.intervention import Columns, Directions, Steering, steered
 
@@ -105,6 +105,7 @@ def encode_prompts(
     for number, prompt in enumerate(prompts, 1):
         try:
             found.append(encode_prompt(model, prompt, columns, template, max_new_tokens))
+            check_tokens(model, found[-1], "The prompt")
         except BasiscopeError as error:
             row = Prompt.of(prompt).number
             name = f"Prompt {number}" if row is None else f"Prompt of row {row}"
@@ -131,7 +132,7 @@ def prompt_ids(
     if not asked.text.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
     text, special = prompt_text(asked.text, columns, template, model.tokenizer, asked.before)
-    ids = list(model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    ids = token_ids(text, model.tokenizer, special)
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
     if not ids:
@@ -314,7 +315,8 @@ class Trunk:
         """(rows, vocabulary) float32 logits of the next token."""
         output = self.model.module(input_ids=self.new, **self._options())
         if self.use_cache:
-            self.cache = next((output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None), None)
+            given = set(output.keys())
+            self.cache = next((output[name] for name in CACHE_ARGUMENTS if name in given), None)
             self.use_cache = self.cache is not None  # else every step reads the whole text again
         if self.use_cache:
             self.past += self.new.shape[1]

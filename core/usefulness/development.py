@@ -15,7 +15,7 @@ from core.errors import BasiscopeError
 from core.evaluation.problems import Problem, asked
 from core.evaluation.rollouts import resolve_asking
 from core.examples import Example, TokenizedText, prompt_text, tokenize
-from core.model import LanguageModel, named_options
+from core.model import LanguageModel, check_tokens, named_options
 from core.usefulness.traces import Traces
 from core.workspace import Run
 
@@ -69,6 +69,7 @@ def written_solutions(
             text = prompt + solutions[problem.problem_id]
             example = Example(problem.problem_id, text, prompt, "", len(prompt), special, {})
             texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
+            check_tokens(model, texts[-1].ids, f"Problem {problem.problem_id} with its solution")
             codes.append(code)
     missing = {"the problem has no worked solution": len(problems) - len(codes)}
     return _usable(texts, np.array(codes), np.ones(len(codes), dtype=bool), missing)
@@ -84,11 +85,21 @@ def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solution
     shown = run.examples(["text", "prompt", "response"]).iloc[traces.rows]
     special = run.manifest["recipe"]["template"] == "plain"
     texts = []
-    for i, (text, response) in enumerate(zip(shown["text"], shown["response"].fillna(""), strict=True)):
-        start = text.rfind(response.strip()) if response.strip() else -1
-        example = Example(i, text, None, response, start if start >= 0 else None, special, {})
+    columns = (shown[name].fillna("").astype(str) for name in ("text", "prompt", "response"))
+    for i, (text, prompt, response) in enumerate(zip(*columns, strict=True)):
+        start = response_start(text, prompt, response)
+        example = Example(i, text, None, response, start, special, {})
         texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
     return _usable(texts, traces.problem, traces.right)
+
+
+def response_start(text: str, prompt: str, response: str) -> int | None:
+    """The character of a run's text at which its response begins: after its prompt, where that begins the text."""
+    if not response.strip():
+        return None
+    begins = bool(prompt) and text.startswith(prompt)
+    found = text.find(response.strip(), len(prompt)) if begins else text.rfind(response.strip())
+    return found if found >= 0 else len(prompt) if begins else None
 
 
 NO_BETTER = "the model finds these texts less likely than a guess among all its tokens"

@@ -27,6 +27,7 @@ from core.evaluation import Interval, verifier
 from core.evaluation.passk import Tally
 from core.evaluation.problems import Problem
 from core.evaluation.rollouts import UNSTEERED, Rollout, roll_out
+from core.evaluation.verifiers import VERSION
 from core.model import LanguageModel
 from core.reading import rank_examples
 from core.selection.pool import Pool, Rule, pool_of
@@ -290,12 +291,16 @@ def keep_texts(
         "run": run.id,
         "model": model,
         "verifier": answers.verifier,
+        "verifier_version": VERSION,
         "r": request.seeds * answers.r,
     }
     stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}
     with workspace.start_evaluation(stored) as kept:
+        kept.mend()
         kept.save_problems(answers.problems)
-        kept.append(texts)
+        there = {text.key for text in kept.rollouts()}
+        if fresh := [text for text in texts if text.key not in there]:
+            kept.append(fresh)
         kept.save_manifest(
             {
                 "format_version": 1,

@@ -192,6 +192,19 @@ def show_sentence(sentence: str) -> None:
         st.text(sentence)
 
 
+def show_damaged(*kinds: str, run_id: str = "*") -> None:
+    """What of some kinds cannot be read, each with why and a button that deletes it."""
+    for one in workspace().damaged(*kinds, run_id=run_id):
+        with st.container(border=True):
+            what, delete = st.columns([6, 1], vertical_alignment="center")
+            what.text(f"{one.kind.capitalize()} {one.name} cannot be read. {one.reason}")
+            with delete.popover("Delete", key=f"damaged_{one.kind}_{one.name}"):
+                st.text(f"The damaged {one.kind} goes for good.")
+                if st.button(f"Delete the {one.kind}", key=f"really_delete_{one.kind}_{one.name}"):
+                    workspace().delete_damaged(one)
+                    st.rerun()
+
+
 def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
     """Has a page or fragment end in the sentence of a BasiscopeError, or of a disk that cannot be written. An
     error inside a fragment never reaches the page around it, so each needs its own."""

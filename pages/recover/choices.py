@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,9 @@ from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
 from core.limits import Limits
 from core.model import find_local_models, is_folder
+from core.readers import COMPRESSIONS, FILE_TYPES
 from core.recovery import MOST_SEED
+from core.source import local_splits
 from core.workspace import DEFAULT_ROOT, disk_sentences
 from pages.common.session import show_sentence, workspace
 
@@ -104,7 +107,13 @@ def _local() -> DataSource | None:
     path = st.text_input(
         "JSONL, JSON, CSV, TSV or Parquet file, or a folder of those", key="data_path", persist_state="session"
     )
-    return allowed_source(path.strip()) if path and path.strip() else None
+    if not path or not path.strip():
+        return None
+    source = allowed_source(path.strip())
+    if splits := local_splits(source):
+        split: str = st.selectbox("Split", [*splits, "all"], key=f"split_of_{source.path}")
+        return replace(source, split=split)
+    return source
 
 
 def allowed_source(path: str, config: str | None = None, split: str | None = None) -> DataSource:
@@ -114,9 +123,7 @@ def allowed_source(path: str, config: str | None = None, split: str | None = Non
 
 
 def _upload() -> DataSource | None:
-    file = st.file_uploader(
-        "A data file", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "gz"], key="upload"
-    )
+    file = st.file_uploader("A data file", [ending[1:] for ending in (*FILE_TYPES, *COMPRESSIONS)], key="upload")
     return DataSource(str(workspace().save_upload(file.name, file.getvalue()))) if file else None
 
 
@@ -157,7 +164,14 @@ def choose_columns(paths: list[str]) -> Columns | None:
         response = right.selectbox(
             "Response column", others, index=_place(others, guess.response), key="response_column"
         )
-        return Columns(prompt=prompt, response=response or None)
+        about = left.selectbox(
+            "Input column",
+            others,
+            index=_place(others, guess.input),
+            key="input_column",
+            help="What the prompt is about, as Alpaca has it; it is written below the prompt.",
+        )
+        return Columns(prompt=prompt, response=response or None, input=about or None)
     chosen = st.selectbox("Column", paths, index=_place(paths, getattr(guess, way)), key=f"{way}_column")
     return Columns(**{way: chosen})
 

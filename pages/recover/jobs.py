@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.jobs import Job, Recovery, find_job, last_tries, recoveries_elsewhere, start_job
 from core.tables import progress_sentence, short_name
-from pages.common.session import RUN, may_write, run_name, with_sentences, workspace
+from pages.common.session import RUN, may_write, run_name, show_damaged, with_sentences, workspace
 
 MOST_JOBS = 8
 
@@ -85,10 +85,9 @@ def show_job(job: Job) -> None:
 
 @with_sentences
 def show_runs() -> None:
-    runs = workspace().runs()
-    if not runs:
-        return
-    st.subheader("Runs")
+    runs = workspace().readable_runs()
+    if runs:
+        st.subheader("Runs")
     for run in runs:
         name, button, delete = st.columns([6, 1, 1], vertical_alignment="center")
         name.text(run_name(run))
@@ -100,3 +99,4 @@ def show_runs() -> None:
             if st.button("Delete the run", key=f"really_delete_{run.id}", disabled=not may_write()):
                 workspace().delete(run.id)
                 st.rerun()
+    show_damaged("run", "unfinished run", "evaluation", "job")

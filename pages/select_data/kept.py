@@ -15,7 +15,16 @@ from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
 from core.tables import placed_examples
 from core.workspace import KeptSelection, Run
-from pages.common.session import follow, is_dark, may_write, show_sentence, table, with_sentences, workspace
+from pages.common.session import (
+    follow,
+    is_dark,
+    may_write,
+    show_damaged,
+    show_sentence,
+    table,
+    with_sentences,
+    workspace,
+)
 from pages.select_data.choices import columns_of
 from pages.select_data.results import LISTED, counted, map_points, say_how_many
 
@@ -68,6 +77,7 @@ def watch(job_id: str, key: str) -> None:
 
 @with_sentences
 def show_kept(run: Run, pool: Pool) -> None:
+    show_damaged("selection", "screening", "set", run_id=run.id)
     kept = workspace().selections(run.id)
     if not kept:
         st.caption("No selection of this run is kept yet.")

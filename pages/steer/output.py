@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from core import figures
+from core.chats import turn_line
 from core.reading import Label
 from core.steering.comparison import Comparison
 from core.steering.intervention import Steering
@@ -34,8 +35,8 @@ def show_output(run: Run, wanted: tuple[Steering, ...]) -> None:
             return
         st.subheader("Kept")
         st.text(kept.name or kept.created)
-        for role, content in kept.before:
-            st.text(f"{role}: {content}")
+        for turn in kept.before:
+            st.text(turn_line(turn))
         st.text(kept.prompt)
         say_whether_current(kept, wanted)
         show_columns(kept)
