@@ -4,11 +4,14 @@ from pathlib import Path
 
 import streamlit as st
 
+from pages.common.login import ask_login
+from pages.common.session import show_limits
 from pages.common.style import NARROW
 
 st.set_page_config(page_title="Basiscope", page_icon=Path(__file__).with_name("docs") / "icon.svg", layout="wide")
 st.html(NARROW)
-st.navigation(
+ask_login()
+chosen = st.navigation(
     [
         st.Page("pages/recover/page.py", title="Recover", icon=":material/play_circle:", url_path="recover"),
         st.Page(
@@ -21,4 +24,6 @@ st.navigation(
         st.Page("pages/steer/page.py", title="Steer", icon=":material/tune:", url_path="steer"),
         st.Page("pages/usefulness/page.py", title="Usefulness", icon=":material/trophy:", url_path="usefulness"),
     ]
-).run()
+)
+show_limits()
+chosen.run()

@@ -125,7 +125,7 @@ def cold_start(browser: Browser, root: Path) -> tuple[float, float]:
     page.add_init_script(MEASURE)
     start = time.perf_counter()
     with driver.serve(root) as address:
-        page.goto(address, wait_until="commit")
+        page.goto(driver.with_token(address), wait_until="commit")
         page.wait_for_selector("h1")
         painted = time.perf_counter() - start
         page.wait_for_selector("[class*=st-key-map_] canvas")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.architectures import pads_right
 from core.errors import BasiscopeError
 from core.examples import TokenizedText
 from core.model import LanguageModel, check_blocks, run_blocks
@@ -134,15 +135,16 @@ class PooledBatch:
     n_tokens: int
 
 
-def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def plan_batches(lengths: np.ndarray, budget: int, may_pad: bool = True) -> list[np.ndarray]:
     """Positions sorted by length, longest first, cut into batches of at most `budget` padded tokens (or one
-    example). The longest come first so that memory only shrinks."""
+    example), of one length unless they may be padded. The longest come first so that memory only shrinks."""
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, budget // int(lengths[order[start]]))
-        batches.append(order[start : start + size])
-        start += size
+        longest = int(lengths[order[start]])
+        batch = order[start : start + max(1, budget // longest)]
+        batches.append(batch if may_pad else batch[lengths[batch] == longest])
+        start += len(batches[-1])
     return batches
 
 
@@ -162,7 +164,8 @@ def extract(
 
     budget = token_budget or TOKEN_BUDGET[model.device.type]
     pooler = Pooler(model, blocks)
-    queue = [todo[batch] for batch in plan_batches(windows.lengths[todo], budget)]
+    may_pad = pads_right(model)
+    queue = [todo[batch] for batch in plan_batches(windows.lengths[todo], budget, may_pad)]
     while queue:
         positions = queue.pop(0)
         try:
@@ -179,7 +182,7 @@ def extract(
             clear_device_cache()
             budget = max(1, int(windows.lengths[positions].max()) * len(positions) // 2)
             rest = np.concatenate([positions, *queue])
-            queue = [rest[batch] for batch in plan_batches(windows.lengths[rest], budget)]
+            queue = [rest[batch] for batch in plan_batches(windows.lengths[rest], budget, may_pad)]
             continue
         finite = np.isfinite(pooled).all(axis=1)
         if not finite.all():

@@ -411,6 +411,10 @@ def bootstrap_stability(
     The PCA of a resample is taken exactly within the wider span of r directions (Fisher et al. 2016,
     arXiv 1405.0922); the turn out of that span is added to first order: its expected squared tangent for
     direction j is sum_i s_ij^2 e_i^2 / (n (lambda_j - lambda_r))^2, with e_i^2 what of example i lies outside.
+
+    The interval of a share is of the variance along the direction as it is, exactly: the largest variance that a
+    resample has fits the noise of the examples a second time, and its interval misses the share of the whole
+    population where examples are fewer than dimensions (docs/statistics.md).
     """
     scores = projected.wider_scores.astype(np.float64)
     n, k = len(scores), basis.k
@@ -423,9 +427,8 @@ def bootstrap_stability(
     directions, subspaces, shares = (np.empty((resamples, k)) for _ in range(3))
     drawn = _resampled(scores, projected.outside, resamples, np.random.default_rng(seed))
     for i, (covariance, outside) in enumerate(drawn):
-        eigenvalues, vectors = np.linalg.eigh(covariance)
-        overlap = vectors[:k, ::-1][:, :k]
-        shares[i] = eigenvalues[::-1][:k] / max(eigenvalues.sum() + outside, 1e-300)
+        overlap = np.linalg.eigh(covariance).eigenvectors[:k, ::-1][:, :k]
+        shares[i] = np.diagonal(covariance)[:k] / max(np.trace(covariance) + outside, 1e-300)
         directions[i] = np.abs(np.diagonal(overlap))
         subspaces[i] = [np.linalg.svd(overlap[:j, :j], compute_uv=False)[-1] for j in range(1, k + 1)]
         progress("stability", i + 1, resamples)

@@ -37,7 +37,9 @@ _lock = Lock()
 _stopped: Counter[str] = Counter()
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+def render_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], /, **options: Any
+) -> str:
     """The tokenizer's chat template over messages; options as `apply_chat_template` takes them.
 
     Raises BasiscopeError with the template's own reason, BrokenTemplateError where it is no template or does not
@@ -73,7 +75,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     short conversation may take others."""
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
     try:
-        render(tokenizer, messages)
+        render_template(tokenizer, messages)
     except BrokenTemplateError as error:
         file = Path(tokenizer.name_or_path) / "chat_template.jinja"
         where = file.name if file.is_file() else "tokenizer_config.json"

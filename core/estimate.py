@@ -66,7 +66,7 @@ def estimate_recovery(request: Request, workspace: Workspace) -> Estimate:
     check_columns(request.source, request.columns)
     config = load_config(folder, request.model).get_text_config()
     tokenizer = load_tokenizer(request.model, request.revision)
-    template = resolve_template(request.recipe.template, request.columns, tokenizer)
+    template = resolve_template(request.recipe.template, request.columns, tokenizer, request.source)
     blocks = resolve_blocks(request.recipe.blocks, config.num_hidden_layers)
     device = choose_device(request.device)
     dtype = choose_dtype(request.recipe.dtype, device)

@@ -2,85 +2,81 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import hashlib
-import io
-import json
-import re
-import sys
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import date, time
-from decimal import Decimal
-from functools import lru_cache
-from itertools import count as natural_numbers
-from itertools import islice, zip_longest
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from core.chat_template import check_template, render
+from core.chat_template import check_template
+from core.chats import (
+    BESIDE,
+    Conversation,
+    Note,
+    Turns,
+    as_turns,
+    message_list,
+    of_turns,
+    paragraphs,
+    plain,
+    read_conversation,
+    render,
+)
 from core.errors import BasiscopeError
-from core.paths import is_open_folder, is_seen_file, is_there, typed_path
+from core.source import (
+    RESERVED,
+    DataSource,
+    ReadReport,
+    Row,
+    as_kind,
+    as_numbers,
+    column_kinds,
+    data_files,
+    data_fingerprint,
+    is_local,
+    kept_columns,
+    preview_rows,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
-RESERVED = ("example_id", "text", "prompt", "response", "n_tokens")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-EXTRA = "_extra"
-"""The column of a CSV row's fields beyond the header."""
-BATCH = 1_000
-BLANK = "left out, a blank line"
-LONGEST_HUB_ID = 200
-"""An owner and a name of at most 96 characters each."""
+__all__ = [
+    "RESERVED",
+    "as_kind",
+    "as_numbers",
+    "column_kinds",
+    "data_files",
+    "data_fingerprint",
+    "is_local",
+    "kept_columns",
+]
+"""Of what reads rows, what others take from here."""
 
-Row = Mapping[str, Any]
-Turns = tuple[tuple[str, str], ...]
-"""Messages of a conversation as (role, content)."""
+TEMPLATES = ("auto", "plain", "chat", "chat-prompt")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the text: `text`, or `prompt` with an optional `response`, or chat `messages`.
-    A nested field is written as a dotted path."""
+    """Which columns hold the text: `text`, or `prompt` with an optional `response`, or chat `messages`. `input` is
+    what a prompt is about (Alpaca's instruction has one). Prompt and response may be messages, too. A nested field
+    is written as a dotted path."""
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
     messages: str | None = None
+    input: str | None = None
 
     def __post_init__(self) -> None:
         ways = [name for name in ("text", "prompt", "messages") if getattr(self, name)]
-        if len(ways) != 1 or (self.response and not self.prompt):
+        if len(ways) != 1 or ((self.response or self.input) and not self.prompt):
             raise BasiscopeError(
-                "Columns: give one of --text, --prompt (with or without --response) and --messages."
+                "Columns: give one of --text, --prompt (with or without --input and --response) and --messages."
             )
 
     def named(self) -> dict[str, str]:
         """Role -> column, for the roles in use."""
         return {role: column for role, column in vars(self).items() if column}
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """A file, a folder of files or a hub data set (with config, split and revision), up to `limit` rows."""
-
-    path: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise BasiscopeError(f"Limit {self.limit}: it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -95,312 +91,6 @@ class Example:
     response_start: int | None
     special_tokens: bool
     columns: Row
-
-
-@dataclass
-class ReadReport:
-    """What reading met: rows read, and per problem how many rows and the first few row numbers."""
-
-    rows: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    first_rows: dict[str, list[int]] = field(default_factory=dict)
-
-    def count(self, problem: str, row: int) -> None:
-        self.counts[problem] += 1
-        if self.counts[problem] <= 5:
-            self.first_rows.setdefault(problem, []).append(row)
-
-    def sentences(self) -> list[str]:
-        """One line per problem, such as `3 rows: empty text (rows 4, 9, 17)`."""
-        lines = []
-        for problem, count in self.counts.most_common():
-            rows = ", ".join(map(str, self.first_rows[problem]))
-            more = ", ..." if count > len(self.first_rows[problem]) else ""
-            noun = "row" if count == 1 else "rows"
-            lines.append(f"{count:,} {noun}: {problem} ({noun} {rows}{more})")
-        return lines
-
-
-# --- reading rows ---------------------------------------------------------------------------------------
-
-
-def data_files(path: str) -> list[Path]:
-    """The data files that `path` means: itself, or those of a folder that can be looked into, by name.
-
-    Raises BasiscopeError where it does not exist, cannot be read or holds no such file.
-    """
-    root = typed_path(path)
-    if is_seen_file(root):
-        if _suffix(root) not in FILE_TYPES:
-            raise BasiscopeError(f"Data {path}: {root.suffix or 'no ending'} is none of {_types()}.")
-        return [root]
-    if is_open_folder(root):
-        found = (file for file in root.rglob("*") if _suffix(file) in FILE_TYPES and is_seen_file(file))
-        if files := sorted(file for file in found if not _is_hidden(file.relative_to(root))):
-            return files
-        raise BasiscopeError(f"Data {path}: the folder holds none of {_types()}.")
-    raise BasiscopeError(f"Data: there is no file or folder {path} that can be read.")
-
-
-def _types() -> str:
-    return ", ".join(FILE_TYPES) + " (or one of these with .gz)"
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def is_local(path: str) -> bool:
-    """Whether `path` means files here rather than a hub id: it exists, is written as a path, or is longer than
-    any hub id."""
-    written = path.startswith(("/", ".", "~")) or _suffix(Path(path)) in FILE_TYPES
-    return written or len(path) > LONGEST_HUB_ID or is_there(Path(path))
-
-
-def data_fingerprint(source: DataSource) -> str:
-    """SHA-256 over the contents of the source's files and over what else decides how they are read: a
-    file's type, its name within a folder, the split. It does not matter where the files lie."""
-    if is_local(source.path):
-        named = [(file, _place(source, file) or _suffix(file)) for file in data_files(source.path)]
-    else:
-        named = [(Path(entry["filename"]), str(source.split)) for entry in _load_hub(source).cache_files]
-    digest = hashlib.sha256()
-    for file, name in named:
-        try:
-            with file.open("rb") as content:
-                digest.update(f"{hashlib.file_digest(content, 'sha256').hexdigest()} {name}\n".encode())
-        except OSError as error:
-            raise BasiscopeError(f"Data {file}: it cannot be read ({error}).") from error
-    return digest.hexdigest()
-
-
-def _place(source: DataSource, file: Path) -> str | None:
-    """The file's name within the source's folder, or None where the source is the file itself."""
-    root = Path(source.path).expanduser()
-    return str(file.relative_to(root)) if root.is_dir() else None
-
-
-def read_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row]]:
-    """(row number, row) for every row that can be parsed; the others are counted in `report`.
-
-    Row numbers run over all rows of all files. A folder's rows carry their file's name as `source_file`
-    where they have no such column of their own. Raises BasiscopeError for a file that cannot be read.
-    """
-    numbered = _local_rows(source, report) if is_local(source.path) else enumerate(_load_hub(source))
-    for number, row in islice(numbered, source.limit):
-        report.rows = number + 1
-        if row is not None:
-            yield number, row
-
-
-def _local_rows(source: DataSource, report: ReadReport) -> Iterator[tuple[int, Row | None]]:
-    number = 0
-    for file in data_files(source.path):
-        place = _place(source, file)
-        extra = {"source_file": place} if place else {}
-        try:
-            if place and _suffix(file) == ".json" and not _holds_array(file):
-                report.count(f"file {place} left out, it holds no JSON array", number)
-                continue
-            for row, problems in _READERS[_suffix(file)](file):
-                for problem in problems:
-                    report.count(problem, number)
-                yield number, None if row is None else {**extra, **row}
-                number += 1
-        except (OSError, EOFError, zlib.error) as error:
-            raise BasiscopeError(f"Data {file}: it cannot be read ({error}).") from error
-
-
-def _holds_array(file: Path) -> bool:
-    """Whether a JSON file begins as an array does; a folder may hold others beside the data."""
-    with _open(file) as content:
-        return content.read(1_000).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
-
-
-Parsed = Iterator[tuple[Row | None, tuple[str, ...]]]
-
-
-def _open(file: Path) -> io.BufferedIOBase:
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
-
-
-def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
-    try:
-        return raw.decode("utf-8"), ()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", errors="replace"), ("not UTF-8, undecodable bytes replaced",)
-
-
-def _read_jsonl(file: Path) -> Parsed:
-    with _open(file) as content:
-        for raw in _lines(file, content):
-            if raw.strip():
-                yield _object(*_decode(raw))
-            else:
-                yield None, (BLANK,)
-
-
-def _object(text: str, problems: tuple[str, ...]) -> tuple[Row | None, tuple[str, ...]]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None, (*problems, "left out, not valid JSON")
-    if not isinstance(row, dict):
-        return None, (*problems, "left out, not a JSON object")
-    return _without_surrogates(row, problems) if r"\ud" in text.lower() else (row, problems)
-
-
-def _without_surrogates(row: Row, problems: tuple[str, ...]) -> tuple[Row, tuple[str, ...]]:
-    """Replace halves of surrogate pairs, which JSON can escape but neither tokenizer nor Parquet takes."""
-    text = json.dumps(row, ensure_ascii=False)
-    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if clean == text:
-        return row, problems
-    return json.loads(clean), (*problems, "not Unicode, halves of surrogate pairs replaced")
-
-
-def _read_json(file: Path) -> Parsed:
-    with _open(file) as content:
-        raw = content.read()
-        _refuse_utf16(file, raw)
-        text, problems = _decode(raw)
-    escaped = r"\ud" in text.lower()
-    try:
-        rows = json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise BasiscopeError(
-            f"Data {file}: not a valid JSON array ({error}). One object per line belongs in a .jsonl file."
-        ) from error
-    if not isinstance(rows, list):
-        raise BasiscopeError(f"Data {file}: holds a JSON {type(rows).__name__}, expected an array of objects.")
-    for row in rows:
-        if isinstance(row, dict):
-            yield _without_surrogates(row, problems) if escaped else (row, problems)
-        else:
-            yield None, (*problems, "left out, not a JSON object")
-
-
-def _read_csv(file: Path) -> Parsed:
-    csv.field_size_limit(sys.maxsize)
-    with _open(file) as content:
-        record: list[bytes] = []
-        delimiter = "\t" if _suffix(file) == ".tsv" else ","
-        reader = csv.reader(_record_lines(file, content, record), delimiter=delimiter)
-        try:
-            header: list[str] = []
-            for cells in reader:
-                if not record[-1]:
-                    start = reader.line_num - len(record) + 2
-                    raise BasiscopeError(f"Data {file}, line {start}: a quote is opened there and never closed.")
-                record.clear()
-                if header:
-                    yield _cells_as_row(header, cells)
-                else:
-                    header = _distinct(cells)
-        except csv.Error as error:
-            raise BasiscopeError(f"Data {file}, line {reader.line_num}: not valid CSV ({error}).") from error
-
-
-def _record_lines(file: Path, content: Iterable[bytes], record: list[bytes]) -> Iterator[str]:
-    """The file's lines, each put into `record`, too. A parser that has read a whole record asks for no more, so
-    the empty line put there after the last tells that the last record is open to the end."""
-    for raw in _lines(file, content):
-        record.append(raw)
-        yield _decode(raw)[0]
-    record.append(b"")
-
-
-def _cells_as_row(header: list[str], cells: list[str]) -> tuple[Row | None, tuple[str, ...]]:
-    if not cells:
-        return None, (BLANK,)
-    problems = []
-    if len(cells) != len(header):
-        problems.append("ragged, more or fewer fields than the header")
-    if any("\ufffd" in cell for cell in cells):
-        problems.append("not UTF-8, undecodable bytes replaced")
-    row: dict[str, Any] = dict(zip_longest(header, cells[: len(header)]))
-    return row | ({EXTRA: cells[len(header) :]} if len(cells) > len(header) else {}), tuple(problems)
-
-
-def _lines(file: Path, content: Iterable[bytes]) -> Iterator[bytes]:
-    for i, raw in enumerate(content):
-        if i == 0:
-            _refuse_utf16(file, raw)
-        yield raw.removeprefix(codecs.BOM_UTF8) if i == 0 else raw
-
-
-def _refuse_utf16(file: Path, start: bytes) -> None:
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise BasiscopeError(f"Data {file}: it is UTF-16; save it as UTF-8.")
-
-
-def _distinct(names: Iterable[str]) -> list[str]:
-    """Column names, the second `a` as `a.1`, as pandas does."""
-    found: list[str] = []
-    for name in names:
-        numbered = (f"{name}.{i}" for i in natural_numbers(1))
-        found.append(name if name not in found else next(other for other in numbered if other not in found))
-    return found
-
-
-def _read_parquet(file: Path) -> Parsed:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=BATCH):
-                for row in batch.to_pylist():
-                    yield row, ()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BasiscopeError(f"Data {file}: not a readable Parquet file ({reason}).") from error
-
-
-_READERS = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-@contextmanager
-def _hub_sentences(source: DataSource) -> Iterator[None]:
-    """Turns what the hub and its library raise into a BasiscopeError."""
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    try:
-        yield
-    except DatasetNotFoundError as error:
-        raise BasiscopeError(
-            f"Data {source.path}: no such file here, and no such data set on the hub (or it needs a login)."
-        ) from error
-    except (ValueError, DatasetsError) as error:
-        raise BasiscopeError(f"Data {source.path}: {str(error).splitlines()[0]}") from error
-    except (OSError, RuntimeError) as error:
-        raise BasiscopeError(
-            f"Data {source.path} is no file here, not in the local cache, and the hub cannot be reached."
-        ) from error
-
-
-@lru_cache(maxsize=2)
-def _load_hub(source: DataSource, streaming: bool = False) -> Any:
-    from datasets import DatasetDict, IterableDatasetDict, load_dataset
-
-    with _hub_sentences(source):
-        data = load_dataset(
-            source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
-        )
-    if isinstance(data, DatasetDict | IterableDatasetDict):
-        raise BasiscopeError(f"Data {source.path}: choose a split with --split: {', '.join(data)}.")
-    return data
 
 
 # --- rows to examples -----------------------------------------------------------------------------------
@@ -449,16 +139,6 @@ def column_paths(rows: Iterable[Row]) -> list[str]:
     return list(paths)
 
 
-def preview_rows(source: DataSource, n: int = 5) -> list[Row]:
-    """The first `n` rows that can be parsed. Of a hub data set only these are fetched."""
-    if not is_local(source.path):
-        whole = replace(source, split=source.split and re.split(r"[\[+]", source.split)[0])
-        with _hub_sentences(source):
-            return list(_load_hub(whole, streaming=True).take(n))
-    limited = replace(source, limit=50 * n)
-    return [row for (_, row), _ in zip(read_rows(limited, ReadReport()), range(n), strict=False)]
-
-
 def check_columns(source: DataSource, columns: Columns) -> None:
     """Raises BasiscopeError where a named column of a local source is in no row at all. Reads no further than
     to the first row that has them."""
@@ -466,10 +146,15 @@ def check_columns(source: DataSource, columns: Columns) -> None:
     if not is_local(source.path):
         return
     for _, row in read_rows(source, ReadReport()):
-        missing = {column for column in missing if field_value(row, column) is None}
+        missing = {column for column in missing if not _holds(row, column, columns)}
         if not missing:
             return
     _refuse_missing(source, sorted(missing))
+
+
+def _holds(row: Row, column: str, columns: Columns) -> bool:
+    """Whether a row has a value in the column; an input may be empty."""
+    return field_value(row, column) is not None or (column == columns.input and column in column_paths([row]))
 
 
 def _refuse_missing(source: DataSource, missing: list[str]) -> None:
@@ -483,13 +168,17 @@ def _refuse_missing(source: DataSource, missing: list[str]) -> None:
         )
 
 
-def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`auto` becomes `chat` for messages where the tokenizer has a chat template, else `plain`."""
+def resolve_template(
+    template: str, columns: Columns, tokenizer: PreTrainedTokenizerBase, source: DataSource | None = None
+) -> str:
+    """`auto` becomes `chat` for messages where the tokenizer has a chat template, else `plain`. The prompts of a
+    `source` are messages where its first is."""
     if template not in TEMPLATES:
         raise BasiscopeError(f"Template {template!r} is not one of {', '.join(TEMPLATES)}.")
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "auto":
-        template = "chat" if columns.messages and has_chat else "plain"
+        asks = columns.messages or _asks_in_messages(source, columns)
+        template = "chat" if has_chat and asks else "plain"
     if template.startswith("chat") and not has_chat:
         raise BasiscopeError(
             f"Template {template!r}: this model's tokenizer has no chat template; use --template plain."
@@ -497,6 +186,13 @@ def resolve_template(template: str, columns: Columns, tokenizer: PreTrainedToken
     if template != "plain":
         check_template(tokenizer)
     return template
+
+
+def _asks_in_messages(source: DataSource | None, columns: Columns) -> bool:
+    if source is None or columns.prompt is None:
+        return False
+    prompts = (field_value(row, columns.prompt) for row in preview_rows(source))
+    return message_list(next((prompt for prompt in prompts if prompt is not None), None)) is not None
 
 
 def read_examples(
@@ -516,15 +212,16 @@ def read_examples(
     """
     seen: set[str] = set()
     usable = 0
+    named = columns.named()
     for number, row in read_rows(source, report):
-        values = {role: field_value(row, column) for role, column in columns.named().items()}
-        seen.update(role for role, value in values.items() if value is not None)
+        values = {role: field_value(row, column) for role, column in named.items()}
+        seen.update(role for role, column in named.items() if role not in seen and _holds(row, column, columns))
         problem = _unusable(values)
         if problem:
             report.count(f"left out, {problem}", number)
             continue
         try:
-            example = _render(number, row, values, template, tokenizer)
+            example, notes = _render(number, row, named, template, tokenizer)
         except BasiscopeError as error:
             report.count(f"left out, {error}", number)
             continue
@@ -532,6 +229,8 @@ def read_examples(
             report.count("left out, empty text", number)
             continue
         usable += 1
+        for note, shown in dict([*notes, *_unused(row, named)]).items():
+            report.count(note, number, shown)
         yield example
     _refuse_missing(source, [column for role, column in columns.named().items() if role not in seen])
     if not usable:
@@ -541,47 +240,113 @@ def read_examples(
 
 def _unusable(values: Mapping[str, Any]) -> str | None:
     for role, value in values.items():
+        if role == "input":
+            continue
         if value is None or value != value:
             return f"no {role}"
-        if role == "messages":
-            if not (isinstance(value, list) and value and all(map(_message, value))):
-                return "messages are not a list of {role, content} or {from, value}"
-        elif isinstance(value, list | Mapping):
-            return f"{role} is not text"
+        if role in ("prompt", "response") and message_list(value):
+            continue
+        if role != "messages" and isinstance(value, list | Mapping):
+            return f"{role} is not text" + ("; --messages reads it" if message_list(value) else "")
     return None
 
 
-def _message(item: Any) -> tuple[str, str] | None:
-    """(role, content) of a message, as `{role, content}` or in ShareGPT's `{from, value}`; None if it is none."""
-    if not isinstance(item, Mapping):
-        return None
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if not (isinstance(role, str) and isinstance(content, str)):
-        return None
-    return SHAREGPT_ROLES.get(role, role), content
-
-
 def _render(
-    number: int, row: Row, values: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase
-) -> Example:
-    if "text" in values and template == "plain":
-        return Example(number, str(values["text"]), None, None, None, True, row)
-    messages = _messages(values)
-    answered = messages[-1]["role"] == "assistant"
-    before, response = (messages[:-1], messages[-1]["content"]) if answered else (messages, None)
-    if template == "plain":
-        prompt, text = _plain(values, before, response)
-    else:
-        prompt = _chat(tokenizer, before, generation_prompt=True)
-        text = prompt
-        if template == "chat" and response is not None:
-            text = _chat(tokenizer, messages, generation_prompt=False)
-    start = None
-    if response is not None and template != "chat-prompt":
-        found = text.rfind(response.strip())  # a template may trim it, or write another generation prompt
-        start = len(prompt) if prompt and text.startswith(prompt) else found if found >= 0 else None
-    shown_prompt = str(values["prompt"]) if "prompt" in values else prompt
-    return Example(number, text, shown_prompt, response, start, template == "plain", row)
+    number: int, row: Row, columns: Mapping[str, str], template: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Example, tuple[Note, ...]]:
+    """A row's example, and what of the row is not as it came in."""
+    chat = conversation_of(row, columns)
+    if chat is None and template == "plain":
+        return _of_texts(number, row, columns), ()
+    if chat is None:
+        values = {role: str(field_value(row, column)) for role, column in columns.items()}
+        chat = read_conversation(values | {"prompt": prompt_of(row, columns)}, {})
+    texts = _alone(chat) if template == "plain" and "messages" not in columns else None
+    if texts is not None:
+        return replace(_of_pair(*texts), example_id=number, columns=row), chat.notes
+    made = plain(chat) if template == "plain" else render(chat, tokenizer, prompt_only=template == "chat-prompt")
+    is_text = "messages" not in columns and not in_messages(row, columns)
+    shown = prompt_of(row, columns) if is_text and "prompt" in columns else made.prompt
+    example = Example(number, made.text, shown, chat.said, made.start, template == "plain", row)
+    return example, (*chat.notes, *made.notes)
+
+
+def _of_texts(number: int, row: Row, columns: Mapping[str, str]) -> Example:
+    if "text" in columns:
+        return Example(number, str(field_value(row, columns["text"])), None, None, None, True, row)
+    response = str(field_value(row, columns["response"])) if "response" in columns else None
+    return replace(_of_pair(prompt_of(row, columns), response), example_id=number, columns=row)
+
+
+def _of_pair(prompt: str, response: str | None) -> Example:
+    if response is None:
+        return Example(0, prompt, prompt, None, None, True, {})
+    return Example(0, f"{prompt}\n{response}", prompt, response, len(prompt) + 1, True, {})
+
+
+def _alone(chat: Conversation) -> tuple[str, str | None] | None:
+    """A single question and its answer, where they are nothing else than texts."""
+    bare = all(message.keys() == {"role", "content"} for message in chat.messages) and not chat.tools
+    roles = [message["role"] for message in chat.messages]
+    if not bare or roles not in (["user"], ["user", "assistant"]):
+        return None
+    return chat.messages[0]["content"], chat.said
+
+
+def prompt_of(row: Row, columns: Mapping[str, str]) -> str:
+    """A row's prompt as text, its input below it."""
+    prompt = field_value(row, columns.get("prompt") or columns["text"])
+    about = field_value(row, columns["input"]) if "input" in columns else None
+    if about is None or about != about or not str(about).strip():
+        return str(prompt)
+    return f"{prompt}\n{about}"
+
+
+def in_messages(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether the row's prompt or response is messages."""
+    return any(message_list(field_value(row, columns[role])) for role in ("prompt", "response") if role in columns)
+
+
+def conversation_of(row: Row, columns: Mapping[str, str]) -> Conversation | None:
+    """The conversation that a row holds, by these columns (role -> column); None where it holds texts.
+
+    Raises BasiscopeError where the messages are none.
+    """
+    if "messages" not in columns and not in_messages(row, columns):
+        return None
+    values = {role: field_value(row, column) for role, column in columns.items()}
+    if "prompt" in columns and not message_list(values["prompt"]):
+        values["prompt"] = prompt_of(row, columns)
+    path = columns.get("messages") or columns["prompt"]
+    parent = path.rpartition(".")[0] if path not in row else ""
+    beside = {name: field_value(row, f"{parent}.{name}" if parent else name) for name in BESIDE}
+    return read_conversation(values, beside)
+
+
+def _unused(row: Row, columns: Mapping[str, str]) -> Iterator[Note]:
+    """What belongs to the columns in use, by their usual names, and is not read."""
+    usual = {"prompt": ("instruction", ("input", "system", "history")), "response": ("chosen", ("rejected",))}
+    for role, (name, others) in usual.items():
+        for other in others if columns.get(role) == name else ():
+            value = row.get(other)
+            if value and other not in columns.values() and not (other == "system" and in_messages(row, columns)):
+                remedy = "; --input input reads it" if other == "input" else ""
+                yield f"the column {other} is not read{remedy}", str(value)
+
+
+def question_of(row: Row, columns: Mapping[str, str]) -> tuple[str, Turns] | None:
+    """(text, turns before it) of what a row asks: its prompt, or the last message of a user; None where there is
+    none."""
+    try:
+        chat = conversation_of(row, columns)
+    except BasiscopeError:
+        return None
+    if chat is None:
+        value = field_value(row, columns.get("prompt") or columns["text"])
+        missing = value is None or isinstance(value, list | Mapping) or value != value
+        return None if missing else (prompt_of(row, columns), ())
+    last = max((i for i, message in enumerate(chat.before) if message["role"] == "user"), default=None)
+    return None if last is None else (chat.messages[last]["content"] or "", as_turns(chat, last))
 
 
 def prompt_text(
@@ -593,54 +358,12 @@ def prompt_text(
 ) -> tuple[str, bool]:
     """A prompt, after the messages `before` it, as it stands before the response in the examples with these
     columns (role -> column), and whether the tokenizer's special tokens are to be added to it."""
-    turns = (*before, ("user", prompt))
-    messages = [{"role": role, "content": content} for role, content in turns]
+    chat = of_turns((*before, ("user", prompt)))
     if template != "plain":
-        return _chat(tokenizer, messages, generation_prompt=True), False
+        return render(chat, tokenizer, prompt_only=True).text, False
     if "messages" in columns or before:
-        return _plain({"messages": messages}, messages, "")[0], True
+        return f"{paragraphs(chat.messages, chat.tools)}\n\nAssistant: ", True
     return (prompt + "\n" if "response" in columns else prompt), True
-
-
-def _messages(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    if "messages" in values:
-        pairs = (_message(item) for item in values["messages"])
-        return [{"role": pair[0], "content": pair[1]} for pair in pairs if pair]
-    messages = [{"role": "user", "content": str(values.get("prompt", values.get("text")))}]
-    if "response" in values:
-        messages.append({"role": "assistant", "content": str(values["response"])})
-    return messages
-
-
-def as_messages(value: Any) -> list[dict[str, str]] | None:
-    """A messages column as role and content, or None where it is no list of messages."""
-    pairs = [_message(item) for item in value] if isinstance(value, list) else []
-    return [{"role": role, "content": content} for role, content in filter(None, pairs)] or None
-
-
-def _plain(values: Mapping[str, Any], before: list[dict[str, str]], response: str | None) -> tuple[str, str]:
-    if "messages" not in values:
-        prompt = str(values["prompt"])
-        return (prompt, prompt) if response is None else (prompt + "\n", f"{prompt}\n{response}")
-    prompt = "\n\n".join(f"{item['role'].capitalize()}: {item['content']}" for item in before)
-    if response is None:
-        return prompt, prompt
-    prompt = f"{prompt}\n\nAssistant: " if prompt else "Assistant: "
-    return prompt, prompt + response
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-    if not messages:
-        return ""
-    return render(tokenizer, messages, add_generation_prompt=generation_prompt)
-
-
-def kept_columns(row: Row) -> dict[str, Any]:
-    """A row's own columns, those named like one of the run's (`text`, `data_text`, ...) as `data_<name>`."""
-    return {f"data_{name}" if _OURS.fullmatch(name) else name: value for name, value in row.items()}
-
-
-_OURS = re.compile(f"(data_)*({'|'.join(RESERVED)})")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------
@@ -674,87 +397,55 @@ def tokenize(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int, spans: bool
 ) -> list[TokenizedText]:
     """Tokenise as the model's tokenizer does by default, chat-templated text without special tokens of its
-    own; cut at `max_tokens`. `spans` finds the response's first token: the first that ends after its start.
+    own; cut at `max_tokens`. A BOS or EOS token that the text brings itself stands once. `spans` finds the
+    response's first token: the first that ends after its start.
     """
     if spans and not tokenizer.is_fast:
         raise BasiscopeError("Pooling over the response needs a fast tokenizer; use --pooling mean.")
     texts = [example.text for example in examples]
     encoded = encode(tokenizer, texts, examples[0].special_tokens, return_offsets_mapping=spans)
     result = []
+    ends = _added_ends(tokenizer, examples[0].special_tokens)
     for i, example in enumerate(examples):
-        ids = encoded["input_ids"][i]
+        kept = _once(encoded["input_ids"][i], *ends)
+        ids = encoded["input_ids"][i][kept]
         first = None
         if spans and example.response_start is not None:
-            offsets = encoded["offset_mapping"][i]
+            offsets = encoded["offset_mapping"][i][kept]
             first = next((t for t, (_, end) in enumerate(offsets) if end > example.response_start), len(ids))
         result.append(TokenizedText(ids[:max_tokens], first, len(ids) > max_tokens))
     return result
 
 
-# --- column types ---------------------------------------------------------------------------------------
+def _added_ends(tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> tuple[int | None, int | None]:
+    """The BOS and the EOS token that a tokenizer adds to a text; None for one that it does not."""
+    if not special_tokens:
+        return None, None
+    bare, added = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if bare == added:
+        return None, None
+    adds_bos = added[:1] == [tokenizer.bos_token_id] != bare[:1]
+    adds_eos = added[-1:] == [tokenizer.eos_token_id] != bare[-1:]
+    return (tokenizer.bos_token_id if adds_bos else None, tokenizer.eos_token_id if adds_eos else None)
 
 
-def column_kinds(source: DataSource) -> dict[str, str]:
-    """Each kept column's kind over all rows: bool, int, float, str, or json for nested and mixed values. A CSV
-    column is of numbers where all its values are written as such."""
-    kinds: dict[str, str] = {}
-    of_text = is_local(source.path) and all(_suffix(file) in (".csv", ".tsv") for file in data_files(source.path))
-    for _, row in read_rows(source, ReadReport()):
-        for name, value in kept_columns(row).items():
-            kind = _written_kind(value) if of_text else _kind(value)
-            known = kinds.setdefault(name, kind)
-            if kind not in (known, "null"):
-                kinds[name] = kind if known == "null" else _joined(known, kind)
-    mixed = {name for name, kind in kinds.items() if of_text and kind == "json" and name != EXTRA}
-    return {name: "str" if kind == "null" or name in mixed else kind for name, kind in kinds.items()}
+def _once(ids: list[int], bos: int | None, eos: int | None) -> slice:
+    """Without the BOS or EOS token that a tokenizer has added to a text with its own."""
+    start = int(len(ids) > 1 and ids[0] == ids[1] == bos)
+    end = int(len(ids) > start + 1 and ids[-1] == ids[-2] == eos)
+    return slice(start, len(ids) - end)
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, date | time | Decimal):
-        return "str"
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return "json"
-    for kind, types in (("bool", bool), ("int", int), ("float", float), ("str", str)):
-        if isinstance(value, types):
-            return kind
-    return "json"
-
-
-def _written_kind(value: Any) -> str:
-    """The kind of a value that a CSV file can only write; leading zeros are not a number's."""
-    if value is None or value == "":
-        return "null"
-    if not isinstance(value, str):
-        return _kind(value)
-    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", value):
-        return "int"
-    is_number = re.fullmatch(r"-?((0|[1-9]\d*)(\.\d+)?|\.\d+)([eE][-+]?\d+)?", value)
-    return "float" if is_number else "str"
-
-
-def _joined(a: str, b: str) -> str:
-    return "float" if {a, b} == {"int", "float"} else "json"
-
-
-def as_kind(value: Any, kind: str) -> Any:
-    """A value as its column stores it: nested and mixed columns hold JSON text."""
-    if value is None:
-        return None
-    if kind == "json":
-        return json.dumps(value, ensure_ascii=False, default=str)
-    if kind == "str":
-        return str(value)
-    if value == "":
-        return None
-    return int(value) if kind == "int" else float(value) if kind == "float" else value
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[int]:
+    """The tokens of one text, as `tokenize` makes them."""
+    ids = list(encode(tokenizer, text, special_tokens)["input_ids"])
+    return ids[_once(ids, *_added_ends(tokenizer, special_tokens))]
 
 
 # --- guesses --------------------------------------------------------------------------------------------
 
 PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input")
-RESPONSE_NAMES = ("response", "completion", "answer", "solution", "output")
+RESPONSE_NAMES = ("response", "completion", "answer", "solution", "output", "chosen")
 
 
 def guess_columns(paths: list[str]) -> Columns:
@@ -764,5 +455,6 @@ def guess_columns(paths: list[str]) -> Columns:
     prompt = next((name for name in PROMPT_NAMES if name in paths), None)
     response = next((name for name in RESPONSE_NAMES if name in paths), None)
     if prompt:
-        return Columns(prompt=prompt, response=response)
+        about = "input" if prompt == "instruction" and "input" in paths else None
+        return Columns(prompt=prompt, response=response, input=about)
     return Columns(text="text" if "text" in paths else paths[0])

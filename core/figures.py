@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from core.source import as_numbers
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -310,20 +312,20 @@ class ColourBins:
 
 def colour_bins(values: pd.Series) -> ColourBins:
     """Numbers in seven bins of equal count from low to high, anything else by its most frequent values."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 8:
-        finite = values.where(np.isfinite(values.to_numpy(dtype=float, na_value=np.nan)))
+    if (found := as_numbers(values)) is not None and values.nunique() > 8:
+        finite = found.where(np.isfinite(found.to_numpy(dtype=float, na_value=np.nan)))
         codes = pd.qcut(finite, len(DIVERGING), labels=False, duplicates="drop")
         ends = finite.groupby(codes).agg(["min", "max"])
         names = tuple(f"{_short(float(low))} to {_short(float(high))}" for low, high in ends.to_numpy())
         picks = np.linspace(0, len(DIVERGING) - 1, len(names)).round().astype(int)
         colours = tuple(DIVERGING[i] for i in picks)
     else:
-        found, distinct = pd.factorize(values)
-        frequent = np.argsort(-np.bincount(found[found >= 0], minlength=len(distinct)), kind="stable")
+        of, distinct = pd.factorize(values)
+        frequent = np.argsort(-np.bincount(of[of >= 0], minlength=len(distinct)), kind="stable")
         places = np.full(len(distinct) + 1, np.nan)  # the last for the missing, whose code is -1
         names = tuple(str(distinct[i])[:NAME_CHARACTERS] for i in frequent[: len(CATEGORIES)])
         places[frequent[: len(names)]] = np.arange(len(names))
-        codes, colours = pd.Series(places[found]), CATEGORIES[: len(names)]
+        codes, colours = pd.Series(places[of]), CATEGORIES[: len(names)]
     numbers = codes.fillna(len(names)).to_numpy(dtype=int)
     if (numbers == len(names)).any():
         names, colours = (*names, "other or missing"), (*colours, OTHER)

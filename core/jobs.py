@@ -19,13 +19,17 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from core.errors import BasiscopeError
-from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_json, write_json
+from core.limits import Limits
+from core.store import UNREADABLE, read_json, read_object, remove_folder, write_json
+from core.workspace import DEFAULT_ROOT, PROGRESS, Workspace, now, read_job
 
 JOB_VARIABLE = "BASISCOPE_JOB"
 WRITE_SECONDS = 0.3
+_starting = Lock()
 STOPPED = "Stopped. What was finished is kept; the same command continues."
 
 
@@ -65,7 +69,7 @@ class Job:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return read_json(self.folder / "job.json")
+        return read_job(self.folder)
 
     @property
     def command(self) -> str:
@@ -79,27 +83,35 @@ class Job:
     @property
     def state(self) -> str:
         """`running`, `done`, `failed`, `cancelled` or `killed`."""
-        result = self.folder / "result.json"
-        if result.exists():
-            return str(read_json(result)["state"])
+        if "state" in (ended := self._ended()):
+            return str(ended["state"])
         if _is_alive(self.facts["pid"], self.facts["pid_created"]):
             return "running"
-        if result.exists():  # written between the two looks
-            return str(read_json(result)["state"])
+        if "state" in (ended := self._ended()):  # written between the two looks
+            return str(ended["state"])
         return "cancelled" if (self.folder / "cancel.json").exists() else "killed"
 
     @property
     def result(self) -> dict[str, Any]:
         """What the command returned, or `{"message": ...}` with one sentence on why it did not; empty while
         it runs."""
-        path = self.folder / "result.json"
-        if path.exists():
-            return read_json(path)
+        if ended := self._ended():
+            return ended
         messages = {
             "cancelled": STOPPED,
             "killed": "The process was ended from outside. Start it again: it continues where it was.",
         }
         return {"message": messages[self.state]} if self.state in messages else {}
+
+    def _ended(self) -> dict[str, Any]:
+        """What the command has written at its end; empty before it."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return {}
+        try:
+            return read_object(path)
+        except BasiscopeError as error:
+            return {"state": "failed", "message": str(error)}
 
     @property
     def progress(self) -> JobProgress:
@@ -116,6 +128,7 @@ class Job:
 
     def cancel(self) -> None:
         """Ask the process to stop; it keeps what is finished."""
+        Limits.now().check_writing()
         if self.state == "running":
             with suppress(ProcessLookupError):
                 os.killpg(self.facts["pid"], signal.SIGTERM)
@@ -124,7 +137,28 @@ class Job:
 
 
 def start_job(workspace: Workspace, arguments: list[str]) -> Job:
-    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace."""
+    """Run `basiscope ARGUMENTS` in a process of its own, here and on this workspace. Raises BasiscopeError where
+    the app's limits do not allow it."""
+    with _starting:
+        _check_limits(workspace, arguments)
+        return _start(workspace, arguments)
+
+
+def _check_limits(workspace: Workspace, arguments: list[str]) -> None:
+    limits = Limits.now()
+    limits.check_writing()
+    limits.check_arguments(arguments)
+    if limits.jobs is None:
+        return
+    running = sum(job.state == "running" for job in list_jobs(workspace))
+    if running >= limits.jobs:
+        raise BasiscopeError(
+            f"{running} jobs are running, and at most {limits.jobs} may at once here (--max-jobs): wait for one, "
+            "or cancel it."
+        )
+
+
+def _start(workspace: Workspace, arguments: list[str]) -> Job:
     import psutil
 
     job = Job(workspace.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
@@ -154,8 +188,12 @@ def start_job(workspace: Workspace, arguments: list[str]) -> Job:
 
 
 def list_jobs(workspace: Workspace) -> list[Job]:
-    """All jobs, newest first."""
-    return [Job(path.parent) for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True)]
+    """All jobs, newest first, without those that are damaged: `Workspace.damaged` names them."""
+    jobs = []
+    for path in sorted(workspace.root.glob("jobs/*/job.json"), reverse=True):
+        with suppress(BasiscopeError):
+            jobs += [job] if (job := Job(path.parent)).facts else []
+    return jobs
 
 
 def last_tries(workspace: Workspace) -> list[Job]:
@@ -189,13 +227,20 @@ def recoveries_elsewhere(workspace: Workspace) -> list[Recovery]:
     return found
 
 
+def delete_job(job: Job) -> None:
+    """Raises BasiscopeError while it runs."""
+    if job.state == "running":
+        raise BasiscopeError(f"Job {job.id} is running; stop it first.")
+    remove_folder(job.folder)
+
+
 def cancel_command(workspace: Workspace, job: Job) -> str:
     """The command that stops a job."""
     return command_line(["jobs", "--cancel", job.id, *_workspace_option(workspace.root)])
 
 
 def _progress(folder: Path) -> JobProgress:
-    with suppress(BasiscopeError):  # none yet, or finished meanwhile
+    with suppress(BasiscopeError, *UNREADABLE):  # none yet, or finished meanwhile
         return JobProgress(**read_json(folder / PROGRESS))
     return JobProgress()
 
@@ -229,7 +274,7 @@ class JobReporter:
     def progress(self, step: str, done: int, total: int) -> None:
         progress = self._meter.update(step, done, total)
         if time.monotonic() - self._written >= WRITE_SECONDS or done == 0:
-            write_json(self.folder / PROGRESS, vars(progress))
+            write_json(self.folder / PROGRESS, vars(progress), sync=False)
             self._written = time.monotonic()
 
     def finish(self, state: str, result: dict[str, Any]) -> None:

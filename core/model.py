@@ -395,11 +395,10 @@ def _checked_weights(folder: Path, config: PreTrainedConfig, name: str) -> Store
     """What the weight files hold, by their headers. Raises BasiscopeError where a model of this config, built
     without weights, has other tensors or no list of blocks."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     stored = stored_tensors(folder, name)
     with _loading(name, config.to_dict()), no_larger_than(stored, folder, name), torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = _auto_class(config).from_config(config)
     find_blocks(empty)
     with _loading(name, config.to_dict()):
         check_weights(empty, stored, name)
@@ -411,10 +410,9 @@ def _loaded(
 ) -> PreTrainedModel:
     """The model by its own weights, wherever an adapter lies beside them."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with _loading(name), without_adapter(folder) as alone:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _auto_class(config).from_pretrained(
             alone,
             config=config,
             dtype=getattr(torch, dtype),
@@ -437,15 +435,24 @@ def _notes(folder: Path, name: str, base: str | None) -> tuple[str, ...]:
     return ()
 
 
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """The class that loads a causal model of this kind, be it the text model within one that sees pictures."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    kind = type(config)
+    is_wrapper = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if is_wrapper else AutoModelForCausalLM
+
+
 def randomised(model: LanguageModel, seed: int, keep_embeddings: bool = False) -> LanguageModel:
     """A copy of the model that has learnt nothing: initialised anew by its own architecture, all of it or, with
     `keep_embeddings`, all but the token embeddings."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(model.module.config, dtype=model.module.dtype)
+        module = _auto_class(model.module.config).from_config(model.module.config, dtype=model.module.dtype)
     if keep_embeddings:
         module.get_input_embeddings().load_state_dict(model.module.get_input_embeddings().state_dict())
     module = module.eval().requires_grad_(False).to(model.device)
@@ -549,24 +556,47 @@ def resolve_blocks(blocks: str, n_blocks: int) -> tuple[int, ...]:
 
 def block_output(output: Any) -> torch.Tensor:
     """The residual stream (batch, tokens, hidden) from what a block returned: a tensor, or a tuple or list that
-    starts with it in older models (`output[0]` of a bare tensor would silently be batch row 0)."""
-    return output[0] if isinstance(output, tuple | list) else output
+    starts with it in older models (`output[0]` of a bare tensor would silently be batch row 0). Of the parallel
+    streams (streams, batch, tokens, hidden) of Gemma 3n's AltUp, the first is the one that its layers compute on
+    (arXiv 2301.13310)."""
+    first = output[0] if isinstance(output, tuple | list) else output
+    return first[0] if first.ndim == 4 else first
 
 
 def with_block_output(output: Any, hidden: torch.Tensor) -> Any:
     """What a block returned, with another residual stream."""
-    return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
+    import torch
+
+    if isinstance(output, tuple | list):
+        return type(output)([with_block_output(output[0], hidden), *output[1:]])
+    return torch.cat([hidden[None], output[1:]]) if output.ndim == 4 else hidden
 
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
 """What models call the cache that they take and return: transformers from 5.24 on, before, Mambas before, RWKV."""
 
 
+def named_arguments(module: nn.Module) -> frozenset[str]:
+    """What `module.forward` names: anything else it may swallow without a word."""
+    return frozenset(inspect.signature(module.forward).parameters)
+
+
 def cache_argument(module: nn.Module) -> str | None:
-    """The name under which `module.forward` takes a cache, None where it names none: what a model does not name
-    it may swallow without a word."""
-    named = inspect.signature(module.forward).parameters
+    """The name under which `module.forward` takes a cache, None where it names none."""
+    named = named_arguments(module)
     return next((name for name in CACHE_ARGUMENTS if name in named), None)
+
+
+def embedding_rows(module: PreTrainedModel) -> int:
+    """The number of tokens that the model has vectors for."""
+    weight: Any = module.get_input_embeddings().weight
+    return int(weight.shape[0])
+
+
+def named_options(module: nn.Module, **options: Any) -> dict[str, Any]:
+    """Those of the options that `module.forward` names."""
+    named = named_arguments(module)
+    return {name: value for name, value in options.items() if name in named}
 
 
 def cached_tokens(cache: Any) -> int | None:
@@ -608,7 +638,8 @@ def run_blocks(
 
     handles = [model.blocks[block].register_forward_hook(hook_for(block)) for block in blocks]
     with _hooks(handles), torch.inference_mode(), suppress(_Finished):
-        model.module.get_decoder()(**{"use_cache": False, **inputs})
+        decoder = model.module.get_decoder()
+        decoder(**{**named_options(decoder, use_cache=False), **inputs})
 
 
 def find_local_models(folders: list[Path]) -> list[str]:

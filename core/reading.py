@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
 from core.errors import BasiscopeError
+from core.server import MIB, Connection, Unreadable, read_completion
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -299,6 +302,7 @@ def _emptiness(term: str) -> int:
 
 LLM_EXAMPLES = 10
 LLM_CHARACTERS = 1_500
+LABEL_CHARACTERS = 100
 LLM_PROMPT = """\
 Two groups of texts lie at opposite ends of one axis of a language model's activations.
 
@@ -325,7 +329,20 @@ class Endpoint:
         """BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL, or None where either is missing. The key is read from
         BASISCOPE_LLM_KEY when a request is made."""
         url, model = os.environ.get("BASISCOPE_LLM_URL"), os.environ.get("BASISCOPE_LLM_MODEL")
+        check_without_key(url or "", "BASISCOPE_LLM_KEY")
         return cls(url, model) if url and model else None
+
+
+def check_without_key(url: str, variable: str) -> None:
+    """Raises BasiscopeError, which does not repeat it, for a server's address with a key or password in it: an
+    address stands in process lists, logs and manifests."""
+    parts = urlsplit(url)
+    named = [name for name in parse_qs(parts.query) if re.search("key|token|secret|password", name, re.IGNORECASE)]
+    if named or "@" in parts.netloc:
+        raise BasiscopeError(
+            f"The address of the server at {parts.hostname} has a key or password in it, which others would read "
+            f"in process lists and manifests. Give it without, and the key as {variable} in the environment."
+        )
 
 
 def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequence[str]) -> Label:
@@ -333,28 +350,33 @@ def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequen
 
     Raises BasiscopeError where the server cannot be used or its answer holds no contrast pair.
     """
-    from openai import OpenAI, OpenAIError
-
     groups = {"positive": _listed(positive), "negative": _listed(negative)}
-    key = os.environ.get("BASISCOPE_LLM_KEY")
+    messages = [{"role": "user", "content": LLM_PROMPT.format(**groups)}]
+    connection = Connection(endpoint.url, "BASISCOPE_LLM_KEY", timeout=120, retries=2)
+
+    async def answer() -> dict[str, Any]:
+        async with connection.client(MIB) as client:
+            call = client.chat.completions.with_raw_response.create
+            return await connection.ask(call, model=endpoint.model, messages=messages, temperature=0)
+
     try:
-        client = OpenAI(base_url=endpoint.url, api_key=key or "none", timeout=120, max_retries=2)
-        reply = client.chat.completions.create(
-            model=endpoint.model,
-            messages=[{"role": "user", "content": LLM_PROMPT.format(**groups)}],
-            temperature=0,
-        )
-    except (OpenAIError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        reason = reason.replace(key, "***") if key else reason
-        raise BasiscopeError(f"The label server {endpoint.url} could not answer ({reason}).") from None
-    try:
-        raw = reply.choices[0].message.content or ""
-    except (AttributeError, IndexError, TypeError) as error:
+        said = read_completion(asyncio.run(answer()))
+    except Unreadable as error:
         raise BasiscopeError(
-            f"The label server {endpoint.url} gave no chat completion; its address usually ends in /v1."
-        ) from error
-    return Label(parse_contrast(raw), "model", raw=raw, author=endpoint.model)
+            f"The label server {endpoint.url} gave no chat completion that can be read ({error}), so it gave no "
+            "contrast pair; its address usually ends in /v1."
+        ) from None
+    except BasiscopeError as error:
+        raise LabelServerError(f"The label server could not answer: {error}") from None
+    if said.is_cut and not said.text.strip():
+        raise BasiscopeError("The language model used up its tokens before it gave a contrast pair.")
+    if connection.holds_key(said.text):
+        raise BasiscopeError("The language model's answer holds the key that was sent; it is not kept.")
+    return Label(parse_contrast(said.text), "model", raw=said.text, author=endpoint.model)
+
+
+class LabelServerError(BasiscopeError):
+    """The server cannot be used, and so for no direction."""
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -363,8 +385,9 @@ def _listed(texts: Sequence[str]) -> str:
 
 def parse_contrast(answer: str) -> str:
     """The pair after the last `LABEL:`, as `left : right`. Raises BasiscopeError where there is none."""
-    found = re.findall(r"LABEL:\**\s*(.+?)\s*(?::|\bvs\.?\b)\s*(.+?)\s*$", answer, flags=re.M | re.I)
-    pairs = [tuple(side.strip(" *_`<>\"'.") for side in pair) for pair in found]
-    if not pairs or not all(pairs[-1]):
+    end = re.sub(r"[^\S\n]+", " ", answer[-LLM_CHARACTERS:])
+    found = re.findall(r"LABEL:\**\s*(.+?)\s*(?::|\bvs\.?\b)\s*(.+?)\s*$", end, flags=re.M | re.I)
+    pairs = [tuple("".join(filter(str.isprintable, side)).strip(" *_`<>\"'.") for side in pair) for pair in found]
+    if not pairs or not all(0 < len(side) <= LABEL_CHARACTERS for side in pairs[-1]):
         raise BasiscopeError(f"The language model gave no contrast pair; it said: {answer[:200]!r}.")
     return " : ".join(pairs[-1])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from core.activations import Activations, Progress, Recipe, extract, silent, window_start
+from core.architectures import pads_right
 from core.basis import (
     SIGN_RULE,
     TOLERANCE,
@@ -46,6 +47,7 @@ from core.model import LanguageModel, check_tokens, is_folder, load_model, resol
 from core.reading import (
     LLM_EXAMPLES,
     Endpoint,
+    LabelServerError,
     contrastive_label,
     count_words,
     label_by_model,
@@ -104,8 +106,9 @@ def recover(
     check_columns(request.source, request.columns)
     progress("model", 0, 1)
     model = load_model(request.model, request.revision, request.recipe.dtype, request.device)
+    pads_right(model)  # a model that looks ahead is refused before anything is read
     progress("model", 1, 1)
-    template = resolve_template(request.recipe.template, request.columns, model.tokenizer)
+    template = resolve_template(request.recipe.template, request.columns, model.tokenizer, request.source)
     blocks = resolve_blocks(request.recipe.blocks, len(model.blocks))
     limit = min(request.recipe.max_tokens, model.context or request.recipe.max_tokens)
     recipe = replace(request.recipe, template=template, dtype=model.dtype, max_tokens=limit)
@@ -152,7 +155,11 @@ def recover(
                 "versions": _versions(),
                 "machine": {"platform": platform.platform(), "device": str(model.device)},
                 "steps": partial.steps(),
-                "warnings": [*model.notes, *facts["problems"], *_warnings(facts, request, recipe, results)],
+                "warnings": [
+                    *model.notes,
+                    *facts["problems"],
+                    *_warnings(facts, request, recipe, results, may_pad),
+                ],
                 "shared": shared,
                 "request": identity,
             }
@@ -299,30 +306,37 @@ def _extract(
     token_budget: int | None,
     progress: Progress,
 ) -> None:
-    """Pool what is not on disk yet; progress in tokens. Keeps seconds, tokens and tokens per second, summed
+    """Pool what is not on disk yet, in the batches that one process would have made: the result is the same to the
+    last bit however often it was stopped. Progress in tokens. Keeps seconds, tokens and tokens per second, summed
     over all processes that had a part."""
     windows = partial.windows()
-    todo = np.flatnonzero(~np.isin(windows.example_id, partial.stored_ids()))
+    order = np.argsort(-windows.lengths, kind="stable")
+    missing = ~np.isin(windows.example_id[order], partial.stored_ids())
     total = int(windows.lengths.sum())
-    done = total - int(windows.lengths[todo].sum())
+    done = total - int(windows.lengths[order[missing]].sum())
     earlier = partial.steps().get("activations", {"seconds": 0.0, "tokens": 0})
-    if len(todo) == 0 and earlier["tokens"]:
+    if not missing.any() and earlier["tokens"]:
         return
     fresh = 0
     progress("activations", done, total)
     start = time.monotonic()
-    batches = extract(model, windows, todo, blocks, token_budget)
     try:
-        with closing(partial.store(batches, windows.example_id)) as stored:
-            for n_tokens in stored:
-                fresh += n_tokens
-                progress("activations", done + fresh, total)
+        for stretch in np.split(np.arange(len(order)), np.flatnonzero(np.diff(missing)) + 1):
+            if not missing[stretch[0]]:
+                continue
+            before = int(windows.example_id[order[stretch[0] - 1]]) if stretch[0] else None
+            batches = extract(model, windows, order[stretch], blocks, token_budget)
+            with closing(partial.store(batches, windows.example_id, before)) as stored:
+                for n_tokens in stored:
+                    fresh += n_tokens
+                    progress("activations", done + fresh, total)
     finally:
         seconds = earlier.get("seconds", 0.0) + max(time.monotonic() - start, 1e-6)
         tokens = earlier["tokens"] + fresh
         with suppress(OSError):  # a full disk has its own sentence
             rate = round(tokens / seconds, 1)
-            facts = {"seconds": round(seconds, 3), "tokens": tokens, "tokens_per_second": rate}
+            whole = total if done + fresh == total else tokens  # a killed process could not say what it did
+            facts = {"seconds": round(seconds, 3), "tokens": whole, "tokens_per_second": rate}
             partial.save_step("activations", facts)
 
 
@@ -409,7 +423,7 @@ def _umap(values: np.ndarray, seed: int) -> np.ndarray:
 
 def _read_directions(run: Run, model: LanguageModel, progress: Progress) -> None:
     """Labels from the texts for all directions, and token scores of the examples at their ends."""
-    label_run(run, list(range(1, run.k + 1)), progress)
+    label_run(run, list(range(1, run.k + 1)), progress, over_person=False)
     shade_examples(run, model, extreme_examples(run), progress)
 
 
@@ -436,20 +450,34 @@ def label_by_endpoint(
 ) -> None:
     """Give the directions (from 1) labels by the language model of the environment; `over_person` as in label_run.
 
-    Raises BasiscopeError where none is configured or its answer cannot be used.
+    Raises BasiscopeError where none is configured, at once where the server cannot be used, and in the end where
+    answers could not be; the labels that came are kept.
     """
     endpoint = Endpoint.from_environment()
     if endpoint is None:
         raise BasiscopeError("No label server: set BASISCOPE_LLM_URL and BASISCOPE_LLM_MODEL.")
-    scores = run.scores()
+    scores, failed = run.scores(), dict[int, str]()
     for done, j in enumerate(directions):
         progress("labels", done, len(directions))
         ends = [
             run.texts(rank_examples(scores[f"d{j}"].to_numpy(), polarity, LLM_EXAMPLES), run.pooled_text)
             for polarity in (1, -1)
         ]
-        run.save_label(j, label_by_model(endpoint, *ends), over_person=over_person)
+        try:
+            label = label_by_model(endpoint, *ends)
+        except LabelServerError:
+            raise
+        except BasiscopeError as error:
+            failed[j] = str(error)
+        else:
+            run.save_label(j, label, over_person=over_person)
         progress("labels", done + 1, len(directions))
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise BasiscopeError(
+            f"{len(failed)} of {len(directions)} directions got no label; the others are kept. "
+            f"Direction {first}: {why}"
+        )
 
 
 def extreme_examples(run: Run, per_end: int = SHADED_PER_END) -> list[int]:
@@ -470,7 +498,7 @@ def shade_examples(run: Run, model: LanguageModel, example_ids: list[int], progr
     for done, example_id in enumerate(example_ids):
         if example_id not in position:
             raise BasiscopeError(f"Run {run.id} has no example {example_id}.")
-        if run.token_scores(example_id) is None:
+        if run.lacks_token_scores(example_id):
             i = position[example_id]
             run.save_token_scores(
                 score_tokens(model, basis, blocks, windows.tokens(i), int(windows.first[i]), example_id)
@@ -540,8 +568,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
-def _warnings(facts: dict[str, Any], request: Request, recipe: Recipe, results: _Results) -> list[str]:
+def _warnings(
+    facts: dict[str, Any], request: Request, recipe: Recipe, results: _Results, model: LanguageModel
+) -> list[str]:
     found = []
+    if not pads_right(model):
+        found.append("padding changes what the model makes of a text, so only texts of one length share a batch")
     if recipe.max_tokens < request.recipe.max_tokens and any("cut at" in problem for problem in facts["problems"]):
         found.append(f"the model's context is {recipe.max_tokens:,} tokens, shorter than the token limit")
     if (worst := float(results.basis.residuals.max())) > 100 * TOLERANCE:

@@ -17,6 +17,7 @@ from core.evaluation.rollouts import UNSTEERED
 from core.jobs import JobProgress
 from core.model import resolve_blocks
 from core.reading import Label, rank_examples
+from core.source import as_numbers
 from core.steering.intervention import both_units
 from core.steering.sweep import BROKEN_LIMIT, PERPLEXITY_LIMIT, REPETITION_LIMIT, SuggestedRange, Sweep
 from core.workspace import KeptEvaluation, Run, Workspace
@@ -112,8 +113,9 @@ def labels_first(facts: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     """The columns, first those that sort the first thousands of examples into a few kinds, numbers last."""
 
     def order(name: str) -> tuple[bool, bool]:
-        kinds = facts[name].iloc[:LOOKED_AT].astype(str).nunique()
-        return pd.api.types.is_numeric_dtype(facts[name]), not 2 <= kinds <= FEW_VALUES
+        few = facts[name].iloc[:LOOKED_AT]
+        kinds = few.astype(str).nunique()
+        return pd.api.types.is_numeric_dtype(few) or as_numbers(few) is not None, not 2 <= kinds <= FEW_VALUES
 
     return sorted(columns, key=order)
 
@@ -125,10 +127,10 @@ def filter_values(column: pd.Series) -> list[Any]:
 
 def value_range(column: pd.Series) -> tuple[float, float] | None:
     """The least and the greatest value of a column of more numbers than a list can offer; None for others."""
-    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if not is_number or column.nunique() <= FEW_VALUES:
+    numbers = as_numbers(column)
+    if numbers is None or column.nunique() <= FEW_VALUES:
         return None
-    finite = column[np.isfinite(column.astype(float))]
+    finite = numbers[np.isfinite(numbers.astype(float))]
     return float(finite.min()), float(finite.max())
 
 
@@ -151,8 +153,9 @@ class RangeScale:
 
 
 def within(column: pd.Series, low: float, high: float) -> np.ndarray:
-    """(n,) whether the column's value lies from `low` to `high`; a missing one does not."""
-    return column.between(low, high).to_numpy(dtype=bool, na_value=False)
+    """(n,) whether the column's number lies from `low` to `high`; a missing one does not."""
+    numbers = as_numbers(column)
+    return (column if numbers is None else numbers).between(low, high).to_numpy(dtype=bool, na_value=False)
 
 
 def matching(column: pd.Series, values: list[str]) -> np.ndarray:
@@ -202,7 +205,8 @@ def one_line(text: str, characters: int = 90) -> str:
 
 def sorted_rows(column: pd.Series, rows: np.ndarray, highest: bool) -> np.ndarray:
     """The rows by their values in a column (n,), equal ones in the order given, missing ones last."""
-    values = column.iloc[rows].reset_index(drop=True)
+    numbers = as_numbers(column)
+    values = (column if numbers is None else numbers).iloc[rows].reset_index(drop=True)
     return rows[values.sort_values(ascending=not highest, kind="stable").index]
 
 
@@ -612,10 +616,12 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
             f"{len(unread):,} of the server's texts could not be read and are not counted (rows {rows}); the same "
             "command asks for them again."
         )
+        lines += [f"{n:,} of them: {why}." for why, n in manifest.get("unread_reasons", {}).items()][:MOST_NAMED]
     for one in found:
         counts = {
             f"cut at the token limit ({one['cut_right']:,} of them right)": one["cut"],
             "could not be verified in time, and count as not right": one["unverified"],
+            **{f"noted: {note}": n for note, n in one.get("notes", {}).items()},
         }
         lines += [
             f"{one['variant']}: {n:,} of {one['rollouts']:,} texts {what}." for what, n in counts.items() if n

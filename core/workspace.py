@@ -12,35 +12,76 @@
     evaluations/<id>/    rollouts and Pass@k; they outlive their run
     jobs/<job>/          see core.jobs
 
-Every file is written under a temporary name and renamed, so nothing half-written is ever read.
+core.store writes every file under a temporary name and renames it, so nothing half-written is ever read, and
+checks it when it is opened.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.selection import FORMATS, SCREENING_VERSION, VECTORS_VERSION
+from core.spreadsheet import as_csv
+from core.store import (
+    SEAL,
+    UNREADABLE,
+    checked,
+    described,
+    digest,
+    has_changed,
+    is_held,
+    is_known,
+    link,
+    map_tensors,
+    new_folder,
+    open_table,
+    put_folder,
+    read_json,
+    read_lines,
+    read_object,
+    read_table,
+    read_tensors,
+    remove_folder,
+    rows,
+    seal,
+    unsealed,
+    write_atomic,
+    write_json,
+    write_lines,
+    write_table,
+    write_tensors,
+)
+from core.store import (
+    disk_sentence as disk_sentence,
+)
+from core.store import (
+    disk_sentences as disk_sentences,
+)
+from core.store import (
+    is_disk_full as is_disk_full,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from filelock import FileLock
 
     from core.activations import Activations, PooledBatch, TokenWindows
     from core.basis import Basis, Scores
@@ -66,6 +107,17 @@ SHARD_SECONDS = 60.0
 STORE_DTYPES = ("float32", "float16")
 PARTS_HELD = 16
 """Of a run's texts: a thousand examples each."""
+MEND = "Give this run's `recover` command again: it is mended from what is intact."
+SELECT_AGAIN = "Give its `select` command again with --replace, or delete the selection."
+EVALUATE_AGAIN = (
+    "Give the command that made it again: what is intact stays. Where that does not mend it, delete the "
+    "evaluation first."
+)
+FILES = "files.json"
+"""Of an evaluation: SHA-256, bytes and rows of the files beside it."""
+DAMAGED_LABELS = "labels.damaged.json"
+JOB_SECONDS = 2.0
+"""How long a new job's folder may lack its job.json."""
 LOCK_SECONDS = 1.0
 """How long to wait for a run's lock: longer than a look at whether it is held."""
 
@@ -74,69 +126,6 @@ def content_hash(value: Mapping[str, Any]) -> str:
     """Twelve hex digits that name a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary path beside `path`, then rename it into place. An OSError names `path`."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno and error.strerror:
-            error.filename = str(path)  # the temporary name says nothing, or there is none
-        raise
-    finally:
-        with suppress(OSError):  # on a disk that may not be written there is none
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Raises BasiscopeError where the file is not there or not valid JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BasiscopeError(f"{path} is missing.") from error
-    except ValueError as error:
-        raise BasiscopeError(f"{path} is damaged: not valid JSON ({error}).") from error
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-
-
-@contextmanager
-def disk_sentences() -> Iterator[None]:
-    """Turns the OSError of a disk that is full, or that may not be written, into a BasiscopeError."""
-    try:
-        yield
-    except OSError as error:
-        if said := disk_sentence(error):
-            raise BasiscopeError(said) from error
-        raise
-
-
-def disk_sentence(error: BaseException) -> str | None:
-    """What keeps a file from being written, and what to do; None for an error of another kind."""
-    if is_disk_full(error):
-        return f"The disk is full ({error}). Free some space and start again."
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"A file may not be written or read here ({error}). Allow it, or choose another --workspace."
-    return None
 
 
 # --- a finished run -------------------------------------------------------------------------------------
@@ -156,10 +145,8 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         if not path.is_file():
-            raise BasiscopeError(f"Run {self.id}: {path} is missing; the run is not complete.")
-        manifest = read_json(path)
-        if not isinstance(manifest, dict):
-            raise BasiscopeError(f"{path} is damaged: not a JSON object.")
+            raise BasiscopeError(f"Run {self.id}: {path} is missing; the run is not complete. {MEND}")
+        manifest = read_object(path, MEND)
         version = manifest.get("format_version")
         if version != FORMAT_VERSION:
             raise BasiscopeError(
@@ -168,7 +155,7 @@ class Run:
                 f"{manifest.get('versions', {}).get('basiscope', 'unknown')}."
             )
         if lacking := [name for name in MANIFEST_PARTS if name not in manifest]:
-            raise BasiscopeError(f"{path} is damaged: it lacks {', '.join(lacking)}.")
+            raise BasiscopeError(f"{path} is damaged: it lacks {', '.join(lacking)}. {MEND}")
         return manifest
 
     @property
@@ -180,19 +167,35 @@ class Run:
         """The column of `examples` that is pooled: `response` where prompts are left out, else `text`."""
         return "response" if self.manifest["recipe"]["pooling"] == "mean-response" else "text"
 
-    def _table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
-        import pandas as pd
-        import pyarrow as pa
-
+    def _file(self, name: str) -> Path:
+        """The path of one of the run's files. Raises BasiscopeError where it is not what the manifest says."""
         try:
-            return pd.read_parquet(self.folder / name, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise BasiscopeError(f"Run {self.id}: {name} cannot be read ({reason}).") from error
+            return checked(self.folder / name, self._digest(name), MEND)
+        except BasiscopeError:
+            self.__dict__.pop("manifest", None)  # recovered again meanwhile
+            return checked(self.folder / name, self._digest(name), MEND)
+
+    def _digest(self, name: str) -> str | None:
+        return self.manifest.get("files", {}).get(name)
+
+    def _table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        return read_table(self._file(name), MEND, columns)
 
     def examples(self, columns: list[str] | None = None) -> pd.DataFrame:
         """One row per example: example_id, text, prompt, response, n_tokens and the original columns."""
-        return self._table("examples.parquet", columns)
+        found = self._table("examples.parquet", columns)
+        return found.assign(**self._whole_numbers(found))
+
+    def _whole_numbers(self, found: pd.DataFrame) -> dict[str, pd.Series]:
+        """The columns of whole numbers with gaps, which pandas takes for floats: 5.0, and 2**53 + 1 as 2**53."""
+        import pandas as pd
+        import pyarrow as pa
+
+        with self._examples_file() as file:
+            whole = (field.name for field in file.schema_arrow if pa.types.is_integer(field.type))
+            names = [name for name in whole if name in found and pd.api.types.is_float_dtype(found[name])]
+            table = file.read(columns=names) if names else pa.table({})
+        return {name: table[name].to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get) for name in names}
 
     def records(self, example_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Rows of `examples` by example id, in the order asked for, each value of its stored type; of the file no
@@ -253,20 +256,13 @@ class Run:
 
     @contextmanager
     def _examples_file(self) -> Iterator[pq.ParquetFile]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(self.folder / "examples.parquet") as file:
-                yield file
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise BasiscopeError(f"Run {self.id}: examples.parquet cannot be read ({reason}).") from error
+        with open_table(self._file("examples.parquet"), MEND) as file:
+            yield file
 
     def damaged_files(self) -> list[str]:
         """Names of the run's files that are missing or no longer what the manifest says. Reads them all."""
         stored = self.manifest.get("files", {})
-        return [name for name, digest in stored.items() if _digest(self.folder / name) != digest]
+        return [name for name, expected in stored.items() if has_changed(self.folder / name, expected)]
 
     def scores(self) -> pd.DataFrame:
         """example_id, d1..dk in the order of `examples`."""
@@ -278,12 +274,13 @@ class Run:
 
     def map(self) -> pd.DataFrame | None:
         """example_id, x, y, or None where the run has no map. x, y are empty for examples left out of it."""
-        return self._table("map.parquet") if (self.folder / "map.parquet").exists() else None
+        has_map = self._digest("map.parquet") or (self.folder / "map.parquet").exists()
+        return self._table("map.parquet") if has_map else None
 
     def basis(self) -> Basis:
         from core.basis import Basis
 
-        tensors = _load_tensors(self.folder / "basis.safetensors")
+        tensors = read_tensors(self._file("basis.safetensors"), MEND)
         facts = self.manifest["basis"]
         return Basis(
             **tensors,
@@ -296,72 +293,115 @@ class Run:
         """What is known of each direction, one row each: variance, stability, concentration, length."""
         import pandas as pd
 
-        return pd.DataFrame(read_json(self.folder / "directions.json"))
+        return pd.DataFrame(read_json(self._file("directions.json"), MEND))
 
     def activations(self) -> Activations:
-        return load_activations(self.folder, self.manifest["blocks"])
+        named = [name for name in self.manifest.get("files", {}) if name.startswith("activations/")]
+        for name in named or [f"activations/{path.name}" for path in _shards(self.folder)]:
+            self._file(name)
+        found = load_activations(self.folder, self.manifest["blocks"])
+        if found.n != self.manifest["n"]:
+            raise BasiscopeError(
+                f"{self.folder / 'activations'} has {found.n:,} examples, the run {self.manifest['n']:,}. {MEND}"
+            )
+        return found
 
     def windows(self) -> TokenWindows:
+        self._file("tokens.safetensors")
         return _load_windows(self.folder)
 
     def labels(self) -> dict[int, Label]:
-        """Direction (from 1) -> label."""
+        """Direction (from 1) -> label. Raises BasiscopeError where one is not what was written."""
+        labels, damaged = self._labels()
+        if damaged:
+            raise BasiscopeError(
+                f"{self.folder / 'labels.json'} is damaged: {damaged}. `basiscope label {self.id} --words` gives "
+                f"the directions that have lost theirs new ones; the damaged file is kept as {DAMAGED_LABELS}."
+            )
+        return labels
+
+    def intact_labels(self) -> dict[int, Label]:
+        """As `labels`, without those that are damaged."""
+        return self._labels()[0]
+
+    def _labels(self) -> tuple[dict[int, Label], str]:
+        """The labels that are what was written, and in words which are not."""
         from core.reading import Label
 
         path = self.folder / "labels.json"
-        stored = read_json(path) if path.exists() else {}
-        return {int(direction): Label.from_dict(label) for direction, label in stored.items()}
+        if not path.exists():
+            return {}, ""
+        try:
+            stored = read_object(path)
+        except BasiscopeError as error:
+            return {}, str(error)
+        labels, damaged = {}, []
+        for name, facts in stored.items():
+            try:
+                known = unsealed(facts)
+                if int(known.pop("direction", name)) != int(name):
+                    raise ValueError("another direction's")
+                labels[int(name)] = Label.from_dict(known)
+            except UNREADABLE:
+                damaged.append(f"the label of direction {name!r} is not what was written")
+        return labels, "; ".join(damaged)
 
     def save_label(self, direction: int, label: Label, *, over_person: bool = True) -> None:
         """Keep a label; unless `over_person`, one that a person has set stays."""
-        from filelock import FileLock
-
+        Limits.now().check_writing()
         path = self.folder / "labels.json"
-        with FileLock(self.folder / ".labels.lock"):
-            stored = read_json(path) if path.exists() else {}
-            if not over_person and stored.get(str(direction), {}).get("source") == "person":
+        with _labels_lock(self.folder):
+            labels, damaged = self._labels()
+            if damaged:
+                shutil.copyfile(path, self.folder / DAMAGED_LABELS)
+            if not over_person and direction in labels and labels[direction].source == "person":
                 return
-            stored[str(direction)] = label.as_dict()
-            write_json(path, dict(sorted(stored.items(), key=lambda item: int(item[0]))))
+            labels[direction] = label
+            stored = {str(j): seal(labels[j].as_dict() | {"direction": j}) for j in sorted(labels)}
+            write_json(path, stored, sealed=False)
 
     def token_scores(self, example_id: int) -> TokenScores | None:
-        """Scores of every token of an example on every direction, where they have been computed."""
+        """Scores of every token of an example on every direction, where they have been computed. Raises
+        BasiscopeError where they are not what was written."""
         from core.reading import TokenScores
 
         path = self.folder / "tokens" / f"{example_id}.parquet"
         if not path.exists():
             return None
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            tokens, *scores = pq.read_table(path, use_threads=False).columns
-        except (pa.ArrowException, OSError) as error:
-            raise BasiscopeError(f"Run {self.id}: {path} cannot be read ({error}).") from error
-        by_direction = [column.to_numpy().astype(np.float32) for column in scores]
-        return TokenScores(example_id, tuple(tokens.to_pylist()), np.stack(by_direction, axis=1))
+        remedy = f"`basiscope tokens {self.id} --example {example_id}` computes the scores again."
+        with open_table(path, remedy) as file:
+            stored = file.read(use_threads=False)
+        tokens, *scores = stored.columns
+        by_direction = np.stack([column.to_numpy().astype(np.float32) for column in scores], axis=1)
+        found = TokenScores(example_id, tuple(tokens.to_pylist()), by_direction)
+        expected = (stored.schema.metadata or {}).get(SEAL.encode())
+        if expected and expected.decode() != _token_digest(found):
+            raise BasiscopeError(f"{path} is damaged: it is not what was written (another SHA-256). {remedy}")
+        return found
 
     def has_token_scores(self, example_id: int) -> bool:
         return (self.folder / "tokens" / f"{example_id}.parquet").exists()
 
-    def save_token_scores(self, tokens: TokenScores) -> None:
-        import pandas as pd
+    def lacks_token_scores(self, example_id: int) -> bool:
+        """Whether they have not been computed, or cannot be read."""
+        try:
+            return self.token_scores(example_id) is None
+        except BasiscopeError:
+            return True
 
-        table = pd.DataFrame(tokens.scores, columns=_direction_names(tokens.scores.shape[1]))
-        table.insert(0, "token", list(tokens.tokens))
-        path = self.folder / "tokens" / f"{tokens.example_id}.parquet"
-        write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+    def save_token_scores(self, tokens: TokenScores) -> None:
+        import pyarrow as pa
+
+        columns = [pa.array(tokens.tokens, pa.string()), *(pa.array(column) for column in tokens.scores.T)]
+        table = pa.table(columns, ["token", *_direction_names(tokens.scores.shape[1])])
+        facts = {SEAL: _token_digest(tokens)}
+        write_table(self.folder / "tokens" / f"{tokens.example_id}.parquet", table.replace_schema_metadata(facts))
 
     def suggested_range(self, direction: int) -> SuggestedRange | None:
         """The strengths of a direction (from 1) that do no damage, where they have been looked for. A damaged
         file is passed over: the sweep can be made again."""
-        from core.steering.sweep import SuggestedRange
-
-        path = self.folder / "steering" / f"d{direction}.json"
-        if not path.exists():
-            return None
         with suppress(BasiscopeError):
-            return SuggestedRange.from_dict(read_json(path))
+            return _read_range(self.folder / "steering" / f"d{direction}.json")
         return None
 
     def save_suggested_range(self, direction: int, found: SuggestedRange) -> None:
@@ -400,31 +440,14 @@ class RunTexts(Sequence[str]):
         return texts
 
 
+def _token_digest(tokens: TokenScores) -> str:
+    found = hashlib.sha256(json.dumps([tokens.example_id, *tokens.tokens]).encode())
+    found.update(np.ascontiguousarray(tokens.scores, dtype="<f4").tobytes())
+    return found.hexdigest()
+
+
 def _direction_names(k: int) -> list[str]:
     return [f"d{j + 1}" for j in range(k)]
-
-
-def _load_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BasiscopeError(f"{path} is damaged or missing ({error}).") from error
-
-
-def _map_tensors(path: Path) -> dict[str, Any]:
-    """Torch tensors mapped from a safetensors file, not copied into memory."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BasiscopeError(
-            f"{path} is damaged or missing ({error}). Recover the run again: what is intact is kept."
-        ) from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -435,9 +458,9 @@ def load_activations(folder: Path, blocks: Iterable[int]) -> Activations:
     """The activations of a run folder, mapped from its shards."""
     from core.activations import Activations
 
-    tensors = [_map_tensors(path) for path in _shards(folder)]
+    tensors = [map_tensors(path, MEND) for path in _shards(folder)]
     if not tensors:
-        raise BasiscopeError(f"{folder / 'activations'} holds no shards.")
+        raise BasiscopeError(f"{folder / 'activations'} holds no shards. {MEND}")
     ids = np.concatenate([shard["example_id"].numpy() for shard in tensors])
     return Activations(ids, [shard["activations"] for shard in tensors], tuple(blocks))
 
@@ -445,8 +468,8 @@ def load_activations(folder: Path, blocks: Iterable[int]) -> Activations:
 def _load_windows(folder: Path) -> TokenWindows:
     from core.activations import TokenWindows
 
-    tensors = {name: tensor.numpy() for name, tensor in _map_tensors(folder / "tokens.safetensors").items()}
-    return TokenWindows(**tensors)
+    tensors = map_tensors(folder / "tokens.safetensors", MEND)
+    return TokenWindows(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 # --- a run under way ------------------------------------------------------------------------------------
@@ -481,7 +504,7 @@ class PartialRun:
         schema = _schema(kinds, spans)
 
         def write(path: Path) -> None:
-            with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batched(rows, 1_000):
                     writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
@@ -490,8 +513,6 @@ class PartialRun:
     @contextmanager
     def token_writer(self) -> Iterator[Callable[[int, list[int], int], None]]:
         """Yields write(example_id, ids, first); the windows are complete when the block ends."""
-        from safetensors.numpy import save_file
-
         raw = self.folder / ".tokens.bin"
         example_id, first, lengths = [], [], []
         with raw.open("wb") as file:
@@ -509,48 +530,70 @@ class PartialRun:
             "first": np.array(first, dtype=np.int64),
             "example_id": np.array(example_id, dtype=np.int64),
         }
-        write_atomic(self.folder / "tokens.safetensors", lambda path: save_file(tensors, path))
+        write_tensors(self.folder / "tokens.safetensors", tensors)
         raw.unlink()
 
     def save_facts(self, facts: Mapping[str, Any]) -> None:
         """Written last of the reading, with the SHA-256 of its files: where it is, the examples are complete."""
-        files = {name: _digest(self.folder / name) for name in READ_FILES}
+        files = {name: digest(self.folder / name) for name in READ_FILES if (self.folder / name).exists()}
         write_json(self.folder / "read.json", {**facts, "files": files})
 
     def stored_ids(self) -> np.ndarray:
         """Ids of the examples whose activations are on disk. A damaged shard is deleted, to be made again."""
-        from safetensors import SafetensorError, safe_open
-
         ids = [np.zeros(0, dtype=np.int64)]
         for path in _shards(self.folder):
             try:
-                with safe_open(path, framework="np") as file:
-                    ids.append(file.get_tensor("example_id"))
-            except (SafetensorError, OSError):
+                read = map_tensors if is_known(path) else read_tensors
+                ids.append(np.asarray(read(path, MEND)["example_id"]))
+            except (BasiscopeError, KeyError):
                 path.unlink()
         return np.concatenate(ids)
 
-    def store(self, batches: Iterable[PooledBatch], example_id: np.ndarray) -> Generator[int, None, None]:
+    def store(
+        self, batches: Iterable[PooledBatch], example_id: np.ndarray, before: int | None = None
+    ) -> Generator[int, None, None]:
         """Write batches to shards, yielding the number of tokens after each. What is finished when the
-        caller stops or an error comes is written, too."""
-        waiting: list[PooledBatch] = []
-        size, since = 0, time.monotonic()
+        caller stops or an error comes is written, too.
+
+        before: the example before the first, whose shard goes on where it is not full: so the shards are the same
+        however often the work was stopped
+        """
+        number, waiting = self._begun(example_id, before)
+        size, since, is_new = sum(batch.activations.nbytes for batch in waiting), time.monotonic(), False
         try:
             for batch in batches:
                 waiting.append(batch)
-                size += batch.activations.nbytes
+                size, is_new = size + batch.activations.nbytes, True
                 if size >= SHARD_BYTES or time.monotonic() - since >= SHARD_SECONDS:
-                    flushing, waiting, size = waiting, [], 0
-                    self._write_shard(flushing, example_id)
+                    is_new = False  # where this fails, it is not tried again
+                    self._write_shard(number, waiting, example_id)
                     since = time.monotonic()
+                if size >= SHARD_BYTES:
+                    number, waiting, size = self._free_number(), [], 0
                 yield batch.n_tokens
         finally:
-            if waiting:
-                self._write_shard(waiting, example_id)
+            if is_new:
+                self._write_shard(number, waiting, example_id)
 
-    def _write_shard(self, batches: list[PooledBatch], example_id: np.ndarray) -> None:
-        from safetensors.numpy import save_file
+    def _begun(self, example_id: np.ndarray, before: int | None) -> tuple[int, list[PooledBatch]]:
+        """The number of the shard to write, and what it has already: that which ends in the example `before`,
+        where it is not full, else a new one."""
+        from core.activations import PooledBatch
 
+        for path in _shards(self.folder) if before is not None else []:
+            shard = map_tensors(path, MEND)
+            ids, rows = shard["example_id"].numpy(), shard["activations"]
+            if ids[-1] == before and 4 * rows.numel() < SHARD_BYTES:
+                position = {example: i for i, example in enumerate(example_id.tolist())}
+                positions = np.array([position[example] for example in ids.tolist()])
+                return int(path.stem), [PooledBatch(positions, rows.float().numpy().copy(), 0)]
+        return self._free_number(), []
+
+    def _free_number(self) -> int:
+        taken = {int(path.stem) for path in _shards(self.folder)}
+        return next(number for number in count() if number not in taken)
+
+    def _write_shard(self, number: int, batches: list[PooledBatch], example_id: np.ndarray) -> None:
         rows = np.concatenate([batch.activations for batch in batches])
         ids = example_id[np.concatenate([batch.positions for batch in batches])]
         with np.errstate(over="ignore"):
@@ -560,22 +603,25 @@ class PartialRun:
             raise BasiscopeError(
                 f"Example {bad}: its activations exceed the range of float16; use --store-dtype float32."
             )
-        taken = [int(path.stem) for path in _shards(self.folder)]
-        path = self.folder / "activations" / f"{max(taken, default=-1) + 1:05d}.safetensors"
-        write_atomic(path, lambda temporary: save_file({"activations": stored, "example_id": ids}, temporary))
+        path = self.folder / "activations" / f"{number:05d}.safetensors"
+        write_tensors(path, {"activations": stored, "example_id": ids})
 
     def activations(self, blocks: Iterable[int]) -> Activations:
         return load_activations(self.folder, blocks)
 
     def discard(self) -> None:
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder)
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Written last: with the SHA-256 of every file of the run that no later step changes."""
+        """Written last: with SHA-256 and rows of every file of the run that no later step changes."""
         patterns = ("*.parquet", "*.safetensors", "activations/*.safetensors", "directions.json")
         names = sorted(str(path.relative_to(self.folder)) for p in patterns for path in self.folder.glob(p))
-        files = {name: _digest(self.folder / name) for name in names if not Path(name).name.startswith(".")}
-        write_json(self.folder / "manifest.json", {**manifest, "files": files})
+        paths = {name: self.folder / name for name in names if not Path(name).name.startswith(".")}
+        facts = {
+            "files": {name: digest(path) for name, path in paths.items()},
+            "rows": {name: found for name, path in paths.items() if (found := rows(path)) is not None},
+        }
+        write_json(self.folder / "manifest.json", {**manifest, **facts})
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """Seconds and tokens per step so far, over all processes that have worked on the run."""
@@ -592,7 +638,6 @@ class PartialRun:
         """basis.safetensors, scores.parquet and cosines.parquet in the order of the examples, and
         directions.json."""
         import pandas as pd
-        from safetensors.numpy import save_file
 
         tensors = {
             "directions": basis.directions,
@@ -600,7 +645,7 @@ class PartialRun:
             "singular_values": basis.singular_values,
             "block_scale": basis.block_scale,
         }
-        write_atomic(self.folder / "basis.safetensors", lambda path: save_file(tensors, path))
+        write_tensors(self.folder / "basis.safetensors", tensors)
         order = np.argsort(scores.example_id, kind="stable")
         for name, values in (("scores", scores.scores), ("cosines", scores.cosines)):
             table = pd.DataFrame(values[order], columns=_direction_names(basis.k))
@@ -617,14 +662,13 @@ class PartialRun:
         self._save_table("map", table)
 
     def _save_table(self, name: str, table: pd.DataFrame) -> None:
-        path = self.folder / f"{name}.parquet"
-        write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+        write_table(self.folder / f"{name}.parquet", table)
 
 
 def _is_read(folder: Path) -> bool:
     with suppress(BasiscopeError):
-        digests = read_json(folder / "read.json").get("files", {})
-        return all(_digest(folder / name) == digest for name, digest in digests.items())
+        stored = read_object(folder / "read.json").get("files", {})
+        return not any(has_changed(folder / name, expected) for name, expected in stored.items())
     return False
 
 
@@ -653,6 +697,16 @@ def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 @dataclass(frozen=True)
+class Damaged:
+    """Something kept that cannot be read, with the sentence that says why. kind: what it is, a key of KINDS."""
+
+    kind: str
+    name: str
+    reason: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class NamedSet:
     """Examples of a run that a person kept under a name."""
 
@@ -674,10 +728,13 @@ class KeptSelection:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        manifest = read_json(self.folder / "manifest.json")
-        request = manifest.get("request") if isinstance(manifest, dict) else None
+        path = self.folder / "manifest.json"
+        manifest = read_object(path, SELECT_AGAIN)
+        request = manifest.get("request")
         if not isinstance(request, dict) or "run" not in request or "example_ids" not in manifest:
-            raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of a selection.")
+            raise BasiscopeError(f"{path} is damaged: not the manifest of a selection. {SELECT_AGAIN}")
+        if "contamination" in manifest:  # as 0.1 called them
+            manifest["overlaps"] = manifest.pop("contamination")
         return manifest
 
     @property
@@ -695,15 +752,13 @@ class KeptSelection:
         """example_id and reason of what could not be chosen."""
         return self._table("dropped.parquet")
 
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-        import pyarrow as pa
+    def file(self, name: str) -> Path:
+        """The path of one of its files. Raises BasiscopeError where it is not what the manifest says."""
+        known = self.manifest.get("files", {}).get(name, {})
+        return checked(self.folder / name, known.get(SEAL), SELECT_AGAIN)
 
-        try:
-            return pd.read_parquet(self.folder / name)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise BasiscopeError(f"Selection {self.name}: {name} cannot be read ({reason}).") from error
+    def _table(self, name: str) -> pd.DataFrame:
+        return read_table(self.file(name), SELECT_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -719,10 +774,17 @@ class KeptEvaluation:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        manifest = read_json(self.folder / "manifest.json")
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("request"), dict):
-            raise BasiscopeError(f"{self.folder / 'manifest.json'} is damaged: not the manifest of an evaluation.")
+        path = self.folder / "manifest.json"
+        manifest = read_object(path, EVALUATE_AGAIN)
+        if not isinstance(manifest.get("request"), dict):
+            raise BasiscopeError(f"{path} is damaged: not the manifest of an evaluation. {EVALUATE_AGAIN}")
         return manifest
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """File -> SHA-256, bytes and rows; empty for an evaluation of an older version."""
+        path = self.folder / FILES
+        return read_object(path, EVALUATE_AGAIN) if path.exists() else {}
 
     @property
     def run(self) -> str | None:
@@ -734,49 +796,74 @@ class KeptEvaluation:
         return self.manifest.get("status") == "complete"
 
     def rollouts(self) -> list[Rollout]:
-        """All rollouts so far, by problem, rollout and variant. Raises BasiscopeError for a damaged part."""
+        """All rollouts so far, by problem, rollout and variant. Raises BasiscopeError for a part that is damaged
+        or missing."""
         from core.evaluation.rollouts import Rollout
 
         found: dict[tuple[str, int, int], Rollout] = {}
-        for path in sorted((self.folder / "rollouts").glob("[0-9]*.jsonl")):
-            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, _read_lines(path))}
+        for name in self._parts(known := self.files):
+            lines = self._lines(name, known)
+            found |= {rollout.key: rollout for rollout in map(Rollout.from_dict, lines)}
         return sorted(found.values(), key=lambda one: (one.problem_id, one.rollout, one.variant))
+
+    def _parts(self, known: Mapping[str, Any]) -> list[str]:
+        there = {f"rollouts/{path.name}" for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")}
+        return sorted(there | {name for name in known if name.startswith("rollouts/")})
+
+    def _lines(self, name: str, known: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+        path = checked(self.folder / name, known.get(name, {}).get(SEAL), EVALUATE_AGAIN)
+        return read_lines(path, EVALUATE_AGAIN)
+
+    def mend(self) -> bool:
+        """Forget the parts that are damaged or missing, so that they are made again; whether there were some. Only
+        the holder of the evaluation's lock does."""
+        try:
+            known = self.files
+        except BasiscopeError:
+            known = {}
+        intact = {name: facts for name, facts in known.items() if not has_changed(self.folder / name, facts[SEAL])}
+        for name in (parts := self._parts(known)):
+            if name in known and name not in intact:
+                (self.folder / name).unlink(missing_ok=True)
+                continue
+            try:
+                self._lines(name, intact)
+            except BasiscopeError:
+                (self.folder / name).unlink(missing_ok=True)
+                continue
+            intact[name] = described(self.folder / name)
+        if intact != known:
+            write_json(self.folder / FILES, intact)
+        return any(name not in intact for name in (*known, *parts))
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
         """Write a part. Only the holder of the evaluation's lock does."""
-        taken = [int(path.stem) for path in (self.folder / "rollouts").glob("[0-9]*.jsonl")]
-        path = self.folder / "rollouts" / f"{max(taken, default=-1) + 1:05d}.jsonl"
-        write_lines(path, (one.as_dict() for one in rollouts))
+        taken = [int(Path(name).stem) for name in self._parts(self.files)]
+        name = f"rollouts/{max(taken, default=-1) + 1:05d}.jsonl"
+        self._write_lines(name, (one.as_dict() for one in rollouts))
+
+    def _write_lines(self, name: str, values: Iterable[Any]) -> None:
+        """A part that was written when its process was killed is what it is: its digest is taken then."""
+        write_lines(self.folder / name, values)
+        known = self.files
+        late = [part for part in self._parts(known) if part not in known]
+        write_json(self.folder / FILES, known | {part: described(self.folder / part) for part in (*late, name)})
 
     def problems(self) -> dict[int, Problem]:
         """The problems that were asked, by id."""
         from core.evaluation.problems import Problem
 
         try:
-            found = [Problem(**stored) for stored in _read_lines(self.folder / "problems.jsonl")]
+            found = [Problem(**stored) for stored in self._lines("problems.jsonl", self.files)]
         except TypeError as error:
             raise BasiscopeError(f"Evaluation {self.id}: its problems are damaged ({error}).") from error
         return {problem.problem_id: problem for problem in found}
 
     def save_problems(self, problems: Iterable[Problem]) -> None:
-        write_lines(self.folder / "problems.jsonl", (vars(problem) for problem in problems))
+        self._write_lines("problems.jsonl", (vars(problem) for problem in problems))
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_json(self.folder / "manifest.json", dict(manifest))
-
-
-def _read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file, one a line. Raises BasiscopeError where it is damaged or not there."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise BasiscopeError(f"{path} is damaged ({error}); delete it, and evaluate again.") from error
-
-
-def write_lines(path: Path, values: Iterable[Any]) -> None:
-    """JSON values, one a line."""
-    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
 class Workspace:
@@ -806,7 +893,7 @@ class Workspace:
         found = {}
         for path in sorted(self.root.glob("partial/*/request.json")):
             with suppress(BasiscopeError):  # finished meanwhile, or damaged
-                found[path.parent.name] = read_json(path)
+                found[path.parent.name] = read_object(path)
         return found
 
     def run(self, reference: str = "latest") -> Run:
@@ -851,7 +938,7 @@ class Workspace:
         try:
             with FileLock(folder.with_suffix(".lock"), timeout=LOCK_SECONDS):
                 for leftover in folder.rglob(".*.tmp"):
-                    leftover.unlink()
+                    shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
                 facts = {"asked": dict(asked or {}), "shared": shared, "pid": os.getpid()}
                 write_json(folder / "request.json", {**request, **facts})
                 (folder / PROGRESS).unlink(missing_ok=True)
@@ -881,7 +968,7 @@ class Workspace:
             names = [name for part in taken.values() for name in part]
             try:
                 for name in names:
-                    write_atomic(folder / name, partial(_link, lender / name))
+                    write_atomic(folder / name, partial(link, lender / name))
             except FileNotFoundError:  # deleted meanwhile: take nothing of it, another's may overlap
                 for name in names:
                     (folder / name).unlink(missing_ok=True)
@@ -919,30 +1006,33 @@ class Workspace:
 
     def is_locked(self, run_id: str) -> bool:
         """Whether a process is at work on the partial run."""
-        return _is_held(self.root / "partial" / f"{run_id}.lock")
+        return is_held(self.root / "partial" / f"{run_id}.lock")
 
     def finish(self, under_way: PartialRun) -> Run:
         """Rename a complete partial run into place, where a broken one of the same id may lie."""
         final = self.root / "runs" / under_way.folder.name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if final.is_dir():
+        with _labels_lock(final) if final.is_dir() else nullcontext():
             _keep_later_work(Run(final), Run(under_way.folder))
-        shutil.rmtree(final, ignore_errors=True)
-        for name in ("request.json", "steps.json", PROGRESS):
-            (under_way.folder / name).unlink(missing_ok=True)
-        under_way.folder.rename(final)
+            put_folder(under_way.folder, final)
+        _tidy(final)
         return Run(final)
 
     def finished(self, request: Mapping[str, Any]) -> Run | None:
         """The finished run of a request, where there is one and all its files are what they were."""
         run = Run(self.root / "runs" / content_hash(request))
         with suppress(BasiscopeError):  # a damaged manifest
-            return run if (run.folder / "manifest.json").is_file() and not run.damaged_files() else None
+            if (run.folder / "manifest.json").is_file() and not run.damaged_files():
+                _tidy(run.folder)
+                return run
         return None
+
+    def run_ids(self) -> set[str]:
+        """Of all runs, finished or not, damaged or not."""
+        return {path.name for part in ("runs", "partial") for path in _folders(self.root / part)}
 
     def any_run_id(self, reference: str) -> str:
         """The id that a reference means, of a run finished or not. Raises BasiscopeError as `run` does."""
-        known = {*self.partial_manifests(), *(run.id for run in self.runs())}
+        known = self.run_ids()
         matches = sorted(run_id for run_id in known if reference and run_id.startswith(reference))
         if len(matches) > 1 and reference not in known:
             raise BasiscopeError(f"Run {reference!r} could be any of {', '.join(matches)}.")
@@ -953,6 +1043,7 @@ class Workspace:
         at work on it, and where there is none."""
         from filelock import FileLock, Timeout
 
+        Limits.now().check_writing()
         folders = [self.root / part / run_id for part in ("runs", "partial")]
         if not re.fullmatch("[0-9a-f]+", run_id) or not any(folder.is_dir() for folder in folders):
             raise BasiscopeError(f"Run {run_id!r} is not in {self.root}.")
@@ -960,8 +1051,9 @@ class Workspace:
         lock.parent.mkdir(exist_ok=True)
         try:
             with FileLock(lock, timeout=LOCK_SECONDS):
-                for folder in [*folders, *(self.root / part / run_id for part in RUN_PARTS)]:
-                    shutil.rmtree(folder, ignore_errors=True)
+                parts = [self.root / part / run_id for part in RUN_PARTS]
+                for folder in filter(Path.is_dir, [*folders, *parts]):
+                    remove_folder(folder)
         except Timeout:
             raise BasiscopeError(f"Run {run_id} is being recovered; stop it first.") from None
 
@@ -981,9 +1073,8 @@ class Workspace:
         """The named sets, of one run where given, by name."""
         sets = []
         for path in self.root.glob("sets/**/*.json"):
-            with suppress(BasiscopeError, KeyError, TypeError):  # a damaged one hides no other
-                s = read_json(path)
-                sets.append(NamedSet(s["name"], s["run"], tuple(s["example_id"]), s.get("note", "")))
+            with suppress(BasiscopeError):  # a damaged one hides no other
+                sets.append(_read_set(path))
         return sorted(
             (named for named in sets if run_id in (None, named.run)), key=lambda named: (named.name, named.run)
         )
@@ -996,16 +1087,15 @@ class Workspace:
         return comparison_id
 
     def comparisons(self, run_id: str) -> dict[str, Comparison]:
-        """Id -> kept comparison of a run, newest first. Damaged files are passed over."""
-        from core.steering.comparison import Comparison
-
+        """Id -> kept comparison of a run, newest first. Damaged files are passed over; `damaged` names them."""
         found = {}
-        for path in self.root.glob(f"comparisons/{run_id}/*.json"):
+        for path in self.root.glob(f"comparisons/{run_id}/[!.]*.json"):
             with suppress(BasiscopeError):
-                found[path.stem] = Comparison.from_dict(read_json(path))
+                found[path.stem] = _read_comparison(path)
         return dict(sorted(found.items(), key=lambda item: item[1].created, reverse=True))
 
     def delete_comparison(self, run_id: str, comparison_id: str) -> None:
+        Limits.now().check_writing()
         if re.fullmatch("[0-9a-f]+", comparison_id):
             (self.root / "comparisons" / run_id / f"{comparison_id}.json").unlink(missing_ok=True)
 
@@ -1016,14 +1106,12 @@ class Workspace:
         return sweep_id
 
     def sweeps(self, run_id: str) -> dict[str, Sweep]:
-        """Id -> sweep of a run, newest first. Damaged files are passed over."""
-        from core.steering.sweep import Sweep
-
+        """Id -> sweep of a run, newest first. Damaged files are passed over; `damaged` names them."""
         paths = sorted(self.root.glob(f"sweeps/{run_id}/*.json"), key=lambda path: -path.stat().st_mtime)
         found = {}
         for path in paths:
             with suppress(BasiscopeError):
-                found[path.stem] = Sweep.from_dict(read_json(path))
+                found[path.stem] = _read_sweep(path)
         return found
 
     def save_evidence(self, evidence: Evidence) -> str:
@@ -1039,17 +1127,24 @@ class Workspace:
         write_json(self.root / "usefulness" / found.run / "recommendation.json", found.as_dict())
 
     def evidence(self, run_id: str) -> dict[str, Evidence]:
-        """Id -> evidence of a run, newest first. Damaged files are passed over."""
-        from core.usefulness.evidence import Evidence
-
+        """Id -> evidence of a run, newest first. Damaged files are passed over; `damaged` names them."""
         paths = sorted(
             self.root.glob(f"usefulness/{run_id}/evidence/*.json"), key=lambda path: -path.stat().st_mtime_ns
         )
         found = {}
         for path in paths:
             with suppress(BasiscopeError):
-                found[path.stem] = Evidence.from_dict(read_json(path))
+                found[path.stem] = _read_evidence(path)
         return found
+
+    def intact_evidence(self, run_id: str) -> dict[str, Evidence]:
+        """As `evidence`, for what is built on all of it: raises BasiscopeError where one cannot be read."""
+        if damaged := self.damaged("evidence", run_id=run_id):
+            raise BasiscopeError(
+                f"Evidence {damaged[0].name} cannot be read, so nothing is built on the rest. {damaged[0].reason} "
+                f"Give its command again, or `basiscope delete {damaged[0].name}`."
+            )
+        return self.evidence(run_id)
 
     @contextmanager
     def start_evaluation(self, request: Mapping[str, Any]) -> Iterator[KeptEvaluation]:
@@ -1066,7 +1161,7 @@ class Workspace:
                     yield kept
                 except BasiscopeError:
                     if not any((folder / "rollouts").glob("*.jsonl")):
-                        shutil.rmtree(folder)
+                        remove_folder(folder)
                     raise
         except Timeout as error:
             raise BasiscopeError(
@@ -1091,28 +1186,66 @@ class Workspace:
             raise BasiscopeError(f"Evaluation {reference!r} is no single one in {self.root}. There: {known}.")
         return found[0]
 
+    def damaged(self, *kinds: str, run_id: str = "*") -> list[Damaged]:
+        """What cannot be read of some kinds, or of all; of one run's where given. What a process is at work on is
+        left out."""
+        found = []
+        for kind in kinds or KINDS:
+            pattern, read = KINDS[kind]
+            for path in sorted(self.root.glob(pattern.format(run=run_id))):
+                try:
+                    read(path)
+                except BasiscopeError as error:
+                    name = path.stem if path.is_file() else path.name
+                    if path.exists() and not is_held(path.with_suffix(".lock")):
+                        found.append(Damaged(kind, name, str(error), path))
+        return found
+
+    def delete_damaged(self, one: Damaged) -> None:
+        """Raises BasiscopeError while a process is at work on it."""
+        if one.kind in ("run", "unfinished run"):
+            self.delete(one.name)
+        elif one.path.is_dir():
+            if one.kind == "selection":
+                self._check_only_own_files(one.path)
+            if is_held(one.path.with_suffix(".lock")):
+                raise BasiscopeError(f"{one.path} is being written; stop that first.")
+            remove_folder(one.path)
+        else:
+            one.path.unlink(missing_ok=True)
+
     def is_evaluating(self, evaluation_id: str) -> bool:
         """Whether a process is at work on the evaluation."""
-        return _is_held(self.root / "evaluations" / f"{evaluation_id}.lock")
+        return is_held(self.root / "evaluations" / f"{evaluation_id}.lock")
 
     def delete_evaluation(self, reference: str) -> None:
         """Raises BasiscopeError where there is none or several, and while a process is at work on it."""
+        Limits.now().check_writing()
         kept = self.evaluation(reference)
         if self.is_evaluating(kept.id):
             raise BasiscopeError(f"Evaluation {kept.id} is being made; stop it first.")
-        shutil.rmtree(kept.folder)
+        remove_folder(kept.folder)
         kept.folder.with_suffix(".lock").unlink(missing_ok=True)
 
-    def check_selection_name(self, name: str, replace_old: bool) -> None:
-        """Raises BasiscopeError for a name that no folder can have, or that another selection has; with
-        `replace_old`, for one with something in its folder that was not written here."""
+    def check_selection_name(self, name: str, replace_old: bool, request: Mapping[str, Any] | None = None) -> None:
+        """Raises BasiscopeError for a name that no folder can have, or that another selection than that of
+        `request` has; with `replace_old`, for one with something in its folder that was not written here."""
+        Limits.now().check_writing()
         if not re.fullmatch(r"\w[\w. -]{0,79}", name):
             raise BasiscopeError(f"Selection name {name!r}: use letters, digits, space, '.', '_' and '-'.")
-        if (self.root / "selections" / name).exists() and not replace_old:
+        there = self.root / "selections" / name
+        if there.exists() and not replace_old and not self._is_selection_of(there, request):
             raise BasiscopeError(
                 f"There is a selection {name!r} already; choose another name, or replace it (--replace)."
             )
-        self._check_only_own_files(self.root / "selections" / name)
+        self._check_only_own_files(there)
+
+    def _is_selection_of(self, folder: Path, request: Mapping[str, Any] | None) -> bool:
+        with suppress(BasiscopeError):
+            return request is not None and content_hash(KeptSelection(folder).manifest["request"]) == content_hash(
+                request
+            )
+        return False
 
     def _check_only_own_files(self, folder: Path) -> None:
         """Raises BasiscopeError where a selection's exports have something beside or in them, such as a model that
@@ -1133,22 +1266,25 @@ class Workspace:
         dropped: pd.DataFrame,
         ledger: pd.DataFrame,
         replace_old: bool = False,
+        again: bool = False,
     ) -> KeptSelection:
-        """Keep a selection in a folder of its own, written whole or not at all. Raises BasiscopeError as
-        `check_selection_name` does."""
+        """Keep a selection in a folder of its own, written whole or not at all; with `again`, the one that is
+        there stays where it has chosen the same. Raises BasiscopeError as `check_selection_name` does."""
+        if again and self._is_selection_of(there := self.root / "selections" / name, manifest["request"]):
+            kept = KeptSelection(there)
+            if not replace_old and kept.example_ids == manifest["example_ids"]:
+                return kept
         self.check_selection_name(name, replace_old)
         folder = self.root / "selections" / name
-        temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            chosen.to_parquet(temporary / "chosen.parquet", index=False)
-            dropped.to_parquet(temporary / "dropped.parquet", index=False)
-            ledger.to_csv(temporary / "ledger.csv", index=False)
-            write_json(temporary / "manifest.json", manifest)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(folder, replace=True) as made:
+            write_table(made / "chosen.parquet", chosen)
+            write_table(made / "dropped.parquet", dropped)
+            ledger_csv = as_csv(ledger)
+            write_atomic(
+                made / "ledger.csv", lambda path: path.write_text(ledger_csv, encoding="utf-8", newline="")
+            )
+            files = {path.name: described(path) for path in sorted(made.iterdir())}
+            write_json(made / "manifest.json", {**manifest, "files": files})
         return KeptSelection(folder)
 
     def selections(self, run_id: str | None = None) -> list[KeptSelection]:
@@ -1172,35 +1308,30 @@ class Workspace:
         """Keep a selection under another name, too."""
         self.check_selection_name(new_name, replace_old=False)
         folder = self.root / "selections" / new_name
-        temporary = folder.with_name(f".{new_name}.{os.getpid()}.tmp")
-        try:
-            shutil.copytree(self.selection(name).folder, temporary)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(folder) as made:
+            shutil.copytree(self.selection(name).folder, made, dirs_exist_ok=True)
         return KeptSelection(folder)
 
     def delete_selection(self, name: str) -> None:
         """Remove a selection with its exports. Raises BasiscopeError where anything else is among them."""
+        Limits.now().check_writing()
         folder = self.selection(name).folder
         self._check_only_own_files(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
     def save_screening(self, run_id: str, screening: Screening) -> None:
         write_json(self._screening_path(run_id, screening.against), screening.as_dict())
 
     def screening(self, run_id: str, against: Mapping[str, str]) -> Screening | None:
         """What was found in a run's texts against these files (path -> SHA-256), None before a look."""
-        from core.selection.screening import Screening
-
         path = self._screening_path(run_id, against)
-        return Screening.from_dict(read_json(path)) if path.exists() else None
+        return _read_screening(path) if path.exists() else None
 
     def duplicates(self, run_id: str) -> Screening | None:
         """What any look at a run's texts has found of their duplicates, overlaps left out; None before a look."""
         found = self.screening(run_id, {})
         for path in [] if found else sorted((self.root / "screenings" / run_id).glob("[!.]*.json")):
-            against = read_json(path).get("against", {})
+            against = _read_screening(path).against
             if path == self._screening_path(run_id, against) and (other := self.screening(run_id, against)):
                 return replace(other, overlaps=(), against={}, problems=())
         return found
@@ -1212,15 +1343,13 @@ class Workspace:
     def save_text_vectors(self, run_id: str, model: str | None, vectors: np.ndarray) -> None:
         """Keep the vectors of a run's texts, by TF-IDF or by a sentence model as it is now: a folder is known by
         its files, whatever its name."""
-        from safetensors.numpy import save_file
-
-        path = self._vectors_path(run_id, model)
-        write_atomic(path, lambda temporary: save_file({"vectors": vectors}, temporary))
+        write_tensors(self._vectors_path(run_id, model), {"vectors": vectors})
 
     def text_vectors(self, run_id: str, model: str | None) -> np.ndarray | None:
         """(n, m) vectors of a run's texts by a sentence model, or by TF-IDF; None before they are made."""
         path = self._vectors_path(run_id, model)
-        return _load_tensors(path)["vectors"] if path.exists() else None
+        remedy = "Delete the file: the vectors are made again when they are needed."
+        return read_tensors(path, remedy)["vectors"] if path.exists() else None
 
     def has_text_vectors(self, run_id: str, model: str | None) -> bool:
         return self._vectors_path(run_id, model).exists()
@@ -1232,38 +1361,136 @@ class Workspace:
         return self.root / "vectors" / run_id / f"{key}.safetensors"
 
     def save_upload(self, name: str, content: bytes) -> Path:
-        """Keep an uploaded data file under its own name in a folder named by its content."""
+        """Keep an uploaded data file under its own name in a folder named by its content. Raises BasiscopeError
+        where all uploads together may not have so many bytes."""
         safe = re.sub(r"[^\w.-]", "_", Path(name).name)
         path = self.root / "uploads" / hashlib.sha256(content).hexdigest()[:12] / safe
         if not path.exists():
+            self._check_uploads(len(content))
             write_atomic(path, lambda temporary: temporary.write_bytes(content))
         return path
+
+    def _check_uploads(self, more: int) -> None:
+        most = Limits.now().uploads
+        if most is None:
+            return
+        kept = sum(path.stat().st_size for path in self.root.glob("uploads/*/*"))
+        if kept + more > most:
+            raise BasiscopeError(
+                f"The uploads kept here have {kept / 1e6:,.1f} of at most {most / 1e6:,.0f} MB; with this file's "
+                f"{more / 1e6:,.1f} MB they would have more. Delete some in {self.root / 'uploads'} first."
+            )
+
+
+def _read_request(folder: Path) -> None:
+    """Of a run that is not complete."""
+    if not is_held(folder.with_suffix(".lock")):
+        read_object(folder / "request.json", "Give its `recover` command again, or delete the run.")
+
+
+def read_job(folder: Path) -> dict[str, Any]:
+    """What a job's folder says of it. Raises BasiscopeError where that cannot be read."""
+    path = folder / "job.json"
+    facts = read_object(path)
+    if not isinstance(facts.get("arguments"), list) or not {"pid", "pid_created"} <= facts.keys():
+        raise BasiscopeError(f"{path} is damaged: it does not say what was started.")
+    return facts
+
+
+def _read_old_job(folder: Path) -> None:
+    if (folder / "job.json").exists() or time.time() - folder.stat().st_mtime > JOB_SECONDS:
+        read_job(folder)
+
+
+def _read_comparison(path: Path) -> Comparison:
+    from core.steering.comparison import Comparison
+
+    return Comparison.from_dict(read_object(path))
+
+
+def _read_sweep(path: Path) -> Sweep:
+    from core.steering.sweep import Sweep
+
+    return Sweep.from_dict(read_object(path))
+
+
+def _read_range(path: Path) -> SuggestedRange:
+    from core.steering.sweep import SuggestedRange
+
+    return SuggestedRange.from_dict(read_object(path))
+
+
+def _read_evidence(path: Path) -> Evidence:
+    from core.usefulness.evidence import Evidence
+
+    return Evidence.from_dict(read_object(path))
+
+
+def _read_screening(path: Path) -> Screening:
+    from core.selection.screening import Screening
+
+    remedy = "Delete the file; `basiscope screen` looks again."
+    try:
+        return Screening.from_dict(read_object(path, remedy))
+    except UNREADABLE as error:
+        raise BasiscopeError(f"{path} is damaged: no screening ({error}). {remedy}") from error
+
+
+def _read_set(path: Path) -> NamedSet:
+    stored = read_object(path)
+    try:
+        return NamedSet(
+            str(stored["name"]), str(stored["run"]), tuple(map(int, stored["example_id"])), stored.get("note", "")
+        )
+    except UNREADABLE as error:
+        raise BasiscopeError(f"{path} is damaged: no named set ({error}).") from error
+
+
+KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "run": ("runs/[!.]*/", lambda path: Run(path).manifest),
+    "unfinished run": ("partial/[!.]*/", _read_request),
+    "evaluation": ("evaluations/[!.]*/", lambda path: KeptEvaluation(path).manifest),
+    "selection": ("selections/[!.]*/", lambda path: KeptSelection(path).manifest),
+    "job": ("jobs/[!.]*/", _read_old_job),
+    "set": ("sets/{run}/[!.]*.json", _read_set),
+    "comparison": ("comparisons/{run}/[!.]*.json", _read_comparison),
+    "sweep": ("sweeps/{run}/[!.]*.json", _read_sweep),
+    "suggested range": ("runs/{run}/steering/[!.]*.json", _read_range),
+    "evidence": ("usefulness/{run}/evidence/[!.]*.json", _read_evidence),
+    "screening": ("screenings/{run}/[!.]*.json", _read_screening),
+}
+"""What a workspace keeps -> where its entries lie, and what reads one or raises BasiscopeError."""
+
+
+def _labels_lock(folder: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(folder / ".labels.lock")
 
 
 def _keep_later_work(old: Run, new: Run) -> None:
     """What was added to a run after it was recovered: labels that are not from the words, token scores, and what
-    steering has kept."""
-    with suppress(BasiscopeError):
-        for direction, label in old.labels().items():
-            if label.source != "words":
-                new.save_label(direction, label)
+    steering has kept. Labels that are damaged are kept as a file of their own."""
+    labels, damaged = old._labels()
+    if damaged:
+        shutil.copyfile(old.folder / "labels.json", new.folder / DAMAGED_LABELS)
+    for direction, label in labels.items():
+        if label.source != "words":
+            new.save_label(direction, label)
     for name in ("tokens", "steering"):
         for path in (old.folder / name).glob("[!.]*"):
             if not (new.folder / name / path.name).exists():
-                write_atomic(new.folder / name / path.name, partial(_link, path))
+                write_atomic(new.folder / name / path.name, partial(link, path))
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the lock."""
-    from filelock import FileLock, Timeout
+def _tidy(folder: Path) -> None:
+    """Remove what a finished run needs no more."""
+    for name in ("request.json", "steps.json", PROGRESS):
+        (folder / name).unlink(missing_ok=True)
 
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("[!.]*") if path.is_dir())
 
 
 def lend(run: Run, folder: Path) -> None:
@@ -1287,13 +1514,6 @@ def _steps(folder: Path) -> dict[str, dict[str, Any]]:
     """Time and tokens per step, of a finished run or one under way."""
     path = folder / "manifest.json"
     return read_json(path)["steps"] if path.exists() else PartialRun(folder, "").steps()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def now() -> str:

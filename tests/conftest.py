@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow on a loaded machine
 
 import json
+import logging
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -18,11 +19,31 @@ from core.examples import Columns, DataSource
 from core.recovery import Request, recover
 from core.workspace import Workspace
 
+
+class NothingDeprecated(logging.Handler):
+    """Libraries that log what they are about to take away fail the test that met it."""
+
+    def emit(self, record):
+        assert "deprecat" not in record.getMessage().lower(), record.getMessage()
+
+
+for library in ("transformers", "huggingface_hub", "datasets", "streamlit", "peft"):
+    logging.getLogger(library).addHandler(NothingDeprecated(logging.WARNING))
+
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checks_of_models(tmp_path_factory):
+    """What models can do is found out anew, not read from what another version left on this machine."""
+    from core import architectures
+
+    folder = tmp_path_factory.mktemp("checks")
+    architectures._folder = lambda: folder
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 import json
 import shutil
+import warnings
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers as tf
+from peft import PeftModel
 from safetensors.numpy import load_file
 from test_model import FAMILIES
 from tiny import SHAPE, save_tiny
@@ -38,6 +41,8 @@ MORE = {
 CHECKPOINT = {"llama", "llama-biased", "granite", "granite-tied", "smollm3", "gpt2", "opt", "gpt-neox", "qwen2"}
 CHECKPOINT |= {"mistral-full"}
 PEFT = CHECKPOINT | {"mistral", "qwen3", "phi3", "falcon", "falcon-alibi"}
+BIASED = {"llama-biased", "gpt2", "opt", "gpt-neox"}
+"""Whose layer has a bias to merge one into."""
 STRENGTH = 6.0
 
 
@@ -101,6 +106,35 @@ def test_every_export_steers_when_loaded_again_or_is_refused_with_the_reason(run
     assert str(agreement) in card and stored["strength_in_sd"] == pytest.approx(in_sd)
     assert f"`6 times the unit direction, which is {in_sd:.4g} standard deviations of its scores" in card
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_adapter_can_be_merged_where_its_card_does_not_say_otherwise(run, family, tmp_path):
+    if family not in PEFT:
+        pytest.skip("there is no adapter for it")
+    out = tmp_path / "out"
+    export(run, loader(run), 2, STRENGTH, "peft", out)
+    limits = json.loads((out / "basiscope.json").read_text())["limits"]
+    assert ("cannot be merged" in limits) == (family not in BIASED) and limits in (out / "README.md").read_text()
+    assert ("`--format checkpoint`" in limits) == (family in CHECKPOINT - BIASED)
+    ids = torch.tensor([[5, 9, 30, 7]])
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(loader(run)().module, str(out)).eval()
+        steered = adapted(ids, use_cache=False).logits
+        if family not in BIASED:
+            with pytest.raises(RuntimeError, match="the base layer has no bias"):
+                adapted.merge_and_unload()
+            return
+        torch.testing.assert_close(adapted.merge_and_unload()(ids, use_cache=False).logits, steered)
+
+
+def test_a_control_vector_says_what_was_not_checked(run, family, tmp_path):
+    export(run, loader(run), 2, STRENGTH, "gguf", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "llama.cpp itself was not run" in card
+    assert ("is not known: where it does not, it ignores" in card) == (
+        family in ("opt", "opt-after", "gemma3-vision")
+    )
 
 
 def test_a_bias_that_is_dropped_on_reload_is_found_out(run, family, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from test_recovery import Reference, gsm8k_texts
 from core.cli import cli
 from core.cli.group import Reporter
 from core.model import load_tokenizer
-from core.workspace import DEFAULT_ROOT, Workspace
+from core.workspace import DEFAULT_ROOT, Workspace, read_json, write_json
 
 
 @pytest.fixture
@@ -364,9 +364,9 @@ def test_the_estimate_is_near_what_happens(run_cli, stories, gsm8k, tmp_path):
     status, out, _ = run_cli(*options, "--k", 4, "--estimate")
     assert json.loads(out)["rate_from"] == f"measured in run {run.id}"
     path = run.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     manifest["steps"]["activations"] = {"from": "shipped", "tokens": manifest["data"]["tokens"]}
-    path.write_text(json.dumps(manifest))
+    write_json(path, manifest)
     status, out, _ = run_cli(*options, "--k", 4, "--estimate")
     assert json.loads(out)["rate_from"] == "from the speed of a matrix product"
 
@@ -535,9 +535,9 @@ def test_steering_with_another_model_than_the_run_s_is_refused(run_cli, gsm8k_co
     config = tmp_path / "model" / "generation_config.json"
     config.write_text('{"temperature": 0.5}')
     path = gsm8k_copy.run().folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     manifest["model"]["name"] = str(tmp_path / "model")
-    path.write_text(json.dumps(manifest))
+    write_json(path, manifest)
     status, out, err = run_cli(*STEER, "--strength", 1, "--prompt", "x", "--workspace", gsm8k_copy.root)
     assert status == 1 and out == "" and "has changed since run" in err
 

@@ -12,7 +12,6 @@ import pytest
 from conftest import CHAT
 from transformers import AutoTokenizer
 
-from core import examples
 from core.errors import BasiscopeError
 from core.examples import (
     Columns,
@@ -32,6 +31,7 @@ from core.examples import (
     resolve_template,
     tokenize,
 )
+from core.source import _load_hub
 
 ROWS = [{"q": "one, two", "a": "1"}, {"q": 'a "quoted"\nline', "a": "2"}, {"q": "drei · 三", "a": "3"}]
 SURROGATE_HALF = '{"t": "cut \\ud83d here"}\n'
@@ -198,11 +198,11 @@ def test_a_careless_quote_in_a_csv_row_costs_nothing(tmp_path):
 
 def test_csv_columns_of_numbers_are_numbers(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("n,x,zip,mixed,gap,room\n1,-.5,007,1,,E10\n-20,2e3,123,a,4,-e2\n")
+    path.write_text("n,x,zip,mixed,gap,room\n1,-0.5,007,1,,E10\n-20,2e+30,123,a,4,-e2\n")
     kinds = column_kinds(DataSource(str(path)))
     assert kinds == {"n": "int", "x": "float", "zip": "str", "mixed": "str", "gap": "int", "room": "str"}
     last = rows_of(path)[0][1]
-    assert [as_kind(last[name], kind) for name, kind in kinds.items()] == [-20, 2000.0, "123", "a", 4, "-e2"]
+    assert [as_kind(last[name], kind) for name, kind in kinds.items()] == [-20, 2e30, "123", "a", 4, "-e2"]
     assert as_kind("", "int") is None
 
 
@@ -210,7 +210,7 @@ def test_a_folder_s_other_json_files_are_counted(tmp_path):
     write_table(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "config.json").write_text('{"model_type": "x"}')
     rows, report = rows_of(tmp_path)
-    assert len(rows) == len(ROWS) and report.counts["file config.json left out, it holds no JSON array"] == 1
+    assert len(rows) == len(ROWS) and report.sentences() == ["file config.json left out, it holds no rows"]
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ def hub(tmp_path, monkeypatch):
         return real("parquet", data_files={"train": str(path)}, cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    examples._load_hub.cache_clear()
+    _load_hub.cache_clear()
     yield "owner/set"
-    examples._load_hub.cache_clear()
+    _load_hub.cache_clear()
 
 
 def test_a_hub_data_set_is_read_by_split(hub):
@@ -326,6 +326,18 @@ def test_a_hub_data_set_is_read_by_split(hub):
         rows_of(hub)
     with pytest.raises(BasiscopeError, match="test"):
         rows_of(hub, split="test")
+
+
+def test_bytes_and_images_of_a_hub_data_set_are_text_or_said(hub, tmp_path):
+    features = datasets.Features(q=datasets.Value("string"), b=datasets.Value("binary"), i=datasets.Image())
+    image = {"bytes": b"\x89PNG", "path": "a.png"}
+    rows = {"q": ["x", "y"], "b": ["é".encode(), b"\xff"], "i": [image, None]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    found, report = rows_of(hub, split="train")
+    assert found == [{"q": "x", "b": "é", "i": {"bytes": None, "path": "a.png"}}, {"q": "y", "b": None, "i": None}]
+    assert {tuple(rows) for rows in report.first_rows.values()} == {(0,), (1,)} and len(report.counts) == 2
+    assert column_kinds(DataSource(hub, split="train")) == {"q": "str", "b": "str", "i": "json"}
+    assert preview_rows(DataSource(hub, split="train"), 1) == found[:1]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +354,7 @@ def test_what_the_hub_refuses_is_said(monkeypatch, error, sentence):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    examples._load_hub.cache_clear()
+    _load_hub.cache_clear()
     with pytest.raises(BasiscopeError, match=sentence):
         rows_of("owner/set", split="train")
 
@@ -510,7 +522,7 @@ def test_original_columns_keep_kind_and_name(write_rows):
     assert kinds == {
         "data_text": "str",
         "n": "int",
-        "x": "float",
+        "x": "json",
         "flag": "bool",
         "nested": "json",
         "mixed": "json",
@@ -519,7 +531,7 @@ def test_original_columns_keep_kind_and_name(write_rows):
         "data_data_text": "str",
     }
     assert kept_columns(rows[1])["data_text"] == "b" and kept_columns(rows[1])["data_data_text"] == "kept"
-    assert examples.as_kind({"a": ["ü"]}, "json") == '{"a": ["ü"]}' and examples.as_kind(1, "float") == 1.0
+    assert as_kind({"a": ["ü"]}, "json") == '{"a": ["ü"]}' and as_kind(1, "float") == 1.0
 
 
 # --- the real files -------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def as_llama_factory_reads(factory, folder):
     config = yaml.safe_load((folder / "llamafactory.yaml").read_text())
     (attributes,) = parser.get_dataset_list([config["dataset"]], str(folder))
     read = converter.get_dataset_converter(attributes.formatting, attributes, None)
-    rows = [json.loads(line) for line in (folder / attributes.dataset_name).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / attributes.dataset_name).open(encoding="utf-8")]
     told = [read(row) for row in rows]
     return [
         ([m["content"] for m in one["_prompt"]], [m["content"] for m in one["_response"]], one["_system"])
@@ -356,7 +356,10 @@ def test_the_manifest_has_scores_and_duplicates_in_full(gsm8k_copy, run, write_r
     for name in ("d1", "d2", "d3"):
         assert manifest["scores"][name] == pytest.approx(scores[name].tolist(), rel=1e-5)
     assert manifest["duplicates"] == []
-    assert 4 in [one["example_id"] for one in manifest["contamination"]]
+    assert 4 in [one["example_id"] for one in manifest["overlaps"]]
+    path = gsm8k_copy.root / "selections" / "all" / "manifest.json"
+    path.write_text(path.read_text().replace('"overlaps": ', '"contamination": ', 1))
+    assert gsm8k_copy.selection("all").manifest["overlaps"] == manifest["overlaps"], "as 0.1 wrote it"
     texts = [f"this is text {i % 7} of them" for i in range(20)]
     space = Workspace(gsm8k_copy.root.parent / "repeats")
     other = synthetic_run(space, n=20, texts=texts)

@@ -127,7 +127,7 @@ def test_a_process_id_taken_by_another_process_is_no_running_job(tmp_path):
 
 def test_progress_is_written_at_every_step_and_not_at_every_call(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(jobs, "write_json", lambda path, value: written.append((path.name, dict(value))))
+    monkeypatch.setattr(jobs, "write_json", lambda path, value, **_: written.append((path.name, dict(value))))
     reporter = JobReporter(tmp_path)
     for done in range(1_000):
         reporter.progress("read", done, 1_000)

@@ -15,7 +15,7 @@ from tiny import BLOCKS, HIDDEN, SHAPE, VOCABULARY, save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from core.activations import Pooler, Recipe
-from core.chat_template import render
+from core.chat_template import render_template
 from core.checkpoint.formats import writer_for
 from core.errors import BasiscopeError
 from core.evaluation.problems import Problem
@@ -373,9 +373,9 @@ def test_a_template_that_fails_is_told_with_its_own_reason(folder, template, sen
     tokenizer = load_tokenizer(str(folder))
     for _ in range(2):
         with pytest.raises(BasiscopeError, match=sentence):
-            render(tokenizer, CHAT)
+            render_template(tokenizer, CHAT)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    assert render(load_tokenizer(str(folder)), CHAT, add_generation_prompt=True) == "w3 w5 w4 w5 "
+    assert render_template(load_tokenizer(str(folder)), CHAT, add_generation_prompt=True) == "w3 w5 w4 w5 "
 
 
 def test_a_broken_template_is_told_before_a_row_is_read_and_not_where_it_is_not_used(folder):

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import psutil
@@ -120,8 +121,8 @@ def test_an_unknown_run_in_the_address_is_said(workspace, page):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("scores.parquet", b"half", "scores.parquet cannot be read"),
-        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("scores.parquet", b"half", "scores.parquet is damaged"),
+        ("examples.parquet", b"", "examples.parquet is damaged"),
         ("directions.json", b"[{", "directions.json is damaged"),
         ("manifest.json", b"{", "manifest.json is damaged"),
         ("manifest.json", b'{"format_version": 1, "n": 3}', "manifest.json is damaged: it lacks model"),
@@ -141,7 +142,10 @@ def test_an_unreadable_run_does_not_hide_the_others(workspace):
     manifest.write_text(json.dumps({"format_version": 99}))
     at = show(BASIS)
     assert at.query_params["run"] == older.id and "directions" in texts(at)
-    assert "(unreadable)" in texts(show(RECOVER))
+    at = show(RECOVER)
+    assert f"Run {newest.id} cannot be read." in texts(at)
+    at.button(key=f"really_delete_run_{newest.id}").click().run()
+    assert [run.id for run in workspace.runs()] == [older.id] and "cannot be read" not in texts(at)
 
 
 # --- Basis ----------------------------------------------------------------------------------------------
@@ -321,6 +325,20 @@ def test_data_that_cannot_be_read_is_said(empty, tmp_path, content, sentence):
     said = texts(at).replace(before, "")
     assert len(texts(at)) > len(before), said
     assert not any(button.key == "start" for button in at.button)
+
+
+def test_of_a_folder_with_splits_one_is_chosen(empty, data, tmp_path):
+    for split in ("test", "train"):
+        (tmp_path / "both" / split).mkdir(parents=True)
+        shutil.copyfile(data, tmp_path / "both" / split / "a.jsonl")
+    at = show(RECOVER)
+    at.selectbox(key="model").select("Qwen/Qwen3-0.6B").run()
+    at.text_input(key="data_path").input(str(tmp_path / "both")).run()
+    choice = at.selectbox(key=f"split_of_{tmp_path / 'both'}")
+    assert choice.options == ["train", "test", "all"] and choice.value == "train"
+    assert f"--data {tmp_path / 'both'} --split train " in at.code[0].value
+    choice.select("all").run()
+    assert "--split all " in at.code[0].value and not at.exception
 
 
 def test_columns_are_guessed_and_the_command_equals_the_choices(empty, data, started):
@@ -630,7 +648,7 @@ def test_what_is_exported_is_the_column_chosen(workspace, started):
     ("name", "content", "sentence"),
     [
         ("basis.safetensors", b"half", "basis.safetensors is damaged"),
-        ("examples.parquet", b"", "examples.parquet cannot be read"),
+        ("examples.parquet", b"", "examples.parquet is damaged"),
         ("steering/d1.json", b"{", "No range is suggested yet"),
     ],
 )

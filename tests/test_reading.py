@@ -309,6 +309,17 @@ def test_a_run_keeps_the_answer_and_never_the_key(server, gsm8k_copy):
     assert not any(KEY.encode() in path.read_bytes() for path in gsm8k_copy.root.rglob("*") if path.is_file())
 
 
+def test_the_labels_that_came_are_kept(server, gsm8k_copy, monkeypatch):
+    run, texts = gsm8k_copy.run(), iter(["LABEL: a : b", "no idea", "LABEL: c : d"])
+    monkeypatch.setattr(server, "reply", property(lambda _self: completion(next(texts))))
+    before = run.labels()[2].text
+    with pytest.raises(
+        BasiscopeError, match=r"1 of 3 directions got no label; the others are kept. Direction 2: "
+    ):
+        label_by_endpoint(run, [1, 2, 3])
+    assert [run.labels()[j].text for j in (1, 2, 3)] == ["a : b", before, "c : d"]
+
+
 # --- tokens ---------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from core.demo.default import MODEL
 from core.errors import BasiscopeError
 from core.model import block_output, cache_argument, find_blocks, load_model
 from core.reading import score_tokens
+from core.steering.check import abilities
 from core.steering.generation import (
     REPEATS,
     Generation,
@@ -596,6 +597,7 @@ def test_rows_that_ended_are_taken_out_and_the_others_do_not_notice(monkeypatch)
         Row(tuple(model.tokenizer(f"{problem.prompt}\n")["input_ids"]), way, seed)
         for seed, (problem, way) in enumerate(zip(world.generate(12, "taken out"), ways * 3, strict=True))
     ]
+    abilities(model)
     sizes = []
     handle = model.module.register_forward_pre_hook(
         lambda _module, _args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True

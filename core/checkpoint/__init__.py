@@ -8,11 +8,8 @@ been loaded again and compared with the live hook on real prompts.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,12 +19,13 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.checkpoint.agreement import Agreement, compare_logits, observe
-from core.checkpoint.card import write_card
+from core.checkpoint.card import limits, write_card
 from core.checkpoint.formats import FORMATS, RELOAD, biased, writer_for
 from core.errors import BasiscopeError
 from core.model import LanguageModel, free_memory
 from core.steering.intervention import Directions, Steering
-from core.workspace import Run, is_disk_full
+from core.store import described, is_disk_full, new_folder, write_json
+from core.workspace import Run
 
 
 def export(
@@ -64,8 +62,12 @@ def export(
     surgery = partial(biased, model, vectors) if rounds else None
     device = "auto" if is_spread else str(model.device)
     in_sd = directions.in_sd(direction, strength)
-    card = write_card(run, model, direction, strength, in_sd, kind)
-    with _new_folder(out) as folder, TemporaryDirectory(dir=folder.parent, prefix=".logits.") as kept:
+    card, limited = write_card(run, model, direction, strength, in_sd, kind), limits(model, kind)
+    with (
+        _sentences(out),
+        new_folder(out) as folder,
+        TemporaryDirectory(dir=folder.parent, prefix=".logits.") as kept,
+    ):
         expected = observe(
             model, run, directions, Steering(((direction, strength),)), Path(kept), surgery, progress
         )
@@ -83,27 +85,22 @@ def export(
                 "A larger strength may show more than rounding."
             )
         facts = asdict(agreement) | {"direction": direction, "strength": strength, "strength_in_sd": in_sd}
-        facts |= {"format": kind, "run": run.id}
-        (folder / "basiscope.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / "README.md").write_text(card + f"\n## Checked\nLoaded again and compared: {agreement}.\n")
+        facts |= {"format": kind, "run": run.id, "limits": limited}
+        text = card + f"\n## Checked\nLoaded again and compared: {agreement}.\n"
+        (folder / "README.md").write_text(text + (f"\n## Limits\n{limited}\n" if limited else ""))
+        files = {path.name: described(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        write_json(folder / "basiscope.json", facts | {"files": files})
     return agreement
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it at the end; nothing is left behind where that is not reached."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+def _sentences(out: Path) -> Iterator[None]:
+    """Turns the OSError of a folder that cannot be written into a BasiscopeError that names it."""
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        with suppress(FileNotFoundError):
-            out.rmdir()
-        temporary.rename(out)
+        yield
     except Exception as error:
         if is_disk_full(error):
             raise BasiscopeError(f"The disk of {out} is full; free some space, or give another folder.") from error
         if isinstance(error, OSError):
             raise BasiscopeError(f"Folder {out} cannot be written ({error.strerror}); give another.") from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
-from core.model import LanguageModel
+from core.model import LanguageModel, named_options
 from core.steering.generation import Generation, Row, Sampling, prompt_ids
 from core.steering.intervention import Directions, Steering, steered
 from core.steering.prompts import how_encoded, run_prompts
@@ -134,7 +134,12 @@ def _logits(module: Any, ids: Sequence[int]) -> torch.Tensor:
 
     with torch.inference_mode():
         device = module.get_input_embeddings().weight.device
-        return module(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()
+        return (
+            module(torch.tensor([list(ids)], device=device), **named_options(module, use_cache=False))
+            .logits[0]
+            .float()
+            .cpu()
+        )
 
 
 def compare_logits(expected: Expected, module: Any, dtype: str, progress: Progress = silent) -> Agreement:

@@ -24,6 +24,43 @@ FORMATS = ("checkpoint", "peft", "gguf", "vector")
 NOT_COPIED = {"transformers_version", "architectures", "model_type", "layer_types", "_name_or_path"}
 NOT_COPIED |= {"id2label", "label2id", "problem_type"}
 """Of the config of a model that is rewritten as a Llama: what is not so of a Llama, or of this machine."""
+LLAMA_CPP = "as in llama-cpp-python 0.3.36"
+LLAMA_CPP_STEERS = frozenset(
+    [
+        "bloom",
+        "cohere",
+        "cohere2",
+        "falcon",
+        "falcon_h1",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "granite",
+        "jamba",
+        "llama",
+        "mamba",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "olmoe",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    ]
+)
+"""Model types in whose graph that source adds a control vector (`build_cvec`) to the sum that leaves a block.
+Where a graph has none, llama.cpp ignores a vector: before March 2026 for Qwen3.5 and Qwen3-Next (#20541, #20653),
+there for PLaMo-2 (#21444). For Gemma 3n it adds it to every stream."""
 SNIPPET = """\
 from safetensors.torch import load_file
 for name, vector in load_file("vector.safetensors").items():
@@ -73,6 +110,12 @@ def steerable_layer(config: Any) -> Layer:
     if kind not in layers:
         raise BasiscopeError(f"Model of type {kind}: it is not known where a bias would equal steering.")
     return layers[kind]
+
+
+def has_bias(model: LanguageModel) -> bool:
+    """Whether the layer that would steer has a bias. Raises BasiscopeError as `steerable_layer` does."""
+    part: Any = model.blocks[0].get_submodule(steerable_layer(model.module.config).path)
+    return part.bias is not None
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -144,7 +187,7 @@ def biased(model: LanguageModel, vectors: Mapping[int, np.ndarray]) -> Iterator[
 
 def _others(vectors: Mapping[int, np.ndarray]) -> str:
     works = ["vector"] if 0 in vectors else ["gguf", "vector"]
-    return f"What works for any model: {' and '.join(f'--format {name}' for name in works)}."
+    return f"What can be written for any model: {' and '.join(f'--format {name}' for name in works)}."
 
 
 def _new_config(config: Any, layer: Layer, stored: dict[str, Any]) -> dict[str, Any] | None:

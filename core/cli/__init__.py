@@ -15,6 +15,7 @@ import click
 from core.cli import app, evaluating, reading, recover, selecting, steering, usefulness
 from core.cli.group import asked_to_stop, cli
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.workspace import disk_sentence
 
 __all__ = ["app", "cli", "evaluating", "main", "reading", "recover", "selecting", "steering", "usefulness"]
@@ -81,6 +82,7 @@ def _run(arguments: list[str] | None) -> tuple[int, str, dict[str, Any]]:
     from core.jobs import STOPPED
 
     try:
+        Limits.now().check_arguments(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(arguments, standalone_mode=False)
         return 0, "done", result if isinstance(result, dict) else {}
     except click.UsageError as error:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--problem", help="Column with the problems.")
 @click.option("--answer", help="Column with the answers.")
 @click.option("--config", help="Config of a hub data set.")
-@click.option("--split", help="Split of a hub data set.")
+@click.option("--split", help="Split of a hub data set, or of a folder whose names tell splits.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N problems.")
 @click.option(
     "--verifier",
@@ -205,8 +205,10 @@ def _source(options: dict[str, Any]) -> Any:
 
 
 def _server(options: dict[str, Any]) -> Any:
-    from core.evaluation.endpoint import Server
+    from core.evaluation.endpoint import KEY_VARIABLE, Server
+    from core.reading import check_without_key
 
+    check_without_key(options["endpoint"], KEY_VARIABLE)
     choices = {name: options[name] for name in ("concurrency", "timeout")}
     return Server.at(options["endpoint"], options["model_name"], options["template"], **choices)
 
@@ -282,6 +284,9 @@ def evaluations(workspace: Path, as_json: bool) -> dict[str, Any]:
             rows.append(evaluation_row(kept, space.is_evaluating(kept.id)))
         except BasiscopeError as error:
             rows.append({"evaluation": kept.id, "status": "unreadable", "model": str(error)})
+    rows += [
+        {"evaluation": one.name, "status": "damaged", "model": one.reason} for one in space.damaged("evaluation")
+    ]
     keys = ("evaluation", "status", "run", "model", "problems", "n", "verifier", "rollouts", "variants")
     shown = [
         {name: value for name, value in row.items() if value is not None}

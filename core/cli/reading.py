@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import click
 
 from core.cli.group import Reporter, check_direction, cli, device_option, json_option, table, workspace_option
 from core.errors import BasiscopeError
-from core.workspace import Run, Workspace
+from core.jobs import delete_job, list_jobs
+from core.workspace import KINDS, Run, Workspace
 
 
 @cli.command()
@@ -19,45 +23,65 @@ from core.workspace import Run, Workspace
 def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
     """List every run: id, model, data, n, d, k, status."""
     space = Workspace(workspace)
+    damaged = space.damaged("run", "unfinished run")
     rows = [_run_row(run) for run in space.runs()]
     for run_id, request in space.partial_manifests().items():
         status = "running" if space.is_locked(run_id) else "interrupted"
-        rows.append({"run": run_id, "status": status, "k": request["k"], **request.get("asked", {})})
+        rows.append({"run": run_id, "status": status, "k": request.get("k", ""), **request.get("asked", {})})
+    listed = {row["run"] for row in rows}
+    rows += [
+        {"run": one.name, "status": "damaged", "model": one.reason} for one in damaged if one.name not in listed
+    ]
     keys = ("run", "status", "n", "d", "k", "model", "data")
     return {"runs": rows, "lines": table(rows, keys) if rows else [f"No runs in {workspace} yet."]}
 
 
 @cli.command()
-@click.argument("reference", metavar="RUN|EVALUATION")
+@click.argument("reference", metavar="RUN|EVALUATION|SELECTION|JOB")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @workspace_option
 @json_option
 def delete(reference: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
-    """Delete a run, finished or not, with its activations, labels and named sets; or a kept evaluation."""
+    """Delete a run, finished or not, with its activations, labels and named sets; a kept evaluation or selection;
+    a job that has ended; or whatever else is damaged, by its name."""
     space = Workspace(workspace)
-    known = (*space.partial_manifests(), *(run.id for run in space.runs()))
-    matching = [run_id for run_id in known if reference and run_id.startswith(reference)]
-    evaluations = [kept.id for kept in space.evaluations() if reference and kept.id.startswith(reference)]
-    if matching and evaluations:
-        raise BasiscopeError(f"{reference!r} could be any of {', '.join([*matching, *evaluations])}.")
-    kind = "Evaluation" if evaluations else "Run"
-    chosen = space.evaluation(reference).id if evaluations else space.any_run_id(reference)
+    found = _deletable(space, reference)
+    if len(found) > 1:
+        raise BasiscopeError(f"{reference!r} could be any of {', '.join(name for _, name in found)}.")
+    if not found:
+        found = {("run", space.any_run_id(reference)): partial(space.delete, space.any_run_id(reference))}
+    (((kind, chosen), remove),) = found.items()
     if not yes:
-        click.confirm(f"Delete {kind.lower()} {chosen} and everything in it?", abort=True, err=True)
-    if evaluations:
-        space.delete_evaluation(chosen)
-    else:
-        space.delete(chosen)
-    return {"deleted": chosen, "lines": [f"{kind} {chosen} is deleted."]}
+        click.confirm(f"Delete {kind} {chosen} and everything in it?", abort=True, err=True)
+    remove()
+    return {"deleted": chosen, "lines": [f"{kind.capitalize()} {chosen} is deleted."]}
+
+
+def _deletable(space: Workspace, reference: str) -> dict[tuple[str, str], Callable[[], None]]:
+    """(kind, name) -> what deletes it, of all that a reference may mean; one named in full is meant alone."""
+    known: dict[tuple[str, str], Callable[[], None]] = {
+        (one.kind, one.name): partial(space.delete_damaged, one)
+        for one in space.damaged(*(kind for kind in KINDS if kind not in ("run", "unfinished run")))
+    }
+    known |= {("run", run_id): partial(space.delete, run_id) for run_id in space.run_ids()}
+    known |= {("evaluation", one.id): partial(space.delete_evaluation, one.id) for one in space.evaluations()}
+    known |= {("selection", one.name): partial(space.delete_selection, one.name) for one in space.selections()}
+    known |= {("job", job.id): partial(delete_job, job) for job in list_jobs(space)}
+    exact = {key: remove for key, remove in known.items() if key[1] == reference}
+    return exact or {key: remove for key, remove in known.items() if reference and key[1].startswith(reference)}
 
 
 def _run_row(run: Run) -> dict[str, Any]:
     try:
         manifest = run.manifest
+        row = {"run": run.id, "status": "finished"} | {
+            key: manifest.get(key) for key in ("n", "d", "k", "created")
+        }
+        return row | {"model": manifest["model"]["name"], "data": manifest["data"]["path"]}
     except BasiscopeError as error:
         return {"run": run.id, "status": "unreadable", "model": str(error)}
-    row = {"run": run.id, "status": "finished"} | {key: manifest[key] for key in ("n", "d", "k", "created")}
-    return row | {"model": manifest["model"]["name"], "data": manifest["data"]["path"]}
+    except (KeyError, TypeError) as error:
+        return {"run": run.id, "status": "damaged", "model": f"{run.folder / 'manifest.json'} lacks {error}."}
 
 
 @cli.command()
@@ -126,20 +150,33 @@ def _show_run(run: Run) -> dict[str, Any]:
 def _show_direction(run: Run, direction: int, polarities: str, top: int, rank: str) -> dict[str, Any]:
     from core.reading import POLARITIES, rank_examples
 
-    examples = run.examples().rename(columns={rank: f"data_{rank}"})
-    values = (run.scores() if rank == "score" else run.cosines())[f"d{direction}"].to_numpy()
+    ranked = run.scores() if rank == "score" else run.cosines()
+    values, ids = ranked[f"d{direction}"].to_numpy(), ranked["example_id"].to_numpy()
     label = run.labels().get(direction)
     lines = [f"direction {direction}: {label.text if label else 'no label'}"]
     ends: dict[str, list[dict[str, Any]]] = {}
     for polarity in polarities:
         positions = rank_examples(values, POLARITIES[polarity], top)
-        chosen = examples.iloc[positions].assign(**{rank: values[positions]})
-        ends[polarity] = json.loads(chosen.to_json(orient="records", double_precision=15))
+        records = run.records(ids[positions].tolist())
+        ends[polarity] = [
+            _as_json(record, rank) | {rank: float(values[position])}
+            for record, position in zip(records, positions, strict=True)
+        ]
         lines.append(f"\n{polarity} end")
         for row in ends[polarity]:
             text = "".join(c for c in " ".join(row["text"].split()) if c.isprintable())
             lines.append(f"  {row[rank]:+.4g}  example {row['example_id']}  {text[:160]}")
     return {"direction": direction, "label": label.as_dict() if label else None, "ends": ends, "lines": lines}
+
+
+def _as_json(record: dict[str, Any], rank: str) -> dict[str, Any]:
+    """A record's values, null for what is no number; a column named like the ranking as `data_<name>`."""
+    return {
+        f"data_{name}" if name == rank else name: None
+        if isinstance(value, float) and not isfinite(value)
+        else value
+        for name, value in record.items()
+    }
 
 
 @cli.command()
@@ -171,7 +208,7 @@ def label(
     if direction is not None:
         check_direction(opened, direction)
     directions = [direction] if direction else list(range(1, opened.k + 1))
-    by_hand = {j for j, found in opened.labels().items() if found.source == "person" and direction is None}
+    by_hand = {j for j, found in opened.intact_labels().items() if found.source == "person" and direction is None}
     others = [j for j in directions if j not in by_hand]
     with Reporter(as_json) as progress:
         if text is not None:
@@ -200,7 +237,7 @@ def tokens(run: str, examples: tuple[int, ...], device: str, workspace: Path, as
 
     opened = Workspace(workspace).run(run)
     chosen = list(examples) or extreme_examples(opened)
-    missing = [example for example in chosen if opened.token_scores(example) is None]
+    missing = [example for example in chosen if opened.lacks_token_scores(example)]
     with Reporter(as_json) as progress:
         if missing:
             shade_examples(opened, load_run_model(opened, device), missing, progress)

@@ -26,11 +26,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--data", required=True, help="JSONL, JSON, CSV, TSV or Parquet file, a folder, or a hub id."
         ),
         click.option("--config", help="Configuration of a hub data set."),
-        click.option("--split", help="Split of a hub data set."),
+        click.option("--split", help="Split of a hub data set, or of a folder whose names tell splits."),
         click.option("--text", help="Column with the whole text. Nested fields: a.b."),
-        click.option("--prompt", help="Column with the prompt."),
-        click.option("--response", help="Column with the response, with --prompt."),
-        click.option("--messages", help="Column with chat messages: a list of {role, content}."),
+        click.option("--prompt", help="Column with the prompt: a text, or chat messages."),
+        click.option("--input", help="Column with what the prompt is about, as Alpaca has it, with --prompt."),
+        click.option("--response", help="Column with the response, with --prompt; as that."),
+        click.option("--messages", help="Column with chat messages: a list of {role, content}, or its JSON."),
         click.option("--limit", type=int, help="Read only the first N rows."),
         click.option(
             "--k",
@@ -146,7 +147,9 @@ def build_request(options: dict[str, Any]) -> Request:
             model=options["model"],
             revision=options["revision"],
             source=DataSource(options["data"], options["config"], options["split"], limit=options["limit"]),
-            columns=Columns(options["text"], options["prompt"], options["response"], options["messages"]),
+            columns=Columns(
+                **{role: options[role] for role in ("text", "prompt", "response", "messages", "input")}
+            ),
             recipe=Recipe(
                 pooling=options["pooling"] or preset.pooling,
                 blocks=options["blocks"] or preset.blocks,

@@ -11,6 +11,7 @@ import click
 
 from core.cli.group import Reporter, cli, given_options, json_option, table, workspace_option
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.selection import FORMATS, TUNINGS
 from core.workspace import KeptSelection, Workspace, read_json
 
@@ -144,9 +145,9 @@ def select(
         if form:
             check_export(space.run(request.run), form, tuning, out, replace_old)
         if isinstance(manifest, dict):
-            kept = reproduce(manifest, space, called, replace_old, progress)
+            kept = reproduce(manifest, space, called, replace_old, progress, again=bool(form))
         else:
-            kept = select_examples(request, space, called, replace_old, progress)
+            kept = select_examples(request, space, called, replace_old, progress, again=bool(form))
         files: list[str] = []
         if form:
             out = out or kept.folder / "export" / form
@@ -160,6 +161,7 @@ def select(
 def parse_selection(space: Workspace, arguments: list[str]) -> Request:
     """The Request that `basiscope ARGUMENTS` would make, ARGUMENTS beginning with `select`. Raises BasiscopeError
     with the sentence that the command line would print."""
+    Limits.now().check_arguments(arguments)
     try:
         parsed = select.make_context("select", arguments[1:]).params
         return build_selection(space, parsed["run"], parsed)
@@ -301,16 +303,16 @@ def _facts(kept: KeptSelection) -> dict[str, Any]:
     keys = ("title", "budget", "tokens", "pool", "measures", "dropped", "ledger", "notes")
     facts = {key: kept.manifest[key] for key in keys}
     facts |= {key: kept.manifest.get(key) for key in ("duplicates", "licence_conflicts")}
-    return {"run": kept.run, **facts, "contamination": len(kept.manifest["contamination"])}
+    return {"run": kept.run, **facts, "overlaps": len(kept.manifest["overlaps"])}
 
 
 def _sentences(kept: KeptSelection) -> list[str]:
     manifest = kept.manifest
     found = manifest["measures"]
     dropped = [f"dropped: {count:,} {reason}" for reason, count in manifest["dropped"].items()]
-    if manifest["contamination"]:
-        inside = sum(overlap["chosen"] for overlap in manifest["contamination"])
-        dropped.append(f"{len(manifest['contamination'])} overlaps with held-out files, {inside} of them chosen")
+    if manifest["overlaps"]:
+        inside = sum(overlap["chosen"] for overlap in manifest["overlaps"])
+        dropped.append(f"{len(manifest['overlaps'])} overlaps with held-out files, {inside} of them chosen")
     return [
         f"{manifest['title']}: {manifest['budget']:,} of {manifest['pool']:,} examples, "
         f"{manifest['tokens']:,} tokens",
@@ -369,7 +371,13 @@ def vectors(run: str, text_model: str | None, workspace: Path, as_json: bool) ->
 @json_option
 def selections(workspace: Path, as_json: bool) -> dict[str, Any]:
     """List the selections kept in the workspace."""
-    rows = [{"name": kept.name, **_facts(kept)} for kept in Workspace(workspace).selections()]
+    space, rows = Workspace(workspace), list[dict[str, Any]]()
+    for kept in space.selections():
+        try:
+            rows.append({"name": kept.name, **_facts(kept)})
+        except (BasiscopeError, KeyError, TypeError) as error:
+            rows.append({"name": kept.name, "run": "damaged", "title": f"{kept.folder}: its manifest ({error})"})
+    rows += [{"name": one.name, "run": "damaged", "title": one.reason} for one in space.damaged("selection")]
     keys = ("name", "run", "title", "budget", "tokens", "pool")
     return {"selections": rows, "lines": table(rows, keys) if rows else [f"No selections in {workspace} yet."]}
 

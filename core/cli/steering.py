@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,10 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
     return {
         "prompt": comparison.prompt,
         "prompt_number": number,
-        "before": [{"role": role, "content": content} for role, content in comparison.before],
+        "before": [
+            {"role": role, "content": content, **(json.loads(more[0]) if more else {})}
+            for role, content, *more in comparison.before
+        ],
         "variant": response.variant,
         "direction": comparison.direction,
         "strength": response.strength,
@@ -183,12 +187,16 @@ def _object(number: int, comparison: Comparison, response: Any) -> dict[str, Any
         "note": response.note,
         "perplexity": response.perplexity,
         "divergence": response.divergence,
+        "notes": list(comparison.notes),
     }
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
-    lines = [f"{role}: {content}" for role, content in comparison.before]
+    from core.chats import turn_line
+
+    lines = [turn_line(turn) for turn in comparison.before]
     lines += [f"prompt: {comparison.prompt}", ""]
+    lines += [*comparison.notes, ""] if comparison.notes else []
     for response in comparison.responses:
         lines += [f"[{response.variant}] {comparison.describe(response)}", response.text, ""]
     return lines
@@ -337,4 +345,6 @@ def export(
     facts = {"run": opened.id, "direction": direction, "strength": times, "strength_in_sd": in_sd}
     both = f"Direction {direction} at {both_units(times, directions.deviations[direction - 1])}: "
     facts |= {"format": kind, "out": str(out), "sentence": f"{both}{agreement}."}
-    return {**facts, "agreement": vars(agreement), "lines": [facts["sentence"], str(out)]}
+    limits = json.loads((out / "basiscope.json").read_text())["limits"]
+    lines = [facts["sentence"], *([limits] if limits else []), str(out)]
+    return {**facts, "limits": limits, "agreement": vars(agreement), "lines": lines}

@@ -116,7 +116,7 @@ def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--problem", help="Column with the problems."),
         click.option("--answer", help="Column with the answers."),
         click.option("--config", help="Config of a hub data set."),
-        click.option("--split", help="Split of a hub data set."),
+        click.option("--split", help="Split of a hub data set, or of a folder whose names tell splits."),
         click.option("--limit", type=click.IntRange(1), help="Only the first N problems."),
         click.option("--verifier", "verifier_name", help=VERIFIER_HELP),
         click.option("--wording", help="How to ask, as for `evaluate`."),
@@ -462,7 +462,7 @@ def recommend(run: str, workspace: Path, as_json: bool) -> dict[str, Any]:
 
     space = Workspace(workspace)
     opened = space.run(run)
-    kept = space.evidence(opened.id)
+    kept = space.intact_evidence(opened.id)
     found = conclude(opened.id, opened.k, kept)
     space.save_recommendation(found)
     shown = all_proxies(opened.k, [kept[i] for i in found.evidence.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,6 +78,7 @@ class VariantResult:
     pass_at: k -> Pass@k
     logprob, logprob_right: mean log-probability per token of all texts, and of the right ones
     cut, unverified: how many rollouts reached the token limit, could not be verified
+    notes: what is wrong with texts, in words -> how many have it
     """
 
     variant: str
@@ -89,6 +91,7 @@ class VariantResult:
     cut: int
     cut_right: int
     unverified: int
+    notes: dict[str, int]
 
 
 def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> VariantResult:
@@ -101,12 +104,13 @@ def variant_result(variant: str, rollouts: Sequence[Rollout], seed: int = 0) -> 
         pass_at_intervals(tally, every),
         _mean_by_problem([(one.problem_id, logprob) for one, logprob in known], seed),
         _mean_by_problem([(one.problem_id, logprob) for one, logprob in known if one.right], seed),
-        _mean_by_problem([(one.problem_id, one.n_tokens) for one in rollouts], seed),
+        _mean_by_problem([(one.problem_id, one.n_tokens) for one in rollouts if one.n_tokens is not None], seed),
         rollouts=len(rollouts),
         right=sum(one.right is True for one in rollouts),
         cut=sum(one.cut for one in rollouts),
         cut_right=sum(one.cut and one.right is True for one in rollouts),
         unverified=sum(one.right is None for one in rollouts),
+        notes=dict(Counter(one.note for one in rollouts if one.note).most_common()),
     )
 
 

@@ -29,9 +29,10 @@ class Rollout:
 
     right: whether it was verified, None where that could not be said
     cut: it reached the limit of new tokens
-    n_tokens: without the one that ends it
+    n_tokens: without the one that ends it; None where a server does not say
     logprob: mean per token, at temperature 1, under the model that wrote it, steered as it was
     note: what is wrong with the text, in words, where something is
+    reasoning: what a server gave apart from the text, where it did
     """
 
     variant: str
@@ -40,9 +41,10 @@ class Rollout:
     text: str
     right: bool | None
     cut: bool
-    n_tokens: int
+    n_tokens: int | None
     logprob: float | None = None
     note: str | None = None
+    reasoning: str | None = None
 
     @property
     def key(self) -> Key:

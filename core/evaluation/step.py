@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -18,12 +20,15 @@ from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode
 from core.evaluation.verifiers import Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
+from core.steering.check import abilities
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
 from core.workspace import KeptEvaluation, Run, Workspace, now
 
 FORMAT_VERSION = 1
+ENDED = ("finished", "result", "unread", "unread_reasons")
+"""What a manifest says of an evaluation that has come to its end."""
 PACKAGES = ("torch", "transformers", "numpy", "math-verify", "latex2sympy2_extended", "openai")
 
 
@@ -99,7 +104,7 @@ def evaluate(
         )
 
     stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run)
+    return _kept(request, workspace, stored, left_out, texts, run, notes=abilities(model).notes(model.name))
 
 
 def evaluate_server(
@@ -115,7 +120,7 @@ def evaluate_server(
         )
     verify, usable, left_out = _usable(request)
     refused: dict[int, str] = {}
-    unread: set[Key] = set()
+    unread: dict[Key, str] = {}
 
     def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
         prompts = {problem.problem_id: asked(problem, request.wording) for problem in usable}
@@ -139,6 +144,7 @@ def traces(kept: KeptEvaluation, variant: str = UNSTEERED) -> list[dict[str, Any
             "correct": one.right,
             "problem": one.problem_id,
             "rollout": one.rollout,
+            **({"reasoning": one.reasoning} if one.reasoning else {}),
         }
         for one in kept.rollouts()
         if one.variant == variant and one.text.strip()
@@ -169,14 +175,17 @@ def _kept(
     texts: Callable[[frozenset[Key]], Iterator[list[Rollout]]],
     run: Run | None,
     refused: Mapping[int, str] = MappingProxyType({}),
-    unread: Collection[Key] = frozenset(),
+    unread: Mapping[Key, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> KeptEvaluation:
-    """refused: problem id -> why, filled while the texts come; these problems are left out. unread: keys of texts
-    that could not be read, filled likewise; they stay undone, and with them the evaluation."""
+    """refused: problem id -> why, filled while the texts come; these problems are left out. unread: key
+    of a text that could not be read -> why, filled likewise; it stays undone, and with it the evaluation."""
     with workspace.start_evaluation(stored) as kept:
-        manifest = _manifest(kept, request, stored, left_out, run)
-        if manifest["status"] == "complete":
+        was_damaged = kept.mend()
+        manifest = _manifest(kept, request, stored, left_out, run, notes)
+        if manifest["status"] == "complete" and not was_damaged:
             return kept
+        manifest = {name: value for name, value in manifest.items() if name not in ENDED} | {"status": "under way"}
         begun = kept.rollouts()
         kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
@@ -197,7 +206,10 @@ def _kept(
         found = Result.of(counted, request.sampling.seed).as_dict()
         ended = {"finished": now(), "result": found}
         if undone := sorted((problem_id, i) for _, problem_id, i in unread if problem_id not in refused):
-            kept.save_manifest(manifest | ended | {"unread": undone})
+            reasons = Counter(why for (_, problem_id, _), why in unread.items() if problem_id not in refused)
+            kept.save_manifest(
+                manifest | ended | {"unread": undone, "unread_reasons": dict(reasons.most_common())}
+            )
         else:
             kept.save_manifest(manifest | ended | {"status": "complete"})
     return kept
@@ -209,20 +221,17 @@ def _manifest(
     stored: Mapping[str, Any],
     left_out: Mapping[str, Sequence[int]],
     run: Run | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    if (kept.folder / "manifest.json").exists():
-        if kept.is_complete:
-            return kept.manifest
-        return {
-            name: value for name, value in kept.manifest.items() if name not in ("finished", "result", "unread")
-        }
+    with suppress(BasiscopeError):  # there is none yet, or a damaged one: all of it can be said again
+        return kept.manifest
     prompts = [problem.prompt for problem in request.problems.problems]
     return {
         "format_version": FORMAT_VERSION,
         "request": dict(stored),
         "problems": request.problems.facts(),
         "left_out": {reason: list(ids) for reason, ids in left_out.items()},
-        "notes": overlap_notes(run, prompts, "problems") if run else [],
+        "notes": [*notes, *(overlap_notes(run, prompts, "problems") if run else [])],
         "status": "under way",
         "created": now(),
         "seconds": 0.0,

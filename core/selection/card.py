@@ -71,7 +71,7 @@ def _screened(manifest: Mapping[str, Any]) -> str:
     """What was found of duplicates and of overlaps with held-out files, where they were looked for."""
     if manifest["duplicates"] is None:
         return "Duplicates and overlaps with held-out files were not looked for.\n"
-    found, overlaps = manifest["duplicates"], manifest["contamination"]
+    found, overlaps = manifest["duplicates"], manifest["overlaps"]
     repeated = (
         f"{len(found):,} examples of the pool repeat an earlier one, {sum(one['chosen'] for one in found):,} of "
         "them are chosen."

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from core.chats import REASONING, Conversation, Message, function_of, json_arguments, thought, tool_calls
 from core.errors import BasiscopeError
-from core.examples import RESERVED, as_messages, field_value
+from core.examples import RESERVED, conversation_of, field_value
 from core.selection import FORMATS, TUNINGS, plots
 from core.selection.card import PLOTS, card
 from core.selection.choose import choose
 from core.selection.measures import MOST_MEASURED, composition, counted, curve
 from core.selection.pool import Constraints, Pool, Rule, pool_of
 from core.selection.step import Request
-from core.workspace import KeptSelection, Run, read_json, write_json
+from core.store import described, new_folder, read_json, write_json
+from core.workspace import KeptSelection, Run
 
 LEARNING_RATE, EPOCHS, SCHEDULER = 5e-5, 1, "cosine"
 """As published for the selected sets (method.md section 7)."""
@@ -39,6 +41,17 @@ WRITTEN = CONFIGS | {
 }
 """Every name that an export may hold; a folder with any other is never replaced."""
 SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON allows in a text and that some readers of lines take for the end of one."""
+PASSED_OVER = (
+    "of the conversations do not take turns between user and assistant. LLaMA-Factory would pass over these "
+    "without an error, so its files are left out; TRL trains on all."
+)
+MORE_THAN_TEXT = (
+    "of the conversations have tool calls or reasoning, which LLaMA-Factory does not read as they are in this "
+    "format; its files are left out. Use sharegpt for it; TRL and Axolotl give them to the chat template."
+)
+NO_PLACE = "of the examples have keys in their messages that this format has no place for: "
 
 
 def export(
@@ -56,39 +69,40 @@ def export(
     Raises BasiscopeError as `check_export` does, and where an example cannot be written in the format; then
     nothing is written.
     """
+    check_export(run, form, tuning, out, replace_old)
+    out = out.resolve()
+    told: Counter[str] = Counter()
+    with new_folder(out, replace=True) as temporary:
+        has_tools = _write_rows(rows_of(kept, run, form, told), temporary, form)
+        shutil.copyfile(kept.file("ledger.csv"), temporary / "ledger.csv")
+        made = configs(kept, run, form, tuning, model)
+        if told[PASSED_OVER] or told[MORE_THAN_TEXT]:
+            del made["llamafactory.yaml"]
+        elif form in ("alpaca", "sharegpt", "messages"):
+            info = {dataset_name(kept): dataset_info(form, has_tools)}
+            write_json(temporary / "dataset_info.json", info, sealed=False)
+        for name, config in made.items():
+            (temporary / name).write_text(config, encoding="utf-8")
+        _write_card(kept, run, temporary, form, told)
+        files = {path.name: described(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", kept.manifest | {"format": form, "files": files})
+    return sorted(path.name for path in out.iterdir())
+
+
+def _write_rows(rows: Iterator[dict[str, Any]], folder: Path, form: str) -> bool:
+    """Writes the file of rows; whether any has tools."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    check_export(run, form, tuning, out, replace_old)
-    out = out.resolve()
-    rows, skipped = rows_of(kept, run, form), 0
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        if form == "parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), temporary / PARQUET)
-        else:
-            with (temporary / FILE).open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    skipped += form == "messages" and not takes_turns(_turns(row["messages"]), ("user", "tool"))
-        write_json(temporary / "manifest.json", kept.manifest)
-        shutil.copyfile(kept.folder / "ledger.csv", temporary / "ledger.csv")
-        made = configs(kept, run, form, tuning, model)
-        if form in ("alpaca", "sharegpt", "messages"):
-            write_json(temporary / "dataset_info.json", {dataset_name(kept): dataset_info(form)})
-        if skipped:
-            (temporary / "dataset_info.json").unlink()
-            del made["llamafactory.yaml"]
-        for name, config in made.items():
-            (temporary / name).write_text(config, encoding="utf-8")
-        _write_card(kept, run, temporary, form, skipped)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(path.name for path in out.iterdir())
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / PARQUET, write_page_checksum=True)
+        return False
+    has_tools = False
+    with (folder / FILE).open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) + "\n")
+            has_tools |= form != "rows" and bool(row.get("tools"))
+    return has_tools
 
 
 def check_export(run: Run, form: str, tuning: str, out: Path | None, replace_old: bool = False) -> None:
@@ -123,16 +137,38 @@ def _is_export(out: Path, inside: set[str]) -> bool:
     return isinstance(manifest, dict) and "selection_version" in manifest
 
 
-def rows_of(kept: KeptSelection, run: Run, form: str) -> Iterator[dict[str, Any]]:
-    """The chosen examples, in order, in a format. Raises BasiscopeError where one cannot be written in it."""
-    data = run.manifest["data"]
+def rows_of(
+    kept: KeptSelection, run: Run, form: str, told: Counter[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The chosen examples, in order, in a format; what it cannot hold is counted in `told`. Raises BasiscopeError
+    where an example cannot be written in it."""
+    data, template = run.manifest["data"], run.manifest["recipe"]["template"]
     nested = set(data.get("json_columns", ()))
     for record in run.records(kept.example_ids):
         if form == "parquet":
             yield record_for_parquet(record)
-        else:
-            original = original_row(record, nested)
-            yield original if form == "rows" else formatted(record, original, data["columns"], form)
+            continue
+        original = original_row(record, nested)
+        if form == "rows":
+            yield original
+            continue
+        yield formatted(record, original, data["columns"], form, template)
+        chat = conversation(record, original, data["columns"])
+        if told is not None and chat is not None:
+            told.update(_unread(chat, form))
+
+
+def _unread(chat: Conversation, form: str) -> Iterator[str]:
+    """What the readers of a format do not read of a conversation."""
+    if form == "messages":
+        if any(message.get("tool_calls") or thought(message) for message in chat.messages):
+            yield MORE_THAN_TEXT
+        elif not takes_turns(_turns(chat.messages), ("user", "tool")):
+            yield PASSED_OVER
+    if form in ("alpaca", "sharegpt"):
+        written = {"role", "content", "tool_calls", *REASONING}
+        if missing := sorted({key for message in chat.messages for key in message} - written):
+            yield NO_PLACE + ", ".join(missing) + "."
 
 
 def original_row(record: Mapping[str, Any], nested: set[str]) -> dict[str, Any]:
@@ -160,59 +196,101 @@ def _given_back(name: str) -> str:
 
 
 def formatted(
-    record: Mapping[str, Any], original: Mapping[str, Any], columns: Mapping[str, str], form: str
+    record: Mapping[str, Any],
+    original: Mapping[str, Any],
+    columns: Mapping[str, str],
+    form: str,
+    template: str = "plain",
 ) -> dict[str, Any]:
-    messages = conversation(record, original, columns)
-    if messages is None:
+    """An example in a format; `template` is the one it was read with. Raises BasiscopeError where the format has
+    no place for what its messages say."""
+    chat = conversation(record, original, columns)
+    if chat is None:
         if form == "trl":
             return {"text": record["text"]}
-        raise BasiscopeError(
-            f"Format {form}: example {record['example_id']} has no response. Use --format rows, or trl, "
-            "which then writes plain texts."
-        )
+        raise _refused(form, record, "has no response", "--format rows, or trl, which then writes plain texts")
+    beside = _beside(chat, form)
     if form == "trl" and "messages" not in columns:
-        return {"prompt": messages[0]["content"] + "\n", "completion": messages[1]["content"]}
+        if template == "plain" and conversation_of(original, columns) is None:
+            return {"prompt": chat.messages[0]["content"] + "\n", "completion": chat.messages[1]["content"]}
+        return {"prompt": list(chat.before), "completion": list(chat.response), **beside}
     if form in ("trl", "messages", "axolotl"):
-        return {"messages": messages}
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    turns = _turns(messages)
+        return {"messages": list(chat.messages), **beside}
+    system, turns = _system(chat.messages), _turns(chat.messages)
+    for message in turns:
+        if tool_calls(message) and (form == "alpaca" or message["content"]):
+            what = "has tool calls" if form == "alpaca" else "has text beside a tool call"
+            raise _refused(form, record, what, "--format messages")
     if not takes_turns(turns, ("user", "tool") if form == "sharegpt" else ("user",)):
-        raise BasiscopeError(
-            f"Format {form}: example {record['example_id']} does not take turns between user and assistant; use "
-            "messages."
-        )
+        raise _refused(form, record, "does not take turns between user and assistant", "--format messages")
     if form == "sharegpt":
-        told = [{"from": SHAREGPT.get(m["role"], m["role"]), "value": m["content"]} for m in turns]
-        return {"conversations": told, "system": system}
-    return _alpaca(turns, system)
+        return {"conversations": [_sharegpt(m) for m in turns], "system": system, **beside}
+    row = _alpaca(turns, system) | beside
+    if "input" in columns and conversation_of(original, columns) is None:
+        about = field_value(original, columns["input"])
+        row["instruction"] = str(field_value(original, columns["prompt"]))
+        row["input"] = "" if about is None else str(about)
+    return row
+
+
+def _refused(form: str, record: Mapping[str, Any], what: str, remedy: str) -> BasiscopeError:
+    return BasiscopeError(f"Format {form}: example {record['example_id']} {what}. Use {remedy}.")
 
 
 def conversation(
     record: Mapping[str, Any], original: Mapping[str, Any], columns: Mapping[str, str]
-) -> list[dict[str, str]] | None:
+) -> Conversation | None:
     """An example as chat messages; None where it has no response."""
-    if "messages" in columns:
-        return as_messages(field_value(original, columns["messages"]))
+    if (chat := conversation_of(original, columns)) is not None:
+        return chat
     if "response" not in columns:
         return None
     pairs = (("user", record["prompt"]), ("assistant", record["response"]))
-    return [{"role": role, "content": content} for role, content in pairs]
+    return Conversation(tuple({"role": role, "content": content} for role, content in pairs), 1)
 
 
-def _turns(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    return messages[1:] if messages[0]["role"] == "system" else messages
+def _beside(chat: Conversation, form: str) -> dict[str, Any]:
+    """What stands beside the messages: LLaMA-Factory reads tools as JSON alone, TRL and Axolotl either."""
+    beside: dict[str, Any] = {}
+    if chat.tools:
+        beside["tools"] = chat.tools if form in ("trl", "axolotl") else json.dumps(chat.tools, ensure_ascii=False)
+    if chat.choices and form in ("trl", "messages"):
+        beside["chat_template_kwargs"] = dict(chat.choices)
+    return beside
 
 
-def takes_turns(turns: list[dict[str, str]], asking: tuple[str, ...]) -> bool:
+def _system(messages: Sequence[Message]) -> str:
+    return str(messages[0]["content"]) if messages[0]["role"] == "system" else ""
+
+
+def _turns(messages: Sequence[Message]) -> list[Message]:
+    return list(messages[1:] if messages[0]["role"] == "system" else messages)
+
+
+def takes_turns(turns: list[Message], asking: tuple[str, ...]) -> bool:
     """Whether one of the roles `asking` and the assistant alternate to the end: LLaMA-Factory passes over any
     other conversation, with no more than a warning."""
     fine = all(m["role"] in (asking if i % 2 == 0 else ("assistant",)) for i, m in enumerate(turns))
     return len(turns) >= 2 and len(turns) % 2 == 0 and fine
 
 
-def _alpaca(turns: list[dict[str, str]], system: str) -> dict[str, Any]:
-    history = [[a["content"], b["content"]] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
-    row = {"instruction": turns[-2]["content"], "input": "", "output": turns[-1]["content"]}
+def _sharegpt(message: Message) -> dict[str, Any]:
+    """A turn as LLaMA-Factory reads it: reasoning in a think block, calls as the JSON of names and arguments."""
+    if not (calls := tool_calls(message)):
+        return {"from": SHAREGPT.get(message["role"], message["role"]), "value": _spoken(message)}
+    functions = [json_arguments(function_of(call)) for call in calls]
+    told = [{"name": one.get("name"), "arguments": one.get("arguments")} for one in functions]
+    written = json.dumps(told[0] if len(told) == 1 else told, ensure_ascii=False)
+    return {"from": "function_call", "value": thought(message) + written}
+
+
+def _spoken(message: Message) -> str:
+    return thought(message) + (message["content"] or "")
+
+
+def _alpaca(turns: list[Message], system: str) -> dict[str, Any]:
+    history = [[_spoken(a), _spoken(b)] for a, b in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
+    row = {"instruction": _spoken(turns[-2]), "input": "", "output": _spoken(turns[-1])}
     return row | {"system": system, "history": history}
 
 
@@ -228,20 +306,22 @@ def trained(kept: KeptSelection) -> str:
     return f"../{dataset_name(kept)}_trained"
 
 
-def dataset_info(form: str) -> dict[str, Any]:
+def dataset_info(form: str, has_tools: bool = False) -> dict[str, Any]:
     """The entry of LLaMA-Factory's dataset_info.json (its data/README.md)."""
+    tools = {"tools": "tools"} if has_tools else {}
     if form == "alpaca":
         columns = {"prompt": "instruction", "query": "input", "response": "output"}
         columns |= {"system": "system", "history": "history"}
-        return {"file_name": FILE, "formatting": "alpaca", "columns": columns}
+        return {"file_name": FILE, "formatting": "alpaca", "columns": columns | tools}
     if form == "sharegpt":
         tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
-        tags["observation_tag"] = "observation"
-        columns = {"messages": "conversations", "system": "system"}
+        tags |= {"observation_tag": "observation", "function_tag": "function_call"}
+        columns = {"messages": "conversations", "system": "system"} | tools
         return {"file_name": FILE, "formatting": "sharegpt", "columns": columns, "tags": tags}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     tags |= {"observation_tag": "tool", "system_tag": "system"}
-    return {"file_name": FILE, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    columns = {"messages": "messages"} | tools
+    return {"file_name": FILE, "formatting": "sharegpt", "columns": columns, "tags": tags}
 
 
 def configs(kept: KeptSelection, run: Run, form: str, tuning: str, model: str | None) -> dict[str, str]:
@@ -334,8 +414,8 @@ def _yaml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str, skipped: int) -> None:
-    """skipped: conversations that LLaMA-Factory would pass over."""
+def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str, told: Mapping[str, int]) -> None:
+    """told: what is not read of so many examples."""
     pool = pool_of(run)
     rows = pool.rows(tuple(kept.example_ids), "Selection")
     chance = choose(pool, Rule("random"), Constraints(budget=len(rows)), lambda: pool.whitened).rows
@@ -354,11 +434,7 @@ def _write_card(kept: KeptSelection, run: Run, folder: Path, form: str, skipped:
     file = PARQUET if form == "parquet" else FILE
     drawn = [name for name in PLOTS if (folder / name).exists()]
     text = card(kept, run, file, drawn)
-    if skipped:
-        text += (
-            f"\n{skipped:,} of the conversations do not take turns between user and assistant. LLaMA-Factory "
-            "would pass over these without an error, so its files are left out; TRL trains on all.\n"
-        )
+    text += "".join(f"\n{count:,} {sentence}\n" for sentence, count in told.items() if count)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from core.selection.farthest import covering_curve, knee
 from core.selection.pool import MISSING, SCORE_BINS, Pool
 from core.selection.quotas import length_strata
+from core.source import as_numbers
 
 MOST_MEASURED = 2_000
 """Picks along which a selection's knee is looked for, and a card's curves are drawn."""
@@ -91,10 +92,10 @@ def length_shift(pool: Pool, rows: np.ndarray) -> LengthShift:
 def counted(column: pd.Series) -> pd.Categorical:
     """A column as it is counted: its TOP_VALUES most frequent values, text as it is and numbers of many values by
     tenths, in the order shown (numbers by size); none for the other values."""
-    values = _binned(column)
+    values, numbers = _binned(column), _numbers(column)
     names = values.value_counts().index[:TOP_VALUES]
-    if pd.api.types.is_numeric_dtype(column):
-        names = column.groupby(values).min()[names].sort_values().index
+    if numbers is not None:
+        names = numbers.groupby(values).min()[names].sort_values().index
     return pd.Categorical(values, categories=names)
 
 
@@ -113,7 +114,7 @@ def composition(values: pd.Categorical, selections: Mapping[str, np.ndarray]) ->
 def what_is_shown(column: pd.Series) -> str:
     """What `counted` leaves out of a column, after its name; nothing where it leaves out none."""
     values = column.nunique(dropna=False)
-    if pd.api.types.is_numeric_dtype(column) or values <= TOP_VALUES:
+    if values <= TOP_VALUES or _numbers(column) is not None:
         return ""
     return f", its {TOP_VALUES} most frequent values of {values:,}"
 
@@ -123,10 +124,15 @@ def labels_covered(column: pd.Series, rows: np.ndarray) -> tuple[int, int]:
     return int(column.iloc[rows].nunique()), int(column.nunique())
 
 
+def _numbers(column: pd.Series) -> pd.Series | None:
+    return column if pd.api.types.is_bool_dtype(column) else as_numbers(column)
+
+
 def _binned(column: pd.Series) -> pd.Series:
     """Text as it is, numbers of many values by tenths."""
-    if pd.api.types.is_numeric_dtype(column) and column.nunique() > TOP_VALUES:
-        known = column.dropna()
+    numbers = _numbers(column)
+    if numbers is not None and column.nunique() > TOP_VALUES:
+        known = numbers.dropna()
         strata = length_strata(known.to_numpy())
         low = known.groupby(strata).transform("min")
         high = known.groupby(strata).transform("max")

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from errno import ENOENT
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.paths import is_seen_file, typed_path
 
 if TYPE_CHECKING:
     from core.examples import ReadReport
@@ -91,7 +93,9 @@ def _by_id(example_id: np.ndarray, rows: dict[int, int]) -> dict[int, int]:
 
 def file_digest(path: str) -> str:
     try:
-        with Path(path).expanduser().open("rb") as file:
+        if not is_seen_file(typed_path(path)):
+            raise FileNotFoundError(ENOENT, "there is no such file")
+        with typed_path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BasiscopeError(f"Held-out file {path}: it cannot be read ({error.strerror}).") from error

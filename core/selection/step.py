@@ -81,15 +81,21 @@ class Request:
 
 
 def select(
-    request: Request, workspace: Workspace, name: str, replace_old: bool = False, progress: Progress = silent
+    request: Request,
+    workspace: Workspace,
+    name: str,
+    replace_old: bool = False,
+    progress: Progress = silent,
+    again: bool = False,
 ) -> KeptSelection:
-    """Make a selection and keep it in the workspace. Raises BasiscopeError where another has its name."""
-    workspace.check_selection_name(name, replace_old)
+    """Make a selection and keep it in the workspace. Raises BasiscopeError where another has its name; `again`:
+    not where it is the same, which a killed process may have left before its export."""
+    workspace.check_selection_name(name, replace_old, request.as_dict() if again else None)
     run = workspace.run(request.run)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
     manifest, owners = describe(request, run, pool, found, screening_of(request.constraints, run, workspace))
-    return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old)
+    return workspace.save_selection(name, manifest, chosen_table(found), found.dropped, owners, replace_old, again)
 
 
 def rule_of(request: Request, pool: Pool) -> Rule:
@@ -103,7 +109,7 @@ def rule_of(request: Request, pool: Pool) -> Rule:
 def stored_utilities(run_id: str, directions: tuple[int, ...], workspace: Workspace) -> tuple[Interval, ...]:
     """What the run's newest `utility` found for each signed direction, as a difference from no association. Raises
     BasiscopeError where it found nothing for one of them."""
-    newest = next((one for one in workspace.evidence(run_id).values() if one.proxy == "utility"), None)
+    newest = next((one for one in workspace.intact_evidence(run_id).values() if one.proxy == "utility"), None)
     if newest is None:
         raise BasiscopeError(
             f"Weights by utility: run {run_id} has none yet; start `basiscope utility` on it, or name a column of "
@@ -226,7 +232,7 @@ def describe(
         "scores": _scores(pool, found.rows),
         "dropped": found.dropped["reason"].str.replace(NUMBERED, r"\1 N", regex=True).value_counts().to_dict(),
         "duplicates": _duplicates(screening, chosen) if screening else None,
-        "contamination": [overlap | {"chosen": overlap["example_id"] in chosen} for overlap in overlaps],
+        "overlaps": [overlap | {"chosen": overlap["example_id"] in chosen} for overlap in overlaps],
         "ledger": owners.to_dict("records"),
         "licence_conflicts": list(licence_conflicts(pool, found.rows, request.origins)),
         "notes": [*utility_sentences(request, pool), *found.notes],
@@ -270,9 +276,10 @@ def reproduce(
     name: str,
     replace_old: bool = False,
     progress: Progress = silent,
+    again: bool = False,
 ) -> KeptSelection:
     """Make the selection of a manifest again. Raises BasiscopeError where anything it rests on has changed, or
-    where other examples come out."""
+    where other examples come out. again: as for `select`."""
     try:
         against, data = (manifest["fingerprints"][name] for name in ("against", "data"))
         chosen = list(manifest["example_ids"])
@@ -290,7 +297,7 @@ def reproduce(
         raise BasiscopeError(
             f"Text model {request.rule.text_model} is no longer that of the manifest's selection."
         )
-    workspace.check_selection_name(name, replace_old)
+    workspace.check_selection_name(name, replace_old, request.as_dict() if again else None)
     pool = pool_of(run)
     found = find_selection(request, run, pool, workspace, progress)
     if found.example_id.tolist() != chosen:
@@ -304,4 +311,4 @@ def reproduce(
     elif screening is None:
         screening = screen_run(run, workspace, (), progress)
     made, owners = describe(request, run, pool, found, screening)
-    return workspace.save_selection(name, made, chosen_table(found), found.dropped, owners, replace_old)
+    return workspace.save_selection(name, made, chosen_table(found), found.dropped, owners, replace_old, again)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.model import LanguageModel, block_output
+from core.architectures import pads_right
+from core.model import LanguageModel, block_output, named_options
 from core.steering.generation import Row
 from core.steering.intervention import Directions, steered
 
@@ -42,7 +43,7 @@ def assess(
     """One unsteered and one steered pass over prompts and responses, a few rows at a time."""
     vocabulary = int(model.module.config.get_text_config().vocab_size)
     longest = max(len(row.prompt) + len(ids) for row, ids in zip(rows, responses, strict=True))
-    size = max(1, LOGIT_BYTES // (8 * vocabulary * longest))
+    size = max(1, LOGIT_BYTES // (8 * vocabulary * longest)) if pads_right(model) else 1
     found: list[Assessment] = []
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
@@ -58,16 +59,16 @@ def _assess(
     texts = [[*row.prompt, *ids] for row, ids in zip(rows, responses, strict=True)]
     longest = max(map(len, texts))
     ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=model.device)
-    reader = _ScoreReader(directions, ids.shape)
+    reader, uncached = _ScoreReader(directions, ids.shape), named_options(model.module, use_cache=False)
     with torch.inference_mode():
         with reader.reading(model):
-            plain = model.module(ids, use_cache=False).logits
+            plain = model.module(ids, **uncached).logits
         if all(row.steering.is_baseline for row in rows):
             moved = plain
         else:
             lengths = [len(row.prompt) for row in rows]
             with steered(model, directions, [row.steering for row in rows], lengths):
-                moved = model.module(ids, use_cache=False).logits
+                moved = model.module(ids, **uncached).logits
         return [
             _one(plain[i], moved[i], reader.scores[i], len(row.prompt), response)
             for i, (row, response) in enumerate(zip(rows, responses, strict=True))

@@ -17,6 +17,7 @@ from core.model import LanguageModel
 from core.reading import token_texts
 from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
+from core.steering.check import abilities
 from core.steering.generation import Generation, Prompt, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering, both_units
 from core.steering.prompts import how_encoded
@@ -84,7 +85,7 @@ class Comparison:
     """One prompt and its responses. `direction` (from 1) is the one that tokens are scored on; `seconds` from
     the start of the batch to its end, `first_token` to its first token; `deviations` are those of the scores
     on each direction used, the second unit of strength (none in what older versions have kept); `before` the
-    messages before the prompt."""
+    messages before the prompt; `notes` what was done otherwise than usual, in words."""
 
     run: str
     model: str
@@ -100,6 +101,7 @@ class Comparison:
     name: str = ""
     deviations: tuple[tuple[int, float], ...] = ()
     before: Turns = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -119,8 +121,9 @@ class Comparison:
         try:
             responses = tuple(Response.from_dict(response) for response in stored["responses"])
             deviations = tuple((int(j), float(one)) for j, one in stored.get("deviations", ()))
-            before = tuple((str(role), str(content)) for role, content in stored.get("before", ()))
+            before = tuple(tuple(map(str, turn)) for turn in stored.get("before", ()))
             made: dict[str, Any] = {"responses": responses, "deviations": deviations, "before": before}
+            made["notes"] = tuple(map(str, stored.get("notes", ())))
             made["sampling"] = Sampling(**stored["sampling"])
             return cls(**{**stored, **made, "direction": int(stored["direction"])})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -134,8 +137,8 @@ class Comparison:
         facts += [f"label of direction {self.direction}: {self.label or 'none'}"]
         facts += [f"{key.replace('_', ' ')} {value}" for key, value in self.sampling.as_dict().items()]
         parts = [title, _escaped("; ".join(facts))]
-        for role, content in self.before:
-            parts += [f"## Before the prompt: {_escaped(role)}", _indented(content)]
+        for role, *told in self.before:
+            parts += [f"## Before the prompt: {_escaped(role)}", _indented("\n".join(filter(None, told)))]
         parts += ["## Prompt", _indented(self.prompt)]
         for response in self.responses:
             parts += [
@@ -207,7 +210,8 @@ def compare(
     used = sorted({j for variant in variants for j, _ in variant.steering.strengths})
     deviations = tuple((j, float(directions.deviations[j - 1])) for j in used)
     name = run.manifest["model"]["name"]
-    base = Comparison(run.id, name, "", direction, label, sampling, (), unit, deviations=deviations)
+    notes = abilities(model).notes(name)
+    base = Comparison(run.id, name, "", direction, label, sampling, (), unit, deviations=deviations, notes=notes)
     size = max(1, BATCH_ROWS // len(variants))
     done: list[Comparison] = []
     for numbers in row_batches(model, [len(ids) for ids in encoded], size):

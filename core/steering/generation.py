@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.examples import Turns, encode, prompt_text
-from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens
+from core.examples import Turns, prompt_text, token_ids
+from core.model import CACHE_ARGUMENTS, LanguageModel, cache_argument, cached_tokens, check_tokens, named_arguments
+from core.steering.check import abilities
 from core.steering.intervention import Columns, Directions, Steering, steered
 
 if TYPE_CHECKING:
@@ -114,14 +114,12 @@ def encode_prompts(
 
 
 def row_batches(model: LanguageModel, lengths: Sequence[int], size: int) -> Iterator[range]:
-    """Neighbouring prompts of these lengths, up to `size` at a time; only of one length where the model tells
-    positions by ALiBi, which counts the padding."""
-    config = model.module.config.get_text_config()
-    has_alibi = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
-    start = 0
+    """Neighbouring prompts of these lengths, up to `size` at a time; only of one length where padding changes what
+    the model writes."""
+    start, one_length = 0, not abilities(model).padding
     for stop in range(1, len(lengths) + 1):
         is_full = stop == len(lengths) or stop - start == size
-        if is_full or (has_alibi and lengths[stop] != lengths[start]):
+        if is_full or (one_length and lengths[stop] != lengths[start]):
             yield range(start, stop)
             start = stop
 
@@ -134,7 +132,7 @@ def prompt_ids(
     if not asked.text.strip():
         raise BasiscopeError("The prompt is empty: write a text to go on from.")
     text, special = prompt_text(asked.text, columns, template, model.tokenizer, asked.before)
-    ids = list(encode(model.tokenizer, text, special)["input_ids"])
+    ids = token_ids(text, model.tokenizer, special)
     while len(ids) > 1 and ids[-1] in end_ids(model):
         ids.pop()
     if not ids:
@@ -168,37 +166,47 @@ class Generation:
         if directions is None and not all(row.steering.is_baseline for row in rows):
             raise BasiscopeError("Steering needs the directions of a run.")
         self.model, self.directions, self.rows, self.sampling = model, directions, list(rows), sampling
-        self.use_cache, self.with_logprobs = use_cache, with_logprobs
+        self.use_cache, self.with_logprobs = use_cache and abilities(model).cache, with_logprobs
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.ended: list[str | None] = [None for _ in rows]
         self.logprobs: list[list[float]] = [[] for _ in rows]
 
     def steps(self) -> Generator[int, None, None]:
-        """Generate, yielding the number of tokens so far after each step. Close it to stop."""
-        trunk = _Trunk(self.model, [row.prompt for row in self.rows], self.use_cache)
-        noise = _Noise([row.seed for row in self.rows], self.sampling)
-        ends = end_ids(self.model)
-        going, counts = list(range(len(self.rows))), iter(range(1, self.sampling.max_new_tokens + 1))
+        """Generate, yielding the number of tokens so far after each step. Close it to stop. Where padding changes
+        what the model writes, rows of one length after those of another."""
+        lengths = [len(row.prompt) for row in self.rows]
+        batches = [list(range(len(self.rows)))]
+        if not abilities(self.model).padding:
+            batches = [[i for i, n in enumerate(lengths) if n == length] for length in dict.fromkeys(lengths)]
         try:
-            while going:
-                with self._steered(going) as columns:
-                    for step in counts:
-                        if columns is not None:
-                            columns.at(trunk.begins)
-                        chosen = self._step(trunk, noise, going, ends)
-                        places = [place for place, i in enumerate(going) if self.ended[i] is None]
-                        if places:
-                            trunk.append(chosen)
-                        yield step
-                        if not places or (len(places) <= KEPT_ROWS * len(going) and trunk.can_drop):
-                            break
-                going = [going[place] for place in places]
-                if going:
-                    trunk.keep(places)
+            for batch in batches:
+                yield from self._steps(batch)
         finally:
             self.ended = [end or "stopped" for end in self.ended]
 
-    def _step(self, trunk: _Trunk, noise: _Noise, going: Sequence[int], ends: frozenset[int]) -> torch.Tensor:
+    def _steps(self, going: list[int]) -> Generator[int, None, None]:
+        """Those of the rows of these numbers."""
+        trunk = Trunk(self.model, [self.rows[i].prompt for i in going], self.use_cache)
+        noise = _Noise([row.seed for row in self.rows], self.sampling)
+        ends = end_ids(self.model)
+        counts = iter(range(1, self.sampling.max_new_tokens + 1))
+        while going:
+            with self._steered(going) as columns:
+                for step in counts:
+                    if columns is not None:
+                        columns.at(trunk.begins)
+                    chosen = self._step(trunk, noise, going, ends)
+                    places = [place for place, i in enumerate(going) if self.ended[i] is None]
+                    if places:
+                        trunk.append(chosen)
+                    yield step
+                    if not places or (len(places) <= KEPT_ROWS * len(going) and trunk.can_drop):
+                        break
+            going = [going[place] for place in places]
+            if going:
+                trunk.keep(places)
+
+    def _step(self, trunk: Trunk, noise: _Noise, going: Sequence[int], ends: frozenset[int]) -> torch.Tensor:
         """A token for each row of these numbers, (rows,)."""
         import torch
 
@@ -277,7 +285,7 @@ def _is_cycle(tokens: Sequence[int], length: int) -> bool:
     return tokens[-1] == tokens[-1 - length] and tokens[length:] == tokens[:-length]
 
 
-class _Trunk:
+class Trunk:
     """The model on a growing batch, padded on the left; a mask only where the prompts differ in length. It is
     given what its `forward` names and nothing else, and its cache must have grown by what it has read."""
 
@@ -295,8 +303,7 @@ class _Trunk:
             self.mask = (torch.arange(longest, device=model.device)[None] >= self.padding).long()
         self.cache: Any = None
         self.past = 0
-        self.accepted = inspect.signature(model.module.forward).parameters
-        self.cache_argument = cache_argument(model.module)
+        self.named, self.cache_argument = named_arguments(model.module), cache_argument(model.module)
         self.use_cache = use_cache and self.cache_argument is not None
 
     @property
@@ -308,7 +315,8 @@ class _Trunk:
         """(rows, vocabulary) float32 logits of the next token."""
         output = self.model.module(input_ids=self.new, **self._options())
         if self.use_cache:
-            self.cache = next((output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None), None)
+            given = set(output.keys())
+            self.cache = next((output[name] for name in CACHE_ARGUMENTS if name in given), None)
             self.use_cache = self.cache is not None  # else every step reads the whole text again
         if self.use_cache:
             self.past += self.new.shape[1]
@@ -327,7 +335,7 @@ class _Trunk:
         if self.mask is not None and (self.cache is None or cached_tokens(self.cache) is not None):
             options["attention_mask"] = self.mask  # a recurrent state has the padding behind it
             options["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
-        return {name: value for name, value in options.items() if name in self.accepted}
+        return {name: value for name, value in options.items() if name in self.named}
 
     @property
     def can_drop(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from core.chats import BESIDE
 from core.errors import BasiscopeError
 from core.examples import (
     DataSource,
     ReadReport,
     Row,
-    as_messages,
     cell_text,
     column_paths,
-    field_value,
     guess_columns,
+    in_messages,
     kept_columns,
+    question_of,
     read_rows,
 )
 from core.model import LanguageModel
+from core.paths import is_seen_file, typed_path
 from core.steering.generation import Prompt, encode_prompt
 from core.workspace import Run
 
@@ -52,7 +54,7 @@ def read_prompts(
                 f"Prompts {path}: a text file has no column {answer!r}; give a JSONL or CSV file."
             )
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = _text_file(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BasiscopeError(f"Prompts {path}: it cannot be read ({error}).") from error
         found = [(number, Prompt(line.strip()), None) for number, line in enumerate(lines[:limit])]
@@ -66,24 +68,26 @@ def read_prompts(
     return prompts
 
 
+def _text_file(path: str) -> Path:
+    if is_seen_file(file := typed_path(path)):
+        return file
+    raise FileNotFoundError("there is no such file")
+
+
 def _from_rows(
     path: str, rows: list[tuple[int, Row]], columns: Mapping[str, str], answer: str | None, report: ReadReport
 ) -> list[Prompt]:
     if not rows:
         return []
     names = column_paths(row for _, row in rows)
-    own = columns.get("prompt") or columns.get("text") or columns.get("messages")
-    guessed = guess_columns(names) if names else None
-    column = own if own in names else guessed and (guessed.prompt or guessed.messages)
-    column = column or ("text" if "text" in names else None)
-    if column is None:
+    own = {role: column for role, column in columns.items() if column in names}
+    guessed = guess_columns(names).named() if names else {}
+    asking = own if {"prompt", "text", "messages"} & own.keys() else guessed
+    if not {"prompt", "messages"} & asking.keys() and (asking.get("text") not in (columns.get("text"), "text")):
         raise BasiscopeError(f"Prompts {path}: no column of prompts among {', '.join(names) or 'none'}.")
     if answer and answer not in names:
         raise BasiscopeError(f"Prompts {path}: no column {answer!r} among {', '.join(names)}.")
-    found = [
-        (number, _asked(field_value(row, column)), cell_text(row, answer) if answer else None)
-        for number, row in rows
-    ]
+    found = [(number, _asked(row, asking), cell_text(row, answer) if answer else None) for number, row in rows]
     return _usable(found, report, is_answered=bool(answer))
 
 
@@ -113,7 +117,7 @@ def run_prompts(run: Run, n: int, seed: int = 0, most_characters: int = 2_000) -
 
 
 def _characters(prompt: Prompt) -> int:
-    return len(prompt.text) + sum(len(content) for _, content in prompt.before)
+    return len(prompt.text) + sum(len(content) for _, content, *_ in prompt.before)
 
 
 def usable_prompts(run: Run, model: LanguageModel, n: int, max_new_tokens: int) -> list[Prompt]:
@@ -138,25 +142,34 @@ def how_encoded(run: Run) -> tuple[Mapping[str, str], str]:
 def _prompts_of(run: Run) -> list[Prompt | None]:
     """What is asked in each of the run's examples."""
     columns, template = how_encoded(run)
-    if "prompt" in columns:
-        return [Prompt(str(text)) for text in run.examples(["prompt"])["prompt"].fillna("")]
     if "text" in columns and template == "plain":
         return [Prompt(" ".join(text.split()[:OPENING_WORDS])) for text in run.examples(["text"])["text"]]
-    path = columns.get("messages") or columns["text"]
-    top = path if set(kept_columns({path: None})) <= set(run.columns()) else path.split(".")[0]
-    (kept,) = kept_columns({top: None})
-    values = run.examples([kept])[kept]
-    if kept in run.manifest["data"].get("json_columns", ()):
-        values = values.map(lambda value: None if value is None else json.loads(value))
-    return [_asked(field_value({top: value}, path)) for value in values]
+    rows = _rows(run, columns)
+    if "prompt" not in columns:
+        return [_asked(row, columns) for row in rows]
+    texts = run.examples(["prompt"])["prompt"].fillna("")  # as read: a number has lost how it was written
+    return [
+        _asked(row, columns) if in_messages(row, columns) else Prompt(text)
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
-def _asked(value: Any) -> Prompt | None:
-    """A prompt column's value; of chat messages the last that a user wrote, after those before it."""
-    if messages := as_messages(value):
-        turns = tuple((message["role"], message["content"]) for message in messages)
-        last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
-        return None if last is None else Prompt(turns[last][1], before=turns[:last])
-    if value is None or isinstance(value, list | Mapping) or value != value:
-        return None
-    return Prompt(str(value))
+def _rows(run: Run, columns: Mapping[str, str]) -> Iterator[Row]:
+    """The run's examples as rows of their source, with what `question_of` looks for."""
+    known = set(run.columns())
+    nested = set(run.manifest["data"].get("json_columns", ()))
+    tops = [path if set(kept_columns({path: None})) <= known else path.split(".")[0] for path in columns.values()]
+    kept = {top: next(iter(kept_columns({top: None}))) for top in (*tops, *BESIDE)}
+    kept = {top: name for top, name in kept.items() if name in known}
+    for record in run.examples(list(kept.values())).to_dict("records"):
+        yield {top: _value(record[name], name in nested) for top, name in kept.items()}
+
+
+def _value(stored: Any, is_nested: bool) -> Any:
+    return json.loads(stored) if is_nested and isinstance(stored, str) else stored
+
+
+def _asked(row: Row, columns: Mapping[str, str]) -> Prompt | None:
+    """What a row asks; of chat messages the last that a user wrote, after those before it."""
+    question = question_of(row, columns)
+    return None if question is None else Prompt(question[0], before=question[1])

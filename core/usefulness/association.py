@@ -2,7 +2,9 @@
 
 Traces of one problem are not independent. Every interval here is over problems: of a correlation by the
 jackknife that leaves one problem out at a time, on Fisher's scale; of an area by the variance of its placements
-summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale.
+summed within problems (Obuchowski 1997; with one trace a problem that is DeLong et al. 1988), on the logit scale,
+by Student's t with Satterthwaite's degrees of freedom of the right and the wrong, of which either may be few.
+docs/statistics.md has what the intervals cover in simulations.
 Where right and wrong do not overlap at all, that variance is 0 and says nothing: there an area has Newcombe's
 score interval, and within problems Wilson's for the problems.
 """
@@ -93,12 +95,22 @@ def correlations(scores: np.ndarray, right: np.ndarray, span: np.ndarray, proble
             continue
         z = math.atanh(float(np.clip(r, -1 + 1e-12, 1 - 1e-12)))
         others = np.arctanh(np.clip(parts[:, j], -1 + 1e-12, 1 - 1e-12))
-        error = math.sqrt((problems - 1) / problems * float(((others - others.mean()) ** 2).sum()))
-        half = float(t.ppf(0.975, problems - 1)) * error
+        squares = (others - others.mean()) ** 2
+        error = math.sqrt((problems - 1) / problems * float(squares.sum()))
+        freedom = _freedom(squares)
+        half = float(t.ppf(0.975, freedom)) * error
         interval = Interval(float(r), math.tanh(z - half), math.tanh(z + half), len(right))
-        p = 2 * float(t.sf(abs(z) / error, problems - 1)) if error > 0 else math.nan
+        p = 2 * float(t.sf(abs(z) / error, freedom)) if error > 0 else math.nan
         found.append(Estimate(interval, p))
     return found
+
+
+def _freedom(squares: np.ndarray) -> float:
+    """Degrees of freedom of a sum of n squared deviations by its own variance, as Satterthwaite's: n - 1 at most,
+    and few where few of the deviations make up the sum."""
+    n, total = len(squares), float(squares.sum())
+    spread = float((squares**2).sum()) - total**2 / n
+    return float(np.clip(2 * total**2 / spread, 1, n - 1)) if spread > 0 else n - 1.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +175,10 @@ def area_under_curve(ranks: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def areas(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Estimate]:
-    """Area under the ROC curve of each column of scores (n, k) against right (n,) bool."""
+    """Area under the ROC curve of each column of scores (n, k) against right (n,) bool. Without an interval where
+    all the right or all the wrong ones are of one problem, whose spread cannot be known."""
+    if len(np.unique(problem)) < LEAST_PROBLEMS:
+        return [none_of(len(right))] * scores.shape[1]
     hits, misses = int(right.sum()), int((~right).sum())
     ranks, apart = average_ranks(scores), np.empty(scores.shape)
     for side in (right, ~right):
@@ -171,10 +186,32 @@ def areas(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Es
     value = area_under_curve(ranks, right)
     share = (ranks - apart) / np.where(right, misses, hits)[:, None]
     placements = np.where(right[:, None], (share - value) / hits, (1 - share - value) / misses)
-    influence = np.stack([np.bincount(problem, column) for column in placements.T], axis=1)
-    all_of, hit = np.bincount(problem), np.bincount(problem, right)
-    with_right, with_wrong = max(1, int((hit > 0).sum())), max(1, int((hit < all_of).sum()))
-    return _area_estimates(value, influence[all_of > 0], len(right), apart_across(with_right, with_wrong))
+    of_right, of_wrong = (_by_problem(placements * side[:, None], problem) for side in (right, ~right))
+    n_right, n_wrong = len(np.unique(problem[right])), len(np.unique(problem[~right]))
+    error, freedom = _two_sample_error(of_right, of_wrong, n_right, n_wrong, len(np.unique(problem)))
+    return _area_estimates(value, error, freedom, len(right), apart_across(max(1, n_right), max(1, n_wrong)))
+
+
+def _by_problem(values: np.ndarray, problem: np.ndarray) -> np.ndarray:
+    """(problems, k) sums of values (n, k)."""
+    return np.stack([np.bincount(problem, column) for column in values.T], axis=1)
+
+
+def _two_sample_error(
+    of_right: np.ndarray, of_wrong: np.ndarray, n_right: int, n_wrong: int, problems: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) standard errors and their degrees of freedom, from the problems' parts (problems, k) in the error that
+    the right and the wrong traces make; n_right, n_wrong: how many problems have such. Not a number where one
+    problem has them all."""
+    if min(n_right, n_wrong) < 2:
+        nothing = np.full(of_right.shape[1], np.nan)
+        return nothing, nothing
+    first = n_right / (n_right - 1) * (of_right**2).sum(axis=0)
+    second = n_wrong / (n_wrong - 1) * (of_wrong**2).sum(axis=0)
+    shared = problems / (problems - 1) * (of_right * of_wrong).sum(axis=0)
+    known = np.maximum(first**2 / (n_right - 1) + second**2 / (n_wrong - 1), 1e-300)
+    freedom = np.clip((first + second) ** 2 / known, 1, problems - 1)
+    return np.sqrt(first + second + 2 * shared), freedom
 
 
 def areas_within(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> list[Estimate]:
@@ -184,7 +221,11 @@ def areas_within(scores: np.ndarray, right: np.ndarray, problem: np.ndarray) -> 
     mixed = pairs > 0
     value = sums.sum(axis=0) / pairs.sum()
     influence = (sums - value * pairs[:, None])[mixed] / pairs.sum()
-    return _area_estimates(value, influence, len(right), apart_within(int(mixed.sum())))
+    problems = len(influence)
+    if problems < LEAST_PROBLEMS:
+        return [none_of(len(right))] * scores.shape[1]
+    error = np.sqrt(problems / (problems - 1) * (influence**2).sum(axis=0))
+    return _area_estimates(value, error, np.full(len(error), problems - 1.0), len(right), apart_within(problems))
 
 
 def area_within_values(ranks: np.ndarray, right: np.ndarray, problem: np.ndarray) -> np.ndarray:
@@ -223,17 +264,15 @@ def apart_within(problems: int) -> Apart:
     return Apart(mean_share_interval(np.ones(problems)).low, min(1.0, 2 * 0.5**problems))
 
 
-def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int, apart: Apart) -> list[Estimate]:
-    """Estimates from the problems' parts (problems, k) in each area's error; `apart` for areas of 1 and 0."""
+def _area_estimates(
+    value: np.ndarray, errors: np.ndarray, freedom: np.ndarray, n: int, apart: Apart
+) -> list[Estimate]:
+    """Estimates from each area's standard error and its degrees of freedom; `apart` for areas of 1 and 0. Without
+    an error there is no estimate."""
     from scipy.stats import t
 
-    problems = len(influence)
-    if problems < LEAST_PROBLEMS:
-        return [none_of(n) for _ in value]
-    errors = np.sqrt(problems / (problems - 1) * (influence**2).sum(axis=0))
-    quantile = float(t.ppf(0.975, problems - 1))
     found = []
-    for area, error in zip(value.tolist(), errors.tolist(), strict=True):
+    for area, error, degrees in zip(value.tolist(), errors.tolist(), freedom.tolist(), strict=True):
         if area in (0, 1):
             low, high = (apart.low, 1.0) if area >= 1 else (0.0, 1 - apart.low)
             found.append(Estimate(Interval(area, low, high, n), apart.p))
@@ -241,9 +280,10 @@ def _area_estimates(value: np.ndarray, influence: np.ndarray, n: int, apart: Apa
         if not error > 0:
             found.append(Estimate(Interval(area, math.nan, math.nan, n), math.nan))
             continue
-        logit, half = math.log(area / (1 - area)), quantile * error / (area * (1 - area))
+        logit = math.log(area / (1 - area))
+        half = float(t.ppf(0.975, degrees)) * error / (area * (1 - area))
         low, high = (1 / (1 + math.exp(-(logit + side * half))) for side in (-1, 1))
-        p = 2 * float(t.sf(abs(area - 0.5) / error, problems - 1))
+        p = 2 * float(t.sf(abs(area - 0.5) / error, degrees))
         found.append(Estimate(Interval(area, low, high, n), p))
     return found
 

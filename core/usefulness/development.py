@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.activations import TOKEN_BUDGET, plan_batches
+from core.architectures import pads_right
 from core.errors import BasiscopeError
 from core.evaluation.problems import Problem, asked
 from core.evaluation.rollouts import resolve_asking
 from core.examples import Example, TokenizedText, prompt_text, tokenize
-from core.model import LanguageModel, check_tokens
+from core.model import LanguageModel, check_tokens, named_options
 from core.usefulness.traces import Traces
 from core.workspace import Run
 
@@ -84,11 +85,21 @@ def traced_solutions(run: Run, model: LanguageModel, traces: Traces) -> Solution
     shown = run.examples(["text", "prompt", "response"]).iloc[traces.rows]
     special = run.manifest["recipe"]["template"] == "plain"
     texts = []
-    for i, (text, response) in enumerate(zip(shown["text"], shown["response"].fillna(""), strict=True)):
-        start = text.rfind(response.strip()) if response.strip() else -1
-        example = Example(i, text, None, response, start if start >= 0 else None, special, {})
+    columns = (shown[name].fillna("").astype(str) for name in ("text", "prompt", "response"))
+    for i, (text, prompt, response) in enumerate(zip(*columns, strict=True)):
+        start = response_start(text, prompt, response)
+        example = Example(i, text, None, response, start, special, {})
         texts += tokenize([example], model.tokenizer, context_of(model), spans=True)
     return _usable(texts, traces.problem, traces.right)
+
+
+def response_start(text: str, prompt: str, response: str) -> int | None:
+    """The character of a run's text at which its response begins: after its prompt, where that begins the text."""
+    if not response.strip():
+        return None
+    begins = bool(prompt) and text.startswith(prompt)
+    found = text.find(response.strip(), len(prompt)) if begins else text.rfind(response.strip())
+    return found if found >= 0 else len(prompt) if begins else None
 
 
 NO_BETTER = "the model finds these texts less likely than a guess among all its tokens"
@@ -143,7 +154,7 @@ def batches_of(model: LanguageModel, solutions: Solutions) -> list[np.ndarray]:
     """Rows in batches that fit the device's token budget and leave room for the logits."""
     vocabulary = int(model.module.config.get_text_config().vocab_size)
     budget = min(TOKEN_BUDGET[model.device.type], max(1, LOGIT_BYTES // (8 * vocabulary)))
-    return plan_batches(np.array([len(ids) for ids in solutions.ids]), budget)
+    return plan_batches(np.array([len(ids) for ids in solutions.ids]), budget, pads_right(model))
 
 
 def row_losses(model: LanguageModel, solutions: Solutions, rows: np.ndarray) -> torch.Tensor:
@@ -161,7 +172,7 @@ def row_losses(model: LanguageModel, solutions: Solutions, rows: np.ndarray) -> 
         for edge in ([solutions.first[row] for row in rows], list(map(len, texts)))
     )
     counted = ((place >= first) & (place < end)).float()
-    logits = model.module(ids, use_cache=False).logits[:, :-1]
+    logits = model.module(ids, **named_options(model.module, use_cache=False)).logits[:, :-1]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     each = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(counted.shape)
     return (each * counted).sum(dim=1) / counted.sum(dim=1)

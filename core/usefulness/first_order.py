@@ -19,7 +19,7 @@ import numpy as np
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
 from core.evaluation import Interval, mean_interval
-from core.model import LanguageModel, block_output
+from core.model import LanguageModel, block_output, with_block_output
 from core.steering.intervention import Directions
 from core.usefulness import SIGNIFICANCE
 from core.usefulness.controls import draws_for, random_units
@@ -109,7 +109,7 @@ def _block_gradients(model: LanguageModel, blocks: Sequence[int]) -> Iterator[di
             if block == blocks[0]:
                 hidden = hidden.detach().requires_grad_()
             hidden.register_hook(keep)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return with_block_output(output, hidden)
 
         return hook
 

@@ -91,7 +91,7 @@ class Answers:
         """(problems,) Pass@1, what it took, and the texts."""
         batches = roll_out(model, self.problems, self.prompts, verifier(self.verifier), self.r, self.sampling)
         made = [one for batch in batches for one in batch]
-        tokens = sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in made)
+        tokens = sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in made)
         effort = Effort(tokens, len(made), sum(one.cut for one in made), sum(one.right is None for one in made))
         return Tally.of(made).pass_at(1), effort, tuple(made)
 
@@ -294,8 +294,11 @@ def keep_texts(
     }
     stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}
     with workspace.start_evaluation(stored) as kept:
+        kept.mend()
         kept.save_problems(answers.problems)
-        kept.append(texts)
+        there = {text.key for text in kept.rollouts()}
+        if fresh := [text for text in texts if text.key not in there]:
+            kept.append(fresh)
         kept.save_manifest(
             {
                 "format_version": 1,

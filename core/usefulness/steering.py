@@ -28,6 +28,7 @@ from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
 from core.evaluation.verifiers import can_verify
 from core.model import LanguageModel
+from core.steering.check import abilities
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import MODEL_TRACES, check_models, random_model_directions, random_units
@@ -336,8 +337,10 @@ class _Trial:
     ) -> Evidence:
         self.manifest = self._manifest(stored)
         if self.manifest["status"] == "complete" and "evidence" in self.manifest:
+            self.kept.rollouts()  # raises where they are damaged: by now there is no time left to make them again
             return Evidence.from_dict(self.manifest["evidence"])
         self.earlier = float(self.manifest["seconds"])
+        self.kept.mend()
         try:
             self.directions = self._directions(run)
             plan = self._plan(len(arms), len(chance))
@@ -549,9 +552,10 @@ class _Trial:
             ),
             *self.request.problems.notes,
             NOT_APPLIED,
+            *abilities(self.model).notes(self.model.name),
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
-        tokens = self.tokens + sum(one.n_tokens + len(self.prompts[one.problem_id]) for one in rollouts)
+        tokens = self.tokens + sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in rollouts)
         return Evidence(
             "steering",
             run.id,

@@ -168,7 +168,7 @@ def _named_verdicts(run: Run) -> str:
 
 
 def _verdict(value: Any) -> bool | None:
-    if value is None or value != value:
+    if pd.isna(value):
         return None
     return VERDICTS.get(str(value).strip().lower())
 
@@ -192,7 +192,7 @@ def _control(run: Run, name: str) -> np.ndarray:
         some = np.maximum(tokens, 1)
         return np.column_stack([tokens, np.log(some), 1 / some])
     values = column_values(run, name, "--control")
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
     if numbers.notna().sum() == values.notna().sum() and numbers.notna().any():
         missing = numbers.isna().to_numpy(dtype=np.float64)
         return np.column_stack([numbers.fillna(numbers.mean()).to_numpy(dtype=np.float64), missing])

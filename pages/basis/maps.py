@@ -10,7 +10,7 @@ from core import figures
 from core.errors import BasiscopeError
 from core.tables import chosen_examples, colour_columns
 from core.workspace import NamedSet, Run
-from pages.common.session import KEPT, colours, is_dark, table, with_sentences, workspace
+from pages.common.session import KEPT, colours, is_dark, may_write, table, with_sentences, workspace
 
 PAGE_ROWS = 25
 
@@ -95,7 +95,7 @@ def _list_chosen(run: Run, scores: pd.DataFrame, chosen: np.ndarray) -> None:
     left, middle, right = st.columns([3, 2, 1], vertical_alignment="bottom")
     left.text(f"{len(chosen):,} of {len(scores):,} examples are chosen.")
     name = middle.text_input("Keep them as a named set", key="set_name", placeholder="name")
-    if right.button("Keep", key="keep_set", disabled=not (name and len(chosen))):
+    if right.button("Keep", key="keep_set", disabled=not (name and len(chosen) and may_write())):
         ids = tuple(int(i) for i in scores["example_id"].to_numpy()[chosen])
         try:
             workspace().save_set(NamedSet(name, run.id, ids))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from core.demo.default import about, shows_demo
+from core.errors import BasiscopeError
 from core.jobs import find_job, list_jobs, start_job
+from core.limits import Limits
 from core.tables import progress_sentence
 from core.workspace import Run, Workspace
 
@@ -25,9 +27,15 @@ def show_empty(workspace: Workspace) -> None:
         st.text("There is no run in this workspace yet.")
     if job and job.state not in ("running", "done"):
         st.text(f"The embedded demo was not recovered. {job.result['message']}")
-    if not (job and job.state == "running") and st.button("Recover the embedded demo", key="demo"):
-        start_job(workspace, ["demo"])
-        st.rerun()
+    if not (job and job.state == "running") and st.button(
+        "Recover the embedded demo", key="demo", disabled=Limits.now().read_only
+    ):
+        try:
+            start_job(workspace, ["demo"])
+        except BasiscopeError as error:
+            st.text(str(error))
+        else:
+            st.rerun()
     st.page_link("pages/recover/page.py", label="Recover a model of your own", icon=":material/play_circle:")
 
 

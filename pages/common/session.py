@@ -18,6 +18,7 @@ from core.demo.default import is_demo
 from core.errors import BasiscopeError
 from core.figures import ColourBins, colour_bins
 from core.jobs import Job, find_job
+from core.limits import Limits
 from core.reading import TokenScores
 from core.steering.live import LiveModel
 from core.tables import Extreme, extremes, progress_sentence
@@ -191,6 +192,19 @@ def show_sentence(sentence: str) -> None:
         st.text(sentence)
 
 
+def show_damaged(*kinds: str, run_id: str = "*") -> None:
+    """What of some kinds cannot be read, each with why and a button that deletes it."""
+    for one in workspace().damaged(*kinds, run_id=run_id):
+        with st.container(border=True):
+            what, delete = st.columns([6, 1], vertical_alignment="center")
+            what.text(f"{one.kind.capitalize()} {one.name} cannot be read. {one.reason}")
+            with delete.popover("Delete", key=f"damaged_{one.kind}_{one.name}"):
+                st.text(f"The damaged {one.kind} goes for good.")
+                if st.button(f"Delete the {one.kind}", key=f"really_delete_{one.kind}_{one.name}"):
+                    workspace().delete_damaged(one)
+                    st.rerun()
+
+
 def with_sentences(show: Callable[P, None]) -> Callable[P, None]:
     """Has a page or fragment end in the sentence of a BasiscopeError, or of a disk that cannot be written. An
     error inside a fragment never reaches the page around it, so each needs its own."""
@@ -212,7 +226,7 @@ def follow(job_id: str, key: str) -> Job | None:
     if job.state != "running":
         return job
     st.progress(job.progress.share, text=progress_sentence(job.progress))
-    if st.button("Cancel", key=f"cancel_{key}"):
+    if st.button("Cancel", key=f"cancel_{key}", disabled=not may_write()):
         job.cancel()
     return None
 
@@ -237,6 +251,17 @@ def steer_with(run: Run, direction: int, strength: float) -> None:
     st.session_state[f"steer_directions_{run.id}"] = [direction]
     st.session_state["steer_blocks"] = ""
     st.switch_page("pages/steer/page.py")
+
+
+def may_write() -> bool:
+    """Whether anything may be started, changed or deleted; if not, what does is disabled."""
+    return not Limits.now().read_only
+
+
+def show_limits() -> None:
+    """Say in the sidebar what cannot be done here."""
+    if not may_write():
+        st.sidebar.caption("For looking only: nothing can be started, changed or deleted here.")
 
 
 def is_dark() -> bool:

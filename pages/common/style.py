@@ -1,6 +1,8 @@
-"""What Streamlit cannot be told otherwise: in a narrow window columns wrap, instead of cutting words."""
+"""What Streamlit cannot be told otherwise: in a narrow window columns wrap, instead of cutting words; and tables
+offer no CSV, in which a spreadsheet would run what a data set has put there."""
 
 NARROW = """<style>
+button[aria-label^="Download as CSV"] { display: none }
 [data-testid=stButtonGroup] > [data-rac] { flex-wrap: wrap }
 @media (min-width: 641px) and (max-width: 1200px) {
   [data-testid=stMainBlockContainer] { padding-left: 2rem; padding-right: 2rem }

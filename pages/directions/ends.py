@@ -15,7 +15,7 @@ from core.jobs import find_job, start_job
 from core.reading import RANKS
 from core.tables import Extreme, RangeScale, colour_columns, extremes, filter_values, matching, value_range, within
 from core.workspace import Run
-from pages.common.session import ends, search, table, token_scores, with_sentences, workspace
+from pages.common.session import ends, may_write, search, table, token_scores, with_sentences, workspace
 
 FOLD = 420
 TOKENS_JOB = "tokens_job"
@@ -109,7 +109,8 @@ def offer_token_scores(run: Run, shown: list[int]) -> None:
         st.session_state.pop(TOKENS_JOB)
     if missing and not (job and job.state == "running"):
         label = f"Score the tokens of {len(missing)} more example{'s' * (len(missing) > 1)}"
-        if st.button(label, key="score_tokens", help="Loads the model in a job of its own; the scores are kept."):
+        meaning = "Loads the model in a job of its own; the scores are kept."
+        if st.button(label, key="score_tokens", help=meaning, disabled=not may_write()):
             arguments = ["tokens", run.id, *(word for i in missing for word in ("--example", str(i)))]
             st.session_state[TOKENS_JOB] = start_job(workspace(), arguments).id
             st.rerun()

@@ -9,7 +9,7 @@ from core import figures
 from core.reading import Label
 from core.tables import direction_facts, extremes, one_line
 from core.workspace import Run
-from pages.common.session import DIRECTION, pick_in_address, pick_run, table, with_sentences
+from pages.common.session import DIRECTION, may_write, pick_in_address, pick_run, table, with_sentences
 from pages.directions.ends import show_ends
 
 CARD_COLUMNS = 2
@@ -64,7 +64,9 @@ def edit_label(run: Run, direction: int, label: Label | None) -> None:
     key = f"label_{run.id}_{direction}"
     if st.session_state.get(f"{key}_shown") != before:  # new, or changed elsewhere: not an edit made here
         st.session_state[f"{key}_shown"] = st.session_state[key] = before
-    text = st.text_input("Label: what the + end has : what the − end has", key=key).strip()
+    text = st.text_input(
+        "Label: what the + end has : what the − end has", key=key, disabled=not may_write()
+    ).strip()
     if text and text != before:
         words = (label.positive, label.negative) if label else ((), ())
         run.save_label(direction, Label(text, "person", *words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,11 @@ import streamlit as st
 from core.activations import PRESETS
 from core.errors import BasiscopeError
 from core.examples import Columns, DataSource, Row, column_paths, guess_columns, preview_rows
+from core.limits import Limits
 from core.model import find_local_models, is_folder
+from core.readers import COMPRESSIONS, FILE_TYPES
 from core.recovery import MOST_SEED
+from core.source import local_splits
 from core.workspace import DEFAULT_ROOT, disk_sentences
 from pages.common.session import show_sentence, workspace
 
@@ -32,7 +36,8 @@ def known_models() -> list[str]:
     """Models of earlier runs, local ones found, then a few small ones from the hub."""
     recent = [run.manifest["model"]["name"] for run in workspace().readable_runs()]
     roots = [workspace().root / "models", DEFAULT_ROOT.parent / "models", DEFAULT_ROOT.parent / "core" / "demo"]
-    return list(dict.fromkeys([*recent, *find_local_models([*roots, Path.cwd()]), *HUB_MODELS]))
+    known = dict.fromkeys([*recent, *find_local_models([*roots, Path.cwd()]), *HUB_MODELS])
+    return [name for name in known if Limits.now().allows(name)]
 
 
 def choose_model() -> list[str]:
@@ -47,6 +52,11 @@ def choose_model() -> list[str]:
         persist_state="session",
     )
     if not name:
+        return []
+    try:
+        Limits.now().check_place(name)
+    except BasiscopeError as error:
+        show_sentence(str(error))
         return []
     revision = ""
     if not is_folder(name):
@@ -97,13 +107,23 @@ def _local() -> DataSource | None:
     path = st.text_input(
         "JSONL, JSON, CSV, TSV or Parquet file, or a folder of those", key="data_path", persist_state="session"
     )
-    return DataSource(path.strip()) if path and path.strip() else None
+    if not path or not path.strip():
+        return None
+    source = allowed_source(path.strip())
+    if splits := local_splits(source):
+        split: str = st.selectbox("Split", [*splits, "all"], key=f"split_of_{source.path}")
+        return replace(source, split=split)
+    return source
+
+
+def allowed_source(path: str, config: str | None = None, split: str | None = None) -> DataSource:
+    """Raises BasiscopeError for a path that the app may not read."""
+    Limits.now().check_place(path)
+    return DataSource(path, config, split)
 
 
 def _upload() -> DataSource | None:
-    file = st.file_uploader(
-        "A data file", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "gz"], key="upload"
-    )
+    file = st.file_uploader("A data file", [ending[1:] for ending in (*FILE_TYPES, *COMPRESSIONS)], key="upload")
     return DataSource(str(workspace().save_upload(file.name, file.getvalue()))) if file else None
 
 
@@ -117,7 +137,7 @@ def _hub() -> DataSource | None:
         st.session_state["looked"] = name
     if not name or st.session_state.get("looked") != name:
         return None
-    return DataSource(name, config or None, split or None)
+    return allowed_source(name, config or None, split or None)
 
 
 def show_preview(rows: list[Row]) -> None:
@@ -144,7 +164,14 @@ def choose_columns(paths: list[str]) -> Columns | None:
         response = right.selectbox(
             "Response column", others, index=_place(others, guess.response), key="response_column"
         )
-        return Columns(prompt=prompt, response=response or None)
+        about = left.selectbox(
+            "Input column",
+            others,
+            index=_place(others, guess.input),
+            key="input_column",
+            help="What the prompt is about, as Alpaca has it; it is written below the prompt.",
+        )
+        return Columns(prompt=prompt, response=response or None, input=about or None)
     chosen = st.selectbox("Column", paths, index=_place(paths, getattr(guess, way)), key=f"{way}_column")
     return Columns(**{way: chosen})
 

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.jobs import Job, Recovery, find_job, last_tries, recoveries_elsewhere, start_job
 from core.tables import progress_sentence, short_name
-from pages.common.session import RUN, run_name, with_sentences, workspace
+from pages.common.session import RUN, may_write, run_name, show_damaged, with_sentences, workspace
 
 MOST_JOBS = 8
 
@@ -62,7 +62,7 @@ def show_job(job: Job) -> None:
     if state == "running":
         progress = job.progress
         st.progress(progress.share, text=progress_sentence(progress))
-        if button.button("Cancel", key=f"cancel_{job.id}"):
+        if button.button("Cancel", key=f"cancel_{job.id}", disabled=not may_write()):
             job.cancel()
     elif state == "done":
         run_id = job.result.get("run")
@@ -74,7 +74,8 @@ def show_job(job: Job) -> None:
         st.text(
             job.result["message"] if state == "cancelled" else f"{state.capitalize()}. {job.result['message']}"
         )
-        if button.button("Try again" if state == "failed" else "Resume", key=f"resume_{job.id}"):
+        again = "Try again" if state == "failed" else "Resume"
+        if button.button(again, key=f"resume_{job.id}", disabled=not may_write()):
             start_job(workspace(), job.facts["arguments"])
             st.rerun()
     if state != "running" and (log := job.log()):
@@ -84,10 +85,9 @@ def show_job(job: Job) -> None:
 
 @with_sentences
 def show_runs() -> None:
-    runs = workspace().runs()
-    if not runs:
-        return
-    st.subheader("Runs")
+    runs = workspace().readable_runs()
+    if runs:
+        st.subheader("Runs")
     for run in runs:
         name, button, delete = st.columns([6, 1, 1], vertical_alignment="center")
         name.text(run_name(run))
@@ -96,6 +96,7 @@ def show_runs() -> None:
             st.switch_page("pages/basis/page.py")
         with delete.popover("Delete", key=f"delete_{run.id}"):
             st.text("The run, its activations, labels and named sets go for good.")
-            if st.button("Delete the run", key=f"really_delete_{run.id}"):
+            if st.button("Delete the run", key=f"really_delete_{run.id}", disabled=not may_write()):
                 workspace().delete(run.id)
                 st.rerun()
+    show_damaged("run", "unfinished run", "evaluation", "job")

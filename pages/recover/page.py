@@ -7,7 +7,7 @@ import streamlit as st
 from core.errors import BasiscopeError
 from core.jobs import command_line, start_job
 from core.workspace import disk_sentences
-from pages.common.session import show_sentence, workspace
+from pages.common.session import may_write, show_sentence, workspace
 from pages.recover.choices import choose_data, choose_model, choose_recipe
 from pages.recover.jobs import show_estimate, show_jobs, show_runs
 
@@ -31,10 +31,11 @@ with right:
         start, cost = st.columns(2)
         try:
             with disk_sentences():
-                if start.button("Recover", type="primary", key="start", width="stretch"):
+                shut = not may_write()
+                if start.button("Recover", type="primary", key="start", width="stretch", disabled=shut):
                     start_job(workspace(), arguments)
                     st.rerun()
-                if cost.button("Estimate the cost", key="estimate", width="stretch"):
+                if cost.button("Estimate the cost", key="estimate", width="stretch", disabled=shut):
                     job = start_job(workspace(), [*arguments, "--estimate"])
                     st.session_state[ESTIMATE_JOB] = (arguments, job.id)
         except BasiscopeError as error:

@@ -15,7 +15,16 @@ from core.selection.measures import Curve, curve
 from core.selection.pool import Pool
 from core.tables import placed_examples
 from core.workspace import KeptSelection, Run
-from pages.common.session import follow, is_dark, show_sentence, table, with_sentences, workspace
+from pages.common.session import (
+    follow,
+    is_dark,
+    may_write,
+    show_damaged,
+    show_sentence,
+    table,
+    with_sentences,
+    workspace,
+)
 from pages.select_data.choices import columns_of
 from pages.select_data.results import LISTED, counted, map_points, say_how_many
 
@@ -32,7 +41,9 @@ def show_save(arguments: list[str], problem: str) -> None:
     )
     whole = [*arguments, *(["--name", called] if called else [])]
     whole += ["--format", exported] if exported != "not now" else []
-    if button.button("Save", key="save_selection", type="primary", width="stretch", disabled=bool(problem)):
+    if button.button(
+        "Save", key="save_selection", type="primary", width="stretch", disabled=bool(problem) or not may_write()
+    ):
         try:
             workspace().check_selection_name(called, replace_old=False)
             st.session_state[SAVE_JOB] = start_job(workspace(), whole).id
@@ -66,6 +77,7 @@ def watch(job_id: str, key: str) -> None:
 
 @with_sentences
 def show_kept(run: Run, pool: Pool) -> None:
+    show_damaged("selection", "screening", "set", run_id=run.id)
     kept = workspace().selections(run.id)
     if not kept:
         st.caption("No selection of this run is kept yet.")
@@ -82,12 +94,12 @@ def show_kept(run: Run, pool: Pool) -> None:
         st.rerun(scope="app")
     with delete.popover("Delete", key="delete_selection", width="stretch"):
         st.text(f"{chosen}, with its exports in the workspace, is removed for good.")
-        if st.button("Delete the selection", key=f"really_delete_{chosen}"):
+        if st.button("Delete the selection", key=f"really_delete_{chosen}", disabled=not may_write()):
             workspace().delete_selection(chosen)
             st.rerun()
     new, copy = st.columns([4, 2.4], vertical_alignment="bottom")
     other = new.text_input("New name", key="copy_name").strip()
-    if copy.button("Duplicate", key="copy_selection", width="stretch"):
+    if copy.button("Duplicate", key="copy_selection", width="stretch", disabled=not may_write()):
         workspace().copy_selection(chosen, other)
         st.rerun()
     one = next(one for one in kept if one.name == chosen)

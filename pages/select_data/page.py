@@ -33,7 +33,7 @@ from core.selection.step import (
 )
 from core.selection.vectors import text_model_fingerprint
 from core.workspace import Run
-from pages.common.session import pick_run, table, with_sentences, workspace
+from pages.common.session import may_write, pick_run, table, with_sentences, workspace
 from pages.select_data.choices import (
     choose_budget,
     choose_constraints,
@@ -223,7 +223,7 @@ def offer(sentence: str, label: str, command: str, run: Run, options: list[str])
     """A step that a job has to do first."""
     st.text(sentence)
     key = f"{command}_job_{run.id}"
-    if st.button(label, key=command):
+    if st.button(label, key=command, disabled=not may_write()):
         st.session_state[key] = st.session_state[SAVE_JOB] = start_job(workspace(), [command, run.id, *options]).id
     if job_id := st.session_state.get(key):
         watch(job_id, command)

@@ -29,6 +29,7 @@ from core.selection.live import (
 from core.selection.pool import Constraints, Pool
 from core.selection.screening import Screening
 from core.selection.step import Request
+from core.spreadsheet import as_csv
 from core.tables import colour_columns, placed_examples, sorted_rows
 from core.workspace import Run
 from pages.common.session import colours, is_dark, search, table, with_sentences
@@ -160,7 +161,7 @@ def show_ledger(run: Run, pool: Pool, found: Prospect, request: Request) -> None
         f"{VALUE_NOTE} Leave one out is what coverage would lose without the source: two identical sources get "
         "nothing there, and share in Shapley."
     )
-    st.download_button("Ledger as CSV", owners.to_csv(index=False), "ledger.csv", key="ledger_csv")
+    st.download_button("Ledger as CSV", as_csv(owners), "ledger.csv", key="ledger_csv")
 
 
 @with_sentences

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
+from core.chats import turn_line
 from core.reading import Label
 from core.steering.comparison import BASELINE, Variant
 from core.steering.generation import Prompt, Sampling
@@ -129,8 +130,8 @@ def choose_prompt(run: Run) -> Prompt:
     )
     if before := st.session_state.get(f"{key}_before", ()):
         with st.expander(f"Said before the prompt ({len(before)})"):
-            for role, content in before:
-                st.text(f"{role}: {content}")
+            for turn in before:
+                st.text(turn_line(turn))
             st.button("Leave it out", key=f"{key}_alone", on_click=st.session_state.pop, args=(f"{key}_before",))
     text = st.text_area("Prompt", key=key, height=150, persist_state="session")
     return Prompt(text, before=before)

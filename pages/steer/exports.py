@@ -9,7 +9,7 @@ from core.steering.comparison import Variant
 from core.steering.intervention import Directions
 from core.tables import export_arguments, exportable
 from core.workspace import Run
-from pages.common.session import follow, with_sentences, workspace
+from pages.common.session import follow, may_write, with_sentences, workspace
 
 EXPORT_JOB = "export_job"
 FORMATS = {
@@ -32,7 +32,7 @@ def show_exporting(run: Run, directions: Directions, variants: list[Variant]) ->
         kind = middle.selectbox("Format", list(FORMATS), key="export_format", format_func=FORMATS.__getitem__)
         chosen = able[names.index(name)]
         arguments = export_arguments(workspace(), run, chosen, kind)
-        if right.button("Export", key="export", width="stretch"):
+        if right.button("Export", key="export", width="stretch", disabled=not may_write()):
             st.session_state[EXPORT_JOB] = start_job(workspace(), arguments).id
             st.rerun()
         st.code(command_line(arguments), language="bash", wrap_lines=True)

@@ -8,13 +8,14 @@ import numpy as np
 import streamlit as st
 
 from core import figures
+from core.chats import turn_line
 from core.reading import Label
 from core.steering.comparison import Comparison
 from core.steering.intervention import Steering
 from core.steering.live import LiveModel, Stream
 from core.tables import one_line, stream_sentence, with_name
 from core.workspace import Run
-from pages.common.session import live_model, with_sentences, workspace
+from pages.common.session import live_model, may_write, with_sentences, workspace
 
 STREAM = "steer_stream"
 """Session key: the stream that this session asked for last."""
@@ -34,8 +35,8 @@ def show_output(run: Run, wanted: tuple[Steering, ...]) -> None:
             return
         st.subheader("Kept")
         st.text(kept.name or kept.created)
-        for role, content in kept.before:
-            st.text(f"{role}: {content}")
+        for turn in kept.before:
+            st.text(turn_line(turn))
         st.text(kept.prompt)
         say_whether_current(kept, wanted)
         show_columns(kept)
@@ -85,6 +86,8 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
             help="As the unsteered model reads the text. Orange is above the mean, blue below. Off: the words "
             "that differ from the baseline are marked.",
         )
+    for note in comparison.notes:
+        st.text(note)
     responses = comparison.responses
     if is_over and not shade and len(responses) > 1:
         st.caption("Marked: the words that differ from the baseline.")
@@ -105,7 +108,8 @@ def show_columns(comparison: Comparison, is_over: bool = True) -> None:
 def offer_keeping(comparison: Comparison) -> None:
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     name = left.text_input("Keep it under a name", key="steer_name", placeholder="name (may be empty)")
-    if right.button("Keep", key="steer_keep", icon=":material/bookmark:", width="stretch"):
+    keeps = may_write()
+    if right.button("Keep", key="steer_keep", icon=":material/bookmark:", width="stretch", disabled=not keeps):
         kept = workspace().save_comparison(with_name(comparison, name))
         st.session_state[OPENED] = (comparison.run, kept)
         st.rerun()
@@ -136,6 +140,7 @@ def show_kept(run: Run, labels: dict[int, Label]) -> None:
             if open_.button("Open", key=f"open_comparison_{comparison_id}", width="stretch"):
                 st.session_state[OPENED] = (run.id, comparison_id)
                 st.rerun()
-            if delete.button("Delete", key=f"delete_comparison_{comparison_id}", width="stretch"):
+            name = f"delete_comparison_{comparison_id}"
+            if delete.button("Delete", key=name, width="stretch", disabled=not may_write()):
                 workspace().delete_comparison(run.id, comparison_id)
                 st.rerun()

@@ -10,7 +10,7 @@ from core.steering.intervention import Directions
 from core.steering.live import Question, Stream
 from core.tables import live_sentence
 from core.workspace import Run
-from pages.common.session import live_model, pick_run, with_sentences
+from pages.common.session import live_model, pick_run, show_damaged, with_sentences
 from pages.steer.choices import (
     choose_prompt,
     choose_sampling,
@@ -82,6 +82,7 @@ def show(run: Run) -> None:
     status.caption("" if under_way else live_sentence(live))
     unload.button("Unload", key="unload", disabled=not live.loaded, on_click=live_model().unload, width="stretch")
     show_output(run, tuple(variant.steering for variant in variants))
+    show_damaged("comparison", "sweep", "suggested range", run_id=run.id)
     show_kept(run, labels)
     show_exporting(run, directions, variants)
     show_sweeps(run, choice.chosen)

@@ -9,7 +9,7 @@ from core.jobs import command_line, start_job
 from core.steering.sweep import Sweep
 from core.tables import sweep_name, sweep_range_sentence, table_of_sweep
 from core.workspace import Run
-from pages.common.session import PLAIN, follow, with_sentences, workspace
+from pages.common.session import PLAIN, follow, may_write, with_sentences, workspace
 
 SWEEP_JOB, SHOWN = "sweep_job", "sweep_shown"
 
@@ -56,7 +56,8 @@ def start_sweep(run: Run, chosen: tuple[int, ...]) -> int:
     arguments += ["--prompts", prompts] if prompts else []
     arguments += ["--answer", answer] if answer and prompts else []
     label = "Sweep" if strengths else "Suggest a range"
-    if right.button(label, key="start_sweep", help="A job of its own, with its own model.", width="stretch"):
+    meaning = "A job of its own, with its own model."
+    if right.button(label, key="start_sweep", help=meaning, width="stretch", disabled=not may_write()):
         st.session_state[SWEEP_JOB] = start_job(workspace(), arguments).id, f"{SHOWN}_{run.id}_{direction}"
         st.rerun()
     st.code(command_line(arguments), language="bash", wrap_lines=True)

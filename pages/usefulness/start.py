@@ -12,7 +12,7 @@ from core.usefulness import PROXIES
 from core.usefulness.cost import cost_sentence
 from core.usefulness.traces import likely_verdicts
 from core.workspace import Run
-from pages.common.session import follow, with_sentences, workspace
+from pages.common.session import follow, may_write, with_sentences, workspace
 
 JOB = "usefulness_job"
 NEWEST = "usefulness_newest"
@@ -52,7 +52,7 @@ def show_start(run: Run) -> None:
         arguments = ["proxies", run.id, "--kind", kind, *choose_problems(run, kind), *choose_proxy(run, kind)]
     st.text(cost_sentence(run, arguments))
     ready = kind == "utility" or "--problems" in arguments or "--preset" in arguments or "--correct" in arguments
-    if st.button("Measure", type="primary", key="measure", disabled=not ready):
+    if st.button("Measure", type="primary", key="measure", disabled=not (ready and may_write())):
         st.session_state[JOB] = start_job(workspace(), arguments).id
         st.rerun()
     if not ready:

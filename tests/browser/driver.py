@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ FLAGS = [
     "--disable-sync",
 ]
 SETTLED = "[data-testid=stApp][data-test-script-state=notRunning]"
+TOKEN = secrets.token_urlsafe(24)
+"""Of every app that is started here."""
 BRUSH_FROM_RIGHT, BRUSH_FROM_TOP = 105, 34
 """Where the polygon tool of a chart is, in pixels from its upper right corner."""
 
@@ -49,22 +52,32 @@ def launch(playwright: Playwright, path: str) -> Browser:
 
 @contextmanager
 def serve(
-    workspace: Path, command: Sequence[str] = ("-m", "core.cli", "app"), seconds: float = 60
+    workspace: Path,
+    command: Sequence[str] = ("-m", "core.cli", "app"),
+    seconds: float = 60,
+    options: Sequence[str] = (),
+    health: str = "/_stcore/health",
 ) -> Iterator[str]:
-    """The app on `workspace` and a free port, as `basiscope app` starts it; yields its address."""
+    """The app on `workspace` and a free port, as `basiscope app` starts it with the further options; yields its
+    address, to which `with_token` adds the token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [*command, "--headless", "--port", str(port), "--workspace", str(workspace)]
+    arguments = [*command, "--headless", "--port", str(port), "--workspace", str(workspace), *options]
     log = workspace / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ | {"BASISCOPE_TOKEN": TOKEN},
         )
     address = f"http://localhost:{port}"
     try:
         end = time.monotonic() + seconds
-        while not is_healthy(address):
+        while not is_healthy(f"{address}{health}"):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"The app did not start: {log.read_text()[-2000:]}")
             time.sleep(0.02)
@@ -81,7 +94,7 @@ def serve(
 
 def is_healthy(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=1) as answer:
+        with urllib.request.urlopen(address, timeout=1) as answer:
             return answer.status == 200
     except OSError:
         return False
@@ -122,8 +135,13 @@ def settle(page: Page, wait: int = 150) -> None:
     page.wait_for_selector(SETTLED)
 
 
+def with_token(address: str) -> str:
+    """The address as it is printed and opened."""
+    return f"{address}{'&' if urlsplit(address).query else '?'}token={TOKEN}"
+
+
 def open_page(page: Page, address: str) -> None:
-    page.goto(address)
+    page.goto(with_token(address))
     page.wait_for_selector("[data-testid=stMain] h1, [data-testid=stAlert]")
     settle(page)
 
