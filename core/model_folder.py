@@ -76,7 +76,7 @@ def with_fields(config: Mapping[str, Any], said: str) -> str:
     fields = [(field, value) for field, value in _fields(config) if type(value) in (int, float, str)]
     if words & {field.split(".")[-1] for field, _ in fields}:
         return said
-    found = [f"{field}: {value}" for field, value in fields if str(value) in words]
+    found = [f"{field}: {value}" for field, value in fields if str(value) in words and not field.endswith("_id")]
     return f"{said} ({', '.join(found)})" if 0 < len(found) < 4 else said
 
 
