@@ -158,7 +158,7 @@ def recover(
                 "warnings": [
                     *model.notes,
                     *facts["problems"],
-                    *_warnings(facts, request, recipe, results, may_pad),
+                    *_warnings(facts, request, recipe, results, model),
                 ],
                 "shared": shared,
                 "request": identity,

@@ -23,7 +23,7 @@ from core.evaluation.step import Request, evaluate, evaluate_server
 from core.model import load_model
 from core.steering.generation import Sampling
 from core.steering.intervention import Steering
-from core.workspace import Workspace
+from core.workspace import Workspace, content_hash
 
 KEY = "sk-very-secret-key"
 SAMPLING = Sampling(20, temperature=1.0, seed=3)
@@ -409,6 +409,19 @@ def test_nothing_is_left_where_nothing_can_be_verified(stories, write_rows, tmp_
     assert len(space.evaluations()) == 1
     with pytest.raises(BasiscopeError, match="at temperature 0 would all be the same"):
         Request(read_problems(mixed), "numeric", 2, Sampling(20, temperature=0.0))
+
+
+def test_what_an_earlier_verifier_said_is_left_and_named(stories, write_rows, tmp_path):
+    model, space = load_model(stories, dtype="float32", device="cpu"), Workspace(tmp_path / "space")
+    request = Request(read_problems(write_rows([{"problem": "1+1", "answer": "2"}])), "numeric", 1, SAMPLING)
+    earlier = evaluate(request, space, model)
+    stored = {name: value for name, value in earlier.manifest["request"].items() if name != "verifier_version"}
+    old = earlier.folder.rename(earlier.folder.with_name(content_hash(stored)))
+    before = (old / "manifest.json").read_bytes()
+    kept = evaluate(request, space, model)
+    (note,) = kept.manifest["notes"]
+    assert kept.id == earlier.id and note.startswith(f"evaluation {old.name} asked the same")
+    assert (old / "manifest.json").read_bytes() == before and len(space.evaluations()) == 2
 
 
 # --- the command ----------------------------------------------------------------------------------------

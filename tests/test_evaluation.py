@@ -1,10 +1,12 @@
 import json
 import math
+import os
+import signal
 import time
 from dataclasses import replace
 from itertools import combinations, pairwise, product
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from core.errors import BasiscopeError
 from core.evaluation import Interval, final_answer, verifier
+from core.evaluation.answers import opened_thought
 from core.evaluation.child import Child
 from core.evaluation.intervals import (
     bootstrap_intervals,
@@ -149,6 +152,35 @@ def test_verifiers(name, answer, text, right):
     assert verifier(name)(answer, text) is right
 
 
+def test_every_verdict_is_a_careful_persons():
+    """Made-up answers and texts of many kinds, right ones beside their wrong neighbours."""
+    cases = map(json.loads, Path(__file__).with_name("verdicts.jsonl").read_text(encoding="utf-8").splitlines())
+    other = [one for one in cases if verifier(one["verifier"])(one["answer"], one["text"]) is not one["right"]]
+    assert other == []
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("<think>\\boxed{4}, no</think>\\boxed{5}", True),
+        ("<think>\\boxed{5}</think> It is \\boxed{4}.", False),
+        ("<think>so \\boxed{5}", False),
+        ("It is \\boxed{4}, no.</think>\n\nThe answer is 5.", True),
+        ("[THINK]\\boxed{4}[/THINK]5", True),
+        ("<|channel|>analysis<|message|>4<|end|><|channel|>final<|message|>5<|return|>", True),
+        ("5", True),
+    ],
+)
+def test_what_is_thought_is_not_the_answer(text, right):
+    for name in ("math", "numeric", "normalised"):
+        assert verifier(name)("5", text.replace("The answer is 5.", "Answer: 5")) is right, name
+
+
+def test_a_prompt_can_open_the_thought():
+    assert opened_thought("<|assistant|><think>\n") == "<think>\n"
+    assert opened_thought("<think>\n\n</think>\n\n") == opened_thought("What does <think> mean?") == ""
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -179,14 +211,40 @@ def test_a_limit_holds_off_the_main_thread_and_is_counted_as_unverified():
     thread = Thread(target=lambda: found.append(child.ask(*ask)))
     thread.start()
     thread.join(90)
-    assert found == [None] and child._process is None
+    assert found == [None]
     assert child.ask("same_formula", "0.5", "1/2") is True
     process = child._process
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert child.ask("same_formula", "0.5", "1/2") is None, "one whose process died is not verified"
     assert child.ask("same_formula", "0.5", "1/2") is True
     child.close()
+
+
+def test_the_limit_is_of_processor_time():
+    """A process that stands still for longer than its limit, as on a busy machine, still says what is right."""
+    child = Child(seconds=1.0)
+    assert child.ask("same_formula", "0.5", "1/2") is True
+    group = child._process.pid
+    os.killpg(group, signal.SIGSTOP)
+    waking = Timer(2.5, os.killpg, [group, signal.SIGCONT])
+    waking.start()
+    start = time.monotonic()
+    assert child.ask("same_formula", "5", "6") is False and child.ask("same_formula", "6", "6") is True
+    assert time.monotonic() - start > 2 and child._process.pid == group
+    child.close()
+
+
+def test_what_a_question_ends_is_replaced_without_a_start():
+    child = Child(seconds=1.0)
+    assert child.ask("same_formula", "0.5", "1/2") is True
+    process, start = child._process, time.process_time()
+    for _ in range(3):
+        assert child.ask("same_formula", "\\frac{1}{2}", "9^{9^{9^{9}}}+x") is None
+        assert child.ask("same_formula", "0.5", "1/2") is True
+    assert child._process is process and time.process_time() - start < 1
+    child.close()
+    assert process.returncode is not None
 
 
 def test_a_pattern_without_end_holds_nobody_up():

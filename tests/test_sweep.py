@@ -12,7 +12,7 @@ from tiny import save_tiny
 from core.activations import Recipe
 from core.checkpoint.agreement import observe
 from core.errors import BasiscopeError
-from core.evaluation import mean_interval, share_interval, verify
+from core.evaluation import mean_interval, share_interval, verifier
 from core.examples import Columns, DataSource, ReadReport
 from core.model import load_model
 from core.reading import score_tokens
@@ -97,7 +97,7 @@ PROMPTS = ["Once upon a time there was a dog", "Lily had 3 red balls.", "The sun
     ],
 )
 def test_answers_are_verified(answer, text, right):
-    assert verify(answer, text) is right
+    assert verifier("math")(answer, text) is right
 
 
 def test_the_verifier_agrees_with_the_model_solutions_of_gsm8k(data_folder):
@@ -108,7 +108,7 @@ def test_the_verifier_agrees_with_the_model_solutions_of_gsm8k(data_folder):
         answer = row["ground_truth"].rsplit("A: ", 1)[1]
         for solution in (value for value in row.values() if isinstance(value, dict)):
             own.append(solution["is_correct"])
-            ours.append(verify(answer, solution["solution"]))
+            ours.append(verifier("numeric")(answer, solution["solution"]))
     assert 0.1 < np.mean(own) < 0.9 and len(own) > 1_000
     assert np.mean(np.array(own) == np.array(ours)) > 0.99
 

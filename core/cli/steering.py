@@ -225,7 +225,7 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
     --max-new-tokens is given, whose range without damage is kept with the run as the suggested one.
     """
     from core.demo.default import is_demo
-    from core.evaluation import verify
+    from core.evaluation import verifier
     from core.examples import ReadReport
     from core.recovery import load_run_model
     from core.steering import sweep as sweeps
@@ -272,18 +272,12 @@ def sweep(run: str, workspace: Path, as_json: bool, device: str, **options: Any)
         progress("model", 0, 1)
         model = load_run_model(opened, device)
         prompts = prompts or usable_prompts(opened, model, limit, request.sampling.max_new_tokens)
-        verifier = _demo_verify if is_demo(opened) else verify
-        found = sweeps.sweep(opened, model, request, prompts, verifier, progress, report.sentences())
+        verify = verifier("world" if is_demo(opened) else "math")
+        found = sweeps.sweep(opened, model, request, prompts, verify, progress, report.sentences())
     sweep_id = space.save_sweep(found)
     if calibrating:
         opened.save_suggested_range(request.direction, sweeps.SuggestedRange.of(found))
     return {"run": opened.id, "sweep": sweep_id, **found.as_dict(), "lines": _sweep_lines(found)}
-
-
-def _demo_verify(answer: str, text: str) -> bool:
-    from core.demo.world import final_answer
-
-    return final_answer(text) == answer.strip()
 
 
 def _sweep_lines(found: Sweep) -> list[str]:

@@ -5,7 +5,7 @@ hub data sets to problems; rollouts: texts written for them, here; endpoint: by 
 overlap: whether a run has seen the problems; step: all of it to a kept evaluation
 """
 
-from core.evaluation.answers import final_answer, verify
+from core.evaluation.answers import final_answer
 from core.evaluation.intervals import Interval, correlation_interval, mean_interval, share_interval
 from core.evaluation.verifiers import Verify, verifier
 
@@ -17,5 +17,4 @@ __all__ = [
     "mean_interval",
     "share_interval",
     "verifier",
-    "verify",
 ]

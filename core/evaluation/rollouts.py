@@ -11,6 +11,7 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
+from core.evaluation.answers import opened_thought
 from core.evaluation.problems import Problem, asked
 from core.evaluation.verifiers import Verify
 from core.model import LanguageModel, check_tokens
@@ -18,6 +19,8 @@ from core.steering.generation import Generation, Row, Sampling, encode_prompt, r
 from core.steering.intervention import Directions, Steering
 
 BATCH_ROWS = 32
+THOUGHT_TOKENS = 16
+"""So many tokens at the end of a prompt hold the tag that opens a thought."""
 UNSTEERED = "unsteered"
 
 Key = tuple[str, int, int]
@@ -142,7 +145,7 @@ def roll_out(
         ]
         generation = Generation(model, directions, rows, sampling, with_logprobs=True).run()
         made = [
-            _rollout(generation, row, key, problem, verify)
+            _rollout(generation, row, key, problem, verify, thought(model, rows[row].prompt))
             for row, (key, (problem, _, _)) in enumerate(zip(keys, batch, strict=True))
             if key not in done
         ]
@@ -151,12 +154,17 @@ def roll_out(
         progress("rollouts", finished, len(wanted))
 
 
-def _rollout(generation: Generation, row: int, key: Key, problem: Problem, verify: Verify) -> Rollout:
+def thought(model: LanguageModel, prompt: Sequence[int]) -> str:
+    """As `opened_thought`, of token ids."""
+    return opened_thought(str(model.tokenizer.decode(list(prompt[-THOUGHT_TOKENS:]))))
+
+
+def _rollout(generation: Generation, row: int, key: Key, problem: Problem, verify: Verify, opened: str) -> Rollout:
     text, logprobs = generation.text(row), generation.logprobs[row]
     return Rollout(
         *key,
         text=text,
-        right=verify(problem.answer, text),
+        right=verify(problem.answer, opened + text),
         cut=generation.ended[row] == "length",
         n_tokens=len(generation.tokens[row]),
         logprob=float(np.mean(logprobs)) if logprobs else None,

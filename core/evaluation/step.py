@@ -17,14 +17,14 @@ from core.evaluation.overlap import overlap_notes
 from core.evaluation.passk import Result
 from core.evaluation.problems import Problem, ProblemSet, asked
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, resolve_asking, roll_out
-from core.evaluation.verifiers import Verify, can_verify, verifier
+from core.evaluation.verifiers import VERSION, Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.check import abilities
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
-from core.workspace import KeptEvaluation, Run, Workspace, now
+from core.workspace import KeptEvaluation, Run, Workspace, content_hash, now
 
 FORMAT_VERSION = 1
 ENDED = ("finished", "result", "unread", "unread_reasons")
@@ -59,7 +59,8 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the rollouts but for the model."""
-        chosen = {"verifier": self.verifier, "r": self.r, "wording": self.wording, "template": self.template}
+        chosen = {"verifier": self.verifier, "verifier_version": VERSION, "r": self.r}
+        chosen |= {"wording": self.wording, "template": self.template}
         steerings = {name: asdict(steering) for name, steering in self.steerings.items()}
         facts = self.problems.facts()
         named = {name: facts[name] for name in ("fingerprint", "problem", "answer", "limit", "config", "split")}
@@ -187,6 +188,7 @@ def _kept(
             return kept
         manifest = {name: value for name, value in manifest.items() if name not in ENDED} | {"status": "under way"}
         begun = kept.rollouts()
+        manifest["notes"] = list(dict.fromkeys([*manifest["notes"], *_earlier(workspace, stored)]))
         kept.save_problems(request.problems.problems)
         kept.save_manifest(manifest)
         start = time.monotonic()
@@ -213,6 +215,14 @@ def _kept(
         else:
             kept.save_manifest(manifest | ended | {"status": "complete"})
     return kept
+
+
+def _earlier(workspace: Workspace, stored: Mapping[str, Any]) -> list[str]:
+    """A note on an evaluation of the same request whose texts were verified before verifiers had versions."""
+    earlier = content_hash({name: value for name, value in stored.items() if name != "verifier_version"})
+    if not (workspace.root / "evaluations" / earlier / "manifest.json").exists():
+        return []
+    return [f"evaluation {earlier} asked the same of an earlier verifier, whose verdicts can differ"]
 
 
 def _manifest(

@@ -11,8 +11,9 @@ import numpy as np
 
 from core.activations import Progress, silent
 from core.errors import BasiscopeError
-from core.evaluation import Interval, Verify, mean_interval, share_interval, verify
+from core.evaluation import Interval, Verify, mean_interval, share_interval, verifier
 from core.evaluation.intervals import mean_share_interval
+from core.evaluation.rollouts import thought
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.assessment import assess
@@ -23,6 +24,7 @@ from core.steering.prompts import how_encoded
 from core.workspace import Run
 
 BATCH_ROWS = 32
+USUAL_VERIFIER = verifier("math")
 PERPLEXITY_LIMIT, REPETITION_LIMIT, BROKEN_LIMIT = 2.0, 0.2, 0.2
 """The guard: damage is a text twice as surprising to the unsteered model as its own, or a fifth more of it
 repeated, or a fifth more of the texts broken."""
@@ -161,7 +163,7 @@ def sweep(
     model: LanguageModel,
     request: SweepRequest,
     prompts: Sequence[Prompt],
-    verifier: Verify = verify,
+    verify: Verify = USUAL_VERIFIER,
     progress: Progress = silent,
     notes: Sequence[str] = (),
 ) -> Sweep:
@@ -207,7 +209,7 @@ def sweep(
                     "perplexity": assessment.perplexity,
                     "divergence": assessment.divergence,
                     "repetition": assessment.repetition,
-                    "correct": None if answer is None else bool(verifier(answer, text)),
+                    "correct": None if answer is None else bool(verify(answer, thought(model, encoded[i]) + text)),
                 }
             )
         progress("sweep", numbers.stop, len(jobs))

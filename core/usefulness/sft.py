@@ -27,6 +27,7 @@ from core.evaluation import Interval, verifier
 from core.evaluation.passk import Tally
 from core.evaluation.problems import Problem
 from core.evaluation.rollouts import UNSTEERED, Rollout, roll_out
+from core.evaluation.verifiers import VERSION
 from core.model import LanguageModel
 from core.reading import rank_examples
 from core.selection.pool import Pool, Rule, pool_of
@@ -290,6 +291,7 @@ def keep_texts(
         "run": run.id,
         "model": model,
         "verifier": answers.verifier,
+        "verifier_version": VERSION,
         "r": request.seeds * answers.r,
     }
     stored |= {"variants": {UNSTEERED: "not trained"} | variants, "sft": asked}

@@ -26,7 +26,7 @@ from core.evaluation.overlap import overlap_notes
 from core.evaluation.passk import Result, Tally, problem_differences, sign_flip_p
 from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
-from core.evaluation.verifiers import can_verify
+from core.evaluation.verifiers import VERSION, can_verify
 from core.model import LanguageModel
 from core.steering.check import abilities
 from core.steering.generation import Sampling
@@ -288,6 +288,7 @@ def steer_proxy(
         "run": run.id,
         "model": {"fingerprint": model.fingerprint, "dtype": model.dtype, "name": model.name},
         "r": request.r,
+        "verifier_version": VERSION,
         "variants": {name: asdict(steering) for name, steering in _variants((*arms, *chance)).items()},
         **request.as_dict(),
     }
