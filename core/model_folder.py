@@ -155,7 +155,7 @@ def check_objects(folder: Path, name: str) -> dict[str, Any]:
 def _check_tokens(file: str, found: Mapping[str, Any], name: str) -> None:
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = found.get(field)
-        ids = value if isinstance(value, list) and field == "eos_token_id" else [value or 0]
+        ids = value if isinstance(value, list) and field == "eos_token_id" else [0 if value is None else value]
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise cannot_load(name, f"{file}: {field} is {json.dumps(value)[:40]}, expected a token's number")
 
