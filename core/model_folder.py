@@ -76,7 +76,7 @@ def with_fields(config: Mapping[str, Any], said: str) -> str:
     fields = [(field, value) for field, value in _fields(config) if type(value) in (int, float, str)]
     if words & {field.split(".")[-1] for field, _ in fields}:
         return said
-    found = [f"{field}: {value}" for field, value in fields if str(value) in words]
+    found = [f"{field}: {value}" for field, value in fields if str(value) in words and not field.endswith("_id")]
     return f"{said} ({', '.join(found)})" if 0 < len(found) < 4 else said
 
 
@@ -155,7 +155,7 @@ def check_objects(folder: Path, name: str) -> dict[str, Any]:
 def _check_tokens(file: str, found: Mapping[str, Any], name: str) -> None:
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = found.get(field)
-        ids = value if isinstance(value, list) and field == "eos_token_id" else [value or 0]
+        ids = value if isinstance(value, list) and field == "eos_token_id" else [0 if value is None else value]
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise cannot_load(name, f"{file}: {field} is {json.dumps(value)[:40]}, expected a token's number")
 
