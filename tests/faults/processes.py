@@ -96,9 +96,8 @@ class Commands:
         return self.wait(self.start(arguments, log))
 
     def close(self) -> None:
-        assert self._parent.stdin
-        self._parent.stdin.close()
-        self._parent.wait(timeout=30)
+        self._parent.kill()
+        self._parent.wait()
 
 
 def serve() -> None:

@@ -10,7 +10,7 @@ from steps import STEPS, WHOLE, content
 
 from core.workspace import Workspace
 
-FLIPS, SAMPLED = 6 if WHOLE else 1, 8
+FLIPS, SAMPLED = 3 if WHOLE else 1, 8
 KEPT = ("recover", "tokens", "screen", "sweep", "evaluate", "utility", "select and export")
 """The steps whose files are damaged."""
 COMMANDS = (

@@ -28,7 +28,7 @@ def test_a_killed_step_comes_to_the_same(world, step, tally, tmp_path):
     log, commands = tmp_path / "log.txt", world.commands
     seconds = undisturbed(world, step).seconds
     moments = random.Random(step.name)
-    for number in range(KILLS):
+    for number in range(1 if step is DEMO else KILLS):
         killed = world.copy("killed", empty=step.is_first)
         for _ in range(1 + number % 2):  # the second try is killed, too, now and then
             pid = commands.start(step.command(world, killed), log)
