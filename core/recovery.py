@@ -36,7 +36,9 @@ from core.examples import (
     as_kind,
     check_columns,
     column_kinds,
+    data_files,
     data_fingerprint,
+    is_local,
     kept_columns,
     read_examples,
     resolve_template,
@@ -66,6 +68,7 @@ NEIGHBOURS, EPOCHS = 15, 200
 LABEL_EXAMPLES = 20_000
 SHADED_PER_END = 10
 CHANGED = "it changed while it was read; start again when nothing writes to it."
+READING_VERSION = 2
 OWN_CHOICES = ("k", "block_scale", "seed", "with_map")
 """What two runs may differ in and still share examples and activations."""
 
@@ -182,7 +185,7 @@ def _also_into(partial: PartialRun, progress: Progress) -> Progress:
 
 def _identity(request: Request, model: LanguageModel, recipe: Recipe, blocks: tuple[int, ...]) -> dict[str, Any]:
     """Everything that determines a run, and nothing else."""
-    return {
+    return _reading(request, recipe) | {
         "format_version": FORMAT_VERSION,
         "model": model.fingerprint,
         "data": data_fingerprint(request.source),
@@ -199,6 +202,15 @@ def _identity(request: Request, model: LanguageModel, recipe: Recipe, blocks: tu
         "seed": request.seed,
         "with_map": request.with_map,
     }
+
+
+def _reading(request: Request, recipe: Recipe) -> dict[str, int]:
+    """How data is read, where version 0.1 read some of it otherwise: chats, and files but JSON Lines. The others
+    keep the ids that their runs have."""
+    files = data_files(request.source.path) if is_local(request.source.path) else []
+    is_lines = bool(files) and all(file.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")) for file in files)
+    same = is_lines and recipe.template == "plain" and not request.columns.messages
+    return {} if same else {"reading": READING_VERSION}
 
 
 def model_name(model: str) -> str:
