@@ -134,6 +134,7 @@ def put_folder(folder: Path, path: Path, *, replace: bool = True) -> None:
 
 def remove_folder(path: Path) -> None:
     """Take a folder away at once, then delete what is in it."""
+    Limits.now().check_writing()
     with scratch(path) as aside, suppress(FileNotFoundError):
         path.rename(aside)
 
