@@ -184,7 +184,7 @@ def _kept(path: Path) -> tuple[int, int, str] | None:
 
 def _remember(path: Path, stat: os.stat_result, found: str) -> None:
     _digests[path] = (stat.st_size, stat.st_mtime_ns, found)
-    if stat.st_size >= LARGE:
+    if stat.st_size >= LARGE and not Limits.now().read_only:
         kept = path.parent / CHECKED
         with suppress(OSError):  # of a disk that takes no more, or may not be written
             try:
