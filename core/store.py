@@ -134,6 +134,7 @@ def put_folder(folder: Path, path: Path, *, replace: bool = True) -> None:
 
 def remove_folder(path: Path) -> None:
     """Take a folder away at once, then delete what is in it."""
+    Limits.now().check_writing()
     with scratch(path) as aside, suppress(FileNotFoundError):
         path.rename(aside)
 
@@ -183,7 +184,7 @@ def _kept(path: Path) -> tuple[int, int, str] | None:
 
 def _remember(path: Path, stat: os.stat_result, found: str) -> None:
     _digests[path] = (stat.st_size, stat.st_mtime_ns, found)
-    if stat.st_size >= LARGE:
+    if stat.st_size >= LARGE and not Limits.now().read_only:
         kept = path.parent / CHECKED
         with suppress(OSError):  # of a disk that takes no more, or may not be written
             try:

@@ -1203,6 +1203,7 @@ class Workspace:
 
     def delete_damaged(self, one: Damaged) -> None:
         """Raises BasiscopeError while a process is at work on it."""
+        Limits.now().check_writing()
         if one.kind in ("run", "unfinished run"):
             self.delete(one.name)
         elif one.path.is_dir():

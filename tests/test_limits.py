@@ -1,5 +1,6 @@
 """What a shared app may do: paths within roots, a number of jobs and bytes, nothing where it is only looked at."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 from synthetic import synthetic_run
 
+from core import store
 from core.cli import cli
 from core.cli.selecting import parse_selection
 from core.errors import BasiscopeError
@@ -199,6 +201,15 @@ def test_nothing_is_written(only_looked_at, write):
     with pytest.raises(BasiscopeError, match="--read-only"):
         write(only_looked_at, only_looked_at.runs()[0])
     assert files(only_looked_at.root) == before
+
+
+def test_a_large_file_is_checked_without_a_note(tmp_path, limit, monkeypatch):
+    monkeypatch.setattr("core.store.LARGE", 1)
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 10)
+    limit(read_only=True)
+    assert store.digest(path) == hashlib.sha256(b"x" * 10).hexdigest()
+    assert [one.name for one in tmp_path.iterdir()] == ["large"]
 
 
 @pytest.mark.parametrize("page", ["", "directions", "recover", "select", "steer", "usefulness"])

@@ -11,7 +11,7 @@ from core.access import access, is_served
 def ask_login() -> None:
     """Stops the page until somebody has logged in who may come in, and where no door stands before it. Others see
     nothing else."""
-    if runtime.exists() and not is_served():
+    if has_server() and not is_served():
         st.text("This app is started with `basiscope app`, not by Streamlit alone: nobody would ask who comes in.")
         st.stop()
     rules = access()
@@ -29,3 +29,8 @@ def ask_login() -> None:
     else:
         st.button("Log in", type="primary", on_click=st.login)
     st.stop()
+
+
+def has_server() -> bool:
+    """Whether a server runs the page, rather than a test, which has a likeness of one."""
+    return runtime.exists() and type(runtime.get_instance()) is runtime.Runtime

@@ -200,7 +200,8 @@ def show_damaged(*kinds: str, run_id: str = "*") -> None:
             what.text(f"{one.kind.capitalize()} {one.name} cannot be read. {one.reason}")
             with delete.popover("Delete", key=f"damaged_{one.kind}_{one.name}"):
                 st.text(f"The damaged {one.kind} goes for good.")
-                if st.button(f"Delete the {one.kind}", key=f"really_delete_{one.kind}_{one.name}"):
+                key = f"really_delete_{one.kind}_{one.name}"
+                if st.button(f"Delete the {one.kind}", key=key, disabled=not may_write()):
                     workspace().delete_damaged(one)
                     st.rerun()
 
