@@ -311,8 +311,14 @@ class Run:
         return _load_windows(self.folder)
 
     def labels(self) -> dict[int, Label]:
-        """Direction (from 1) -> label. Raises BasiscopeError where one is not what was written."""
+        """Direction (from 1) -> label. Raises BasiscopeError where one is not what was written, or all are
+        gone."""
         labels, damaged = self._labels()
+        if not (self.folder / "labels.json").exists():
+            raise BasiscopeError(
+                f"{self.folder / 'labels.json'} is missing. `basiscope label {self.id} --words` makes the labels "
+                "anew; those that a person has set are to be set again."
+            )
         if damaged:
             raise BasiscopeError(
                 f"{self.folder / 'labels.json'} is damaged: {damaged}. `basiscope label {self.id} --words` gives "

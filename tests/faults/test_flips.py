@@ -1,16 +1,18 @@
 """Flipped bits, truncations and losses of every kind of file: a command is right as before, or says which file."""
 
 import json
+import os
 import random
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from steps import STEPS, WHOLE, content
 
 from core.workspace import Workspace
 
-FLIPS, SAMPLED = 3 if WHOLE else 1, 8
+FLIPS, SAMPLED = 2 if WHOLE else 1, 8
 KEPT = ("recover", "tokens", "screen", "sweep", "evaluate", "utility", "select and export")
 """The steps whose files are damaged."""
 COMMANDS = (
@@ -80,7 +82,7 @@ def kinds(workspace):
 
 def test_damage_is_seen_or_harmless_and_recovering_again_mends_a_run(world, full, run_cli, tmp_path):
     expected, whole = results(run_cli, world.run, full), content(full)
-    seen, harmless = dict[str, int](), dict[str, int]()
+    seen, harmless, wrong = dict[str, int](), dict[str, int](), list[tuple[str, str, str]]()
     random_ = random.Random(15)
     tried = list(kinds(full).items())
     for kind, name in tried if WHOLE else random_.sample(tried, SAMPLED):
@@ -91,11 +93,14 @@ def test_damage_is_seen_or_harmless_and_recovering_again_mends_a_run(world, full
             found = results(run_cli, world.run, copy)
             differing = {c: found[c] for c in found if at(found[c], copy) != at(expected[c], full)}
             for command, (_, out, err) in differing.items():
-                assert SEEN.search(out + err), (name, command, out[:500], err)
+                if not SEEN.search(out + err):
+                    wrong.append((name, command, out[:500] + err))
             counts = seen if differing else harmless
             counts[kind] = counts.get(kind, 0) + 1
             shutil.rmtree(copy)
-    print("\nseen", json.dumps(seen, indent=1), "\nharmless", json.dumps(harmless, indent=1))
+    with Path(os.environ.get("BASISCOPE_FAULTS_FIGURES", os.devnull)).open("a") as file:
+        print("seen", json.dumps(seen), "\nharmless", json.dumps(harmless), file=file)
+    assert wrong == []
     assert whole == content(full)
 
 
