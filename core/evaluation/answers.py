@@ -172,7 +172,7 @@ def _last_formula(text: str) -> str | None:
     after = rewritten(
         re.sub(QUALIFIED, " ", after, count=1) if formulas else after, ((rf"(?<=\d)(?:{UNITS})", " "),)
     )
-    if numbers := re.findall(NUMBER, after):
+    if numbers := re.findall(rf"{NUMBER}(?:\s?\\?%)?", after):
         return str(numbers[-1])[:LONGEST]
     first = len(formulas) - 1
     while first > 0 and _is_list(text[formulas[first - 1].end() : formulas[first].start()]):
@@ -205,6 +205,7 @@ def _last_line(text: str) -> str | None:
 
 NO_NAME = r"[<>!,;]|\\(?:neq?|[lg]eq?|approx)(?![a-z])|\b(?:or|and)\b"
 """What makes an equation something else than one that names a number."""
+LISTED = r"(?:[^\W\d_]+\s+){1,2}(?:and|or)\s+\d"
 BESIDE = (
     r"(?:at (?:least|most)|or|and|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
     r"squared|cubed|factorial)\b"
@@ -266,7 +267,9 @@ def number_in_words(text: str) -> Number | None:
     if match := re.fullmatch(rf"{CURRENCY}?\s?({NUMBER})({UNITS})[.\s]{{0,3}}", plain.replace("$", "").strip()):
         return number_of(match[1])
     number = rf"({NUMBER}\s*%?)"
-    if match := re.match(rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+(?!{BESIDE})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain):
+    if match := re.match(
+        rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+(?!{BESIDE}|{LISTED})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain
+    ):
         return number_of(match[1])
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
     if re.fullmatch(r"\s*\d+!\s*", plain):

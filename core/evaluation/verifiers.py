@@ -23,6 +23,7 @@ from core.evaluation.answers import (
     same_number,
     split_equation,
     split_unit,
+    spoken,
     stated_answer,
     without_latex,
 )
@@ -54,7 +55,7 @@ BASE = r"^\w+_\{?(\w+)\}?$"
 NAME = r"\\?[a-zA-Z]+(?:\s[a-zA-Z]+)?(?:_\{?\w+\}?)?(?:\([^()=]*\))?'?"
 """What an equation is for where it says no more than its right side, as in `x = 5` or `f(2) = 5`."""
 NUMERAL = r"[-+]?[0-9]{1,300}(?:\.[0-9]{1,300})?"
-ARTICLE = r"^(?:the|an?) "
+ARTICLE = r"^(?:(?:it|this|that) (?:is|was) )?(?:the |an? )?"
 ANGLE = r"degree|radian|\brad\b|\bdeg\b"
 FORMULA_CHARACTERS = 1_000
 """A longer formula is not compared: parsing takes more than linear time."""
@@ -254,7 +255,7 @@ def _normalised(answer: str, text: str) -> bool:
 def _choice(answer: str, text: str) -> bool | None:
     """One letter from A to J, alone or before its option: `B`, `(B)`, `B. 12`, `answer is B`."""
     expected = _letter(answer)
-    return None if expected is None else expected == _letter(text[-TAIL:])
+    return None if expected is None else expected == _letter(spoken(text))
 
 
 def _label(found: str) -> str | None:
