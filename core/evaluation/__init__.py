@@ -2,8 +2,8 @@
 
 notation: one way to write what is written in many; answers: what a text's final answer is; verifiers: whether it
 is the one asked for, by name; problems: files and hub data sets to problems; rollouts: texts written for them;
-endpoint: by a server; passk: the estimates; overlap: whether a run has seen the problems; step: all of it to a kept
-evaluation
+endpoint: by a server; passk: the estimates; overlap: whether a run has seen the problems; step: all of it to a
+kept evaluation
 """
 
 from core.evaluation.answers import final_answer
