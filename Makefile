@@ -3,6 +3,7 @@
 # make lint         ruff and mypy
 # make bench        the benchmarks: ratios against named rivals
 # make constraints  write constraints.txt anew: the exact versions that all of the above install
+# make faults       kills, full disks, flipped bits and mutated inputs, all of them (an hour)
 # make test-newest  all tests with what the package index has today
 # make test-oldest  all tests with the oldest versions that pyproject.toml allows
 
@@ -15,7 +16,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-annotate
 # and GPUs.
 ORACLES := steering-vectors==0.12.2 repeng==0.4.0 llamafactory==0.9.5 axolotl==0.19.0 sentence-transformers==6.2.0
 
-.PHONY: app install test lint bench constraints test-newest test-oldest demo-report selection-report chromium clean
+.PHONY: app install test lint bench constraints faults test-newest test-oldest demo-report selection-report chromium clean
 
 app: $(VENV)/.installed
 	$(BIN)/basiscope app $(APP_ARGS)
@@ -57,6 +58,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 constraints: $(VENV)/.installed-dev
 	$(COMPILE) --all-extras --universal --upgrade --output-file constraints.txt
+
+faults: $(VENV)/.installed-dev
+	BASISCOPE_FAULTS=all BASISCOPE_MUTATIONS=10000 $(BIN)/python -m pytest tests/faults tests/test_readers.py tests/test_model_folder.py
 
 test-newest: chromium
 	$(PYTHON) -m venv $(VENV)-newest
