@@ -20,7 +20,7 @@ from core.model import LanguageModel, embedding_rows, run_blocks
 if TYPE_CHECKING:
     import torch
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 LENGTHS = (7, 4, 2)
 """Tokens of the texts that a model is checked on: of unequal length, so that a batch needs padding."""
 _KNOWN: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()

@@ -27,7 +27,7 @@ CHECKED_SCOPES = ("response", "prompt", "first:1")
 
 @dataclass(frozen=True)
 class Abilities:
-    """cache: a step with the cache equals the whole text read again
+    """cache: a step with the cache equals the whole text read again, in batches, too
     padding: a row padded on the left equals the row alone"""
 
     cache: bool = True
@@ -118,7 +118,8 @@ def _holds(
     truth: Sequence[torch.Tensor],
     able: Abilities,
 ) -> bool:
-    batches = [range(len(rows))] if able.padding else [range(i, i + 1) for i in range(len(rows))]
+    places = list(range(len(rows)))
+    batches = [places] if able.padding else [[i, i] for i in places]  # a cache may hold for one row alone
     try:
         for batch in batches:
             found = _steps(model, directions, [rows[i] for i in batch], [more[i] for i in batch], able.cache)
