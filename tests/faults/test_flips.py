@@ -29,7 +29,8 @@ COMMANDS = (
     ["jobs"],
 )
 SEEN = re.compile(
-    r"damaged|is missing|cannot be read|is not complete|is no single one|There is no selection|unreadable|has no evidence yet"
+    r"damaged|is missing|cannot be read|is not complete|is no single one|There is no selection|unreadable"
+    "|has no evidence yet"
 )
 
 
