@@ -914,6 +914,9 @@ class Workspace:
             return matches[0]
         if len(matches) > 1:
             raise BasiscopeError(f"Run {reference!r} could be any of {', '.join(run.id for run in matches)}.")
+        broken = [path for path in _folders(self.root / "runs") if reference and path.name.startswith(reference)]
+        if len(broken) == 1:
+            _ = Run(broken[0]).manifest  # raises: it is missing
         if any(run.startswith(reference) for run in self.partial_manifests()):
             raise BasiscopeError(
                 f"Run {reference} is not complete; start its `recover` command again, or `delete` it."
