@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from places import CHAT, DATA
 
 from core.activations import Recipe
 from core.cli import main
@@ -29,12 +30,6 @@ class NothingDeprecated(logging.Handler):
 
 for library in ("transformers", "huggingface_hub", "datasets", "streamlit", "peft"):
     logging.getLogger(library).addHandler(NothingDeprecated(logging.WARNING))
-
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
 
 
 @pytest.fixture(scope="session", autouse=True)

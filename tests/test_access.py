@@ -112,7 +112,11 @@ def test_the_cookie_opens_the_files_of_a_page(address, cookie):
     assert ask(address, f"/{file}")[0].status == 403
 
 
-@pytest.mark.parametrize("wrong", ["", "x", driver.TOKEN[:-1], driver.TOKEN + "x", "é", "%00"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "x", driver.TOKEN[:-1], driver.TOKEN + "x", "é", "%00"],
+    ids=["empty", "other", "shorter", "longer", "accent", "nul"],
+)
 def test_a_wrong_token_opens_nothing(address, cookie, wrong):
     name = cookie["Cookie"].split("=")[0]
     assert ask(address, "/", headers={"Cookie": f"{name}={wrong}".encode()})[0].status == 403

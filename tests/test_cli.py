@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from places import DATA
 from test_recovery import Reference, gsm8k_texts
 
 from core.cli import cli

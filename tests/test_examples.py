@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import CHAT
+from places import CHAT
 from transformers import AutoTokenizer
 
 from core.errors import BasiscopeError

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import DATA
+from places import DATA
 from synthetic import synthetic_run
 
 from core.cli import main

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import DATA
+from places import DATA
 
 from core.activations import Recipe
 from core.examples import Columns, DataSource
