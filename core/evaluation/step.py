@@ -20,7 +20,7 @@ from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode
 from core.evaluation.verifiers import VERSION, Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
@@ -105,7 +105,7 @@ def evaluate(
         )
 
     stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run, notes=abilities(model).notes(model.name))
+    return _kept(request, workspace, stored, left_out, texts, run, notes=notes_of(model, model.name))
 
 
 def evaluate_server(

@@ -28,7 +28,7 @@ from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
 from core.evaluation.verifiers import VERSION, can_verify
 from core.model import LanguageModel
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import MODEL_TRACES, check_models, random_model_directions, random_units
@@ -553,7 +553,7 @@ class _Trial:
             ),
             *self.request.problems.notes,
             NOT_APPLIED,
-            *abilities(self.model).notes(self.model.name),
+            *notes_of(self.model, self.model.name),
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
         tokens = self.tokens + sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in rollouts)
