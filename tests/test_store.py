@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -149,9 +150,63 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (folder / text).write_text(text)
     with pytest.raises(RuntimeError), store.new_folder(tmp_path / "out", replace=True) as folder:
         raise RuntimeError
-    with pytest.raises(OSError, match="not empty"), store.new_folder(tmp_path / "out") as folder:
+    with (
+        pytest.raises(BasiscopeError, match="not empty"),
+        store.new_folder(tmp_path / "out") as folder,
+    ):
         (folder / "third").write_text("third")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+REPLACER = """
+import os, signal, sys
+from pathlib import Path
+from core.store import new_folder
+
+path, rename = Path(sys.argv[1]), Path.rename
+Path.rename = lambda old, new: os.kill(os.getpid(), signal.SIGKILL) if new == path else rename(old, new)
+with new_folder(path, replace=True) as folder:
+    (folder / "new").write_text("new")
+"""
+
+
+def test_what_was_about_to_be_replaced_is_put_back(tmp_path):
+    out = tmp_path / "out"
+    with store.new_folder(out) as folder:
+        (folder / "old").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", REPLACER, str(out)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    store.write_json(tmp_path / "x.json", {})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["out", "out/old", "x.json"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError):
+        store.put_folder(tmp_path / "none", tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_two_processes_that_replace_one_folder_end_in_a_sentence(tmp_path):
+    out, said = tmp_path / "out", []
+
+    def replace(name):
+        for _ in range(30):
+            try:
+                with store.new_folder(out, replace=True) as folder:
+                    (folder / name).write_text(name)
+            except BasiscopeError as error:
+                said.append(str(error))
+            except OSError as error:
+                said.append(repr(error))
+
+    writers = [threading.Thread(target=replace, args=(name,)) for name in "abcd"]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join()
+    assert all("not empty" in one for one in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and len(list(out.iterdir())) == 1
 
 
 def test_many_writers_of_one_file(tmp_path):
