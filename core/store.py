@@ -440,16 +440,19 @@ def disk_sentence(error: BaseException) -> str | None:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock."""
-    from filelock import FileLock, Timeout
-
-    if not lock.exists():
+    """Whether a process holds the lock, be it another user's; nothing is written for it. What cannot be looked at
+    is held by none."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
         return False
     try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
 
 
 def link(source: Path, target: Path) -> None:

@@ -4,12 +4,15 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from core import store
 from core.errors import BasiscopeError
@@ -217,6 +220,31 @@ def test_many_writers_of_one_file(tmp_path):
     for one in writers:
         one.join()
     assert set(store.read_json(path)) == {"i"} and [one.name for one in tmp_path.iterdir()] == ["x.json"]
+
+
+@contextmanager
+def as_nobody():
+    """Without the rights of root, where the tests have them."""
+    user = os.geteuid()
+    os.seteuid(65_534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_lock_that_may_not_be_written_is_looked_at():
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        lock = Path(folder) / "x.lock"
+        assert not store.is_held(lock) and not lock.exists()
+        with FileLock(lock):
+            lock.chmod(0o444)
+            with as_nobody():
+                assert store.is_held(lock)
+        lock.touch(0o444)
+        with as_nobody():
+            assert not store.is_held(lock)
 
 
 # --- a run ----------------------------------------------------------------------------------------------
