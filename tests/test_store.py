@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from synthetic import synthetic_run
 
 from core import store
 from core.errors import BasiscopeError
@@ -21,7 +22,7 @@ from core.reading import Label
 from core.selection.export import export
 from core.selection.pool import Constraints, Rule
 from core.selection.step import Request, select
-from core.workspace import DAMAGED_LABELS, KeptEvaluation, NamedSet, PartialRun
+from core.workspace import DAMAGED_LABELS, KeptEvaluation, NamedSet, PartialRun, Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -427,6 +428,19 @@ def test_whatever_is_damaged_is_listed_and_deleted_and_hides_no_other(gsm8k_copy
         status, _, err = run_cli("delete", name, "--yes", "--workspace", root)
         assert status == 0, err
     assert gsm8k_copy.damaged() == [] and [one.id for one in gsm8k_copy.runs()] == [run.id]
+
+
+def test_of_two_that_are_called_the_same_none_is_deleted_by_chance(tmp_path, run_cli):
+    runs = [synthetic_run(Workspace(tmp_path), seed=seed) for seed in (0, 1)]
+    places = [f"runs/{run.id}/steering/d1.json" for run in runs]
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("{}")
+    status, _, err = run_cli("delete", "d1", "--yes", "--workspace", tmp_path)
+    assert status == 1 and all(place in err for place in places)
+    status, out, err = run_cli("delete", places[0], "--yes", "--workspace", tmp_path)
+    assert status == 0 and "d1 is deleted" in out, err
+    assert [(tmp_path / place).exists() for place in places] == [False, True]
 
 
 # --- selections -----------------------------------------------------------------------------------------
