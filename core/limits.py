@@ -22,6 +22,8 @@ PLACES = (
     *("--from-manifest", "--traces", "--out"),
 )
 """Options of commands that name a file or folder, some of them a hub id as well."""
+WRITTEN = ("--traces", "--out")
+"""Those that never name a hub id: there may be nothing yet where they lead."""
 NOWHERE = Path("/")
 """Where paths lead that lead to no file: into no root."""
 READ_ONLY = "Nothing can be changed here: the app was started with --read-only."
@@ -51,10 +53,11 @@ class Limits:
         if self.read_only:
             raise BasiscopeError(READ_ONLY)
 
-    def check_place(self, written: str) -> None:
+    def check_place(self, written: str, *, is_path: bool = False) -> None:
         """Raises BasiscopeError for a path that leads out of the roots, itself or by a symlink in it; what names
-        nothing here is taken for a hub id. It says the same whether or not there is such a file."""
-        if self.roots and _is_path(written) and not all(map(self._holds, _reached(written))):
+        nothing here is taken for a hub id, unless `is_path`. It says the same whether or not there is such a
+        file."""
+        if self.roots and (is_path or _is_path(written)) and not all(map(self._holds, _reached(written))):
             listed = ", ".join(self.roots)
             raise BasiscopeError(f"{written} lies outside the folders that this app may use: {listed} (--roots).")
 
@@ -65,10 +68,11 @@ class Limits:
         return False
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
-        """The same for every path in a command."""
-        for name, value in pairwise(arguments):
+        """The same for every path in a command, written as `--out X` or `--out=X`."""
+        for word, following in pairwise([*arguments, ""]):
+            name, is_joined, value = word.partition("=")
             if name in PLACES:
-                self.check_place(value)
+                self.check_place(value if is_joined else following, is_path=name in WRITTEN)
 
     def _holds(self, path: Path) -> bool:
         return any(path.is_relative_to(Path(root).resolve()) for root in self.roots)

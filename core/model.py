@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from core.errors import BasiscopeError
+from core.limits import Limits
 from core.model_folder import (
     ADAPTER,
     WEIGHTS,
@@ -96,12 +97,14 @@ def locate_model(name: str, revision: str | None = None, *, weights: bool = True
     """The folder with the model's files, of a hub model without its `weights` only the small ones, of a PEFT
     adapter the folder of the model that it was made for. What the local cache has is not downloaded again.
 
-    Raises BasiscopeError where there is no such folder or hub model, or it holds no safetensors weights.
+    Raises BasiscopeError where there is no such folder or hub model, it has no safetensors weights, or an adapter
+    leads out of the app's roots.
     """
     folder = _own_folder(name, revision, weights)
     if not is_adapter(folder):
         return folder
     base, of_base = adapter_base(folder, name)
+    Limits.now().check_place(base)
     try:
         found = _own_folder(base, of_base, weights)
     except BasiscopeError as error:

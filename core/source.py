@@ -298,7 +298,13 @@ def _hub_sentences(source: DataSource) -> Iterator[None]:
 def _load_hub(source: DataSource, streaming: bool = False) -> Any:
     """The data set, its images and sounds as the bytes that they are."""
     from datasets import DatasetDict, IterableDatasetDict, load_dataset
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+    if source.path in _PACKAGED_DATASETS_MODULES:  # without files it reads all that the current folder has
+        raise BasiscopeError(
+            f"Data {source.path}: no such file here, and no data set but a reader of the library `datasets`. "
+            "Give a file, a folder or OWNER/NAME."
+        )
     with _hub_sentences(source):
         data = load_dataset(
             source.path, source.config, split=source.split, revision=source.revision, streaming=streaming

@@ -33,6 +33,8 @@ SEAL = "sha256"
 MARK = "basiscope"
 CHECKED = ".checked.json"
 """In a folder of large files: their digests and the size and time at which they had them."""
+REPLACED = "replaced"
+"""In a scratch folder: the folder with what is to be replaced, under its own name."""
 NEWBORN_SECONDS = 60
 """How long a folder may be there before its process has locked it: some microseconds are needed."""
 LARGE = 32 * 2**20
@@ -65,12 +67,13 @@ def scratch(beside: Path) -> Iterator[Path]:
         yield folder / "part"
     finally:
         shutil.rmtree(unlocked, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _clear(folder)
         os.close(descriptor)
 
 
 def sweep(parent: Path) -> None:
-    """Remove what killed processes have left in a folder."""
+    """Remove what killed processes have left in a folder; what they were about to replace is put back."""
     for left in parent.glob(f".*.{MARK}-*"):
         with suppress(OSError):  # its process is at work, or it is gone
             if left.suffix == ".new" and time.time() - left.stat().st_mtime < NEWBORN_SECONDS:
@@ -78,9 +81,17 @@ def sweep(parent: Path) -> None:
             descriptor = os.open(left, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
+                _clear(left)
             finally:
                 os.close(descriptor)
+
+
+def _clear(scratch_folder: Path) -> None:
+    """Remove it; what was moved aside into it goes back where nothing has taken its place."""
+    for old in scratch_folder.glob(f"{REPLACED}/*"):
+        if not (place := scratch_folder.parent / old.name).exists():
+            old.rename(place)
+    shutil.rmtree(scratch_folder, ignore_errors=True)
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any], *, sync: bool = True) -> None:
@@ -117,12 +128,15 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def put_folder(folder: Path, path: Path, *, replace: bool = True) -> None:
-    """Rename a folder to `path`; what lies there, where it may be replaced, is moved aside first."""
+    """Rename a folder to `path`; what lies there, where it may be replaced, is moved aside first, and back where
+    that is not reached. Raises BasiscopeError where what is there may not be replaced, or came meanwhile."""
     for place, _folders, files in os.walk(folder):
         for name in files:
             _sync(Path(place) / name)
         _sync(Path(place))
-    with scratch(path) as old:
+    with scratch(path) as part, _taken_named(path):
+        old = part.with_name(REPLACED) / path.name
+        old.parent.mkdir()
         with suppress(FileNotFoundError):
             if replace:
                 path.rename(old)
@@ -130,6 +144,19 @@ def put_folder(folder: Path, path: Path, *, replace: bool = True) -> None:
                 path.rmdir()
         folder.rename(path)
         _sync(path.parent)
+
+
+@contextmanager
+def _taken_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise BasiscopeError(
+            f"{path} is there and not empty, perhaps by a command that ran at the same time; it stays as it is. "
+            "Choose another place, or start again."
+        ) from error
 
 
 def remove_folder(path: Path) -> None:
@@ -413,16 +440,19 @@ def disk_sentence(error: BaseException) -> str | None:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock."""
-    from filelock import FileLock, Timeout
-
-    if not lock.exists():
+    """Whether a process holds the lock, be it another user's; nothing is written for it. What cannot be looked at
+    is held by none."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
         return False
     try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
 
 
 def link(source: Path, target: Path) -> None:

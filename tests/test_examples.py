@@ -328,6 +328,16 @@ def test_a_hub_data_set_is_read_by_split(hub):
         rows_of(hub, split="test")
 
 
+@pytest.mark.parametrize("reader", ["text", "json", "csv", "parquet", "pandas", "webdataset", "imagefolder"])
+def test_a_reader_of_the_library_is_no_data_set(tmp_path, monkeypatch, reader):
+    (tmp_path / "secret.txt").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    source = DataSource(reader, split="train")
+    for read in (preview_rows, data_fingerprint, lambda source: list(read_rows(source, ReadReport()))):
+        with pytest.raises(BasiscopeError, match="no data set but a reader"):
+            read(source)
+
+
 def test_bytes_and_images_of_a_hub_data_set_are_text_or_said(hub, tmp_path):
     features = datasets.Features(q=datasets.Value("string"), b=datasets.Value("binary"), i=datasets.Image())
     image = {"bytes": b"\x89PNG", "path": "a.png"}

@@ -16,6 +16,7 @@ from core.cli.selecting import parse_selection
 from core.errors import BasiscopeError
 from core.jobs import list_jobs, start_job
 from core.limits import PLACES, READ_ONLY, VARIABLE, Limits
+from core.model import locate_model
 from core.reading import Label
 from core.workspace import NamedSet, Workspace
 
@@ -98,6 +99,33 @@ def test_what_leads_out_of_the_roots_may_not(inside, written):
 
 def test_without_roots_all_may_be_read(inside):
     Limits().check_arguments(["recover", "--data", "/etc/passwd"])
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_path_joined_to_its_option_is_checked(inside, name):
+    limits = Limits(roots=(str(inside),))
+    limits.check_arguments(["recover", f"{name}=data", "--limit=1"])
+    with pytest.raises(BasiscopeError, match="/etc/x lies outside"):
+        limits.check_arguments(["recover", f"{name}=/etc/x"])
+
+
+@pytest.mark.parametrize("name", ["--out", "--traces"])
+def test_what_is_written_has_a_path_even_where_nothing_is_yet(inside, name):
+    inside_is_current, elsewhere = Limits(roots=(str(inside),)), Limits(roots=(str(inside / "data"),))
+    for arguments in (["select", name, "new/export"], ["select", f"{name}=new"]):
+        inside_is_current.check_arguments(arguments)
+        with pytest.raises(BasiscopeError, match="lies outside"):
+            elsewhere.check_arguments(arguments)
+
+
+def test_an_adapter_leads_to_no_model_outside(inside, limit):
+    (inside / "adapter").mkdir()
+    (inside / "adapter" / "adapter_model.safetensors").touch()
+    config = {"base_model_name_or_path": str(inside.parent / "outside")}
+    (inside / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    limit(roots=[str(inside)])
+    with pytest.raises(BasiscopeError, match="outside lies outside the folders"):
+        locate_model(str(inside / "adapter"))
 
 
 def test_every_option_that_names_a_place_is_checked():

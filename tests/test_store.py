@@ -1,14 +1,19 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
+from synthetic import synthetic_run
 
 from core import store
 from core.errors import BasiscopeError
@@ -17,7 +22,7 @@ from core.reading import Label
 from core.selection.export import export
 from core.selection.pool import Constraints, Rule
 from core.selection.step import Request, select
-from core.workspace import DAMAGED_LABELS, KeptEvaluation, NamedSet, PartialRun
+from core.workspace import DAMAGED_LABELS, KeptEvaluation, NamedSet, PartialRun, Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,9 +154,63 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (folder / text).write_text(text)
     with pytest.raises(RuntimeError), store.new_folder(tmp_path / "out", replace=True) as folder:
         raise RuntimeError
-    with pytest.raises(OSError, match="not empty"), store.new_folder(tmp_path / "out") as folder:
+    with (
+        pytest.raises(BasiscopeError, match="not empty"),
+        store.new_folder(tmp_path / "out") as folder,
+    ):
         (folder / "third").write_text("third")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+REPLACER = """
+import os, signal, sys
+from pathlib import Path
+from core.store import new_folder
+
+path, rename = Path(sys.argv[1]), Path.rename
+Path.rename = lambda old, new: os.kill(os.getpid(), signal.SIGKILL) if new == path else rename(old, new)
+with new_folder(path, replace=True) as folder:
+    (folder / "new").write_text("new")
+"""
+
+
+def test_what_was_about_to_be_replaced_is_put_back(tmp_path):
+    out = tmp_path / "out"
+    with store.new_folder(out) as folder:
+        (folder / "old").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", REPLACER, str(out)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    store.write_json(tmp_path / "x.json", {})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["out", "out/old", "x.json"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError):
+        store.put_folder(tmp_path / "none", tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_two_processes_that_replace_one_folder_end_in_a_sentence(tmp_path):
+    out, said = tmp_path / "out", []
+
+    def replace(name):
+        for _ in range(30):
+            try:
+                with store.new_folder(out, replace=True) as folder:
+                    (folder / name).write_text(name)
+            except BasiscopeError as error:
+                said.append(str(error))
+            except OSError as error:
+                said.append(repr(error))
+
+    writers = [threading.Thread(target=replace, args=(name,)) for name in "abcd"]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join()
+    assert all("not empty" in one for one in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and len(list(out.iterdir())) == 1
 
 
 def test_many_writers_of_one_file(tmp_path):
@@ -162,6 +221,31 @@ def test_many_writers_of_one_file(tmp_path):
     for one in writers:
         one.join()
     assert set(store.read_json(path)) == {"i"} and [one.name for one in tmp_path.iterdir()] == ["x.json"]
+
+
+@contextmanager
+def as_nobody():
+    """Without the rights of root, where the tests have them."""
+    user = os.geteuid()
+    os.seteuid(65_534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_lock_that_may_not_be_written_is_looked_at():
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        lock = Path(folder) / "x.lock"
+        assert not store.is_held(lock) and not lock.exists()
+        with FileLock(lock):
+            lock.chmod(0o444)
+            with as_nobody():
+                assert store.is_held(lock)
+        lock.touch(0o444)
+        with as_nobody():
+            assert not store.is_held(lock)
 
 
 # --- a run ----------------------------------------------------------------------------------------------
@@ -344,6 +428,19 @@ def test_whatever_is_damaged_is_listed_and_deleted_and_hides_no_other(gsm8k_copy
         status, _, err = run_cli("delete", name, "--yes", "--workspace", root)
         assert status == 0, err
     assert gsm8k_copy.damaged() == [] and [one.id for one in gsm8k_copy.runs()] == [run.id]
+
+
+def test_of_two_that_are_called_the_same_none_is_deleted_by_chance(tmp_path, run_cli):
+    runs = [synthetic_run(Workspace(tmp_path), seed=seed) for seed in (0, 1)]
+    places = [f"runs/{run.id}/steering/d1.json" for run in runs]
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("{}")
+    status, _, err = run_cli("delete", "d1", "--yes", "--workspace", tmp_path)
+    assert status == 1 and all(place in err for place in places)
+    status, out, err = run_cli("delete", places[0], "--yes", "--workspace", tmp_path)
+    assert status == 0 and "d1 is deleted" in out, err
+    assert [(tmp_path / place).exists() for place in places] == [False, True]
 
 
 # --- selections -----------------------------------------------------------------------------------------

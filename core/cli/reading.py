@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -43,32 +44,49 @@ def runs(workspace: Path, as_json: bool) -> dict[str, Any]:
 @json_option
 def delete(reference: str, yes: bool, workspace: Path, as_json: bool) -> dict[str, Any]:
     """Delete a run, finished or not, with its activations, labels and named sets; a kept evaluation or selection;
-    a job that has ended; or whatever else is damaged, by its name."""
+    a job that has ended; or whatever else is damaged, by its name, or where several have it by its place."""
     space = Workspace(workspace)
     found = _deletable(space, reference)
     if len(found) > 1:
-        raise BasiscopeError(f"{reference!r} could be any of {', '.join(name for _, name in found)}.")
+        names = [one.name for one in found]
+        told = [one.name if names.count(one.name) == 1 else one.place for one in found]
+        raise BasiscopeError(f"{reference!r} could be any of {', '.join(told)}.")
     if not found:
-        found = {("run", space.any_run_id(reference)): partial(space.delete, space.any_run_id(reference))}
-    (((kind, chosen), remove),) = found.items()
+        run_id = space.any_run_id(reference)
+        found = [_Deletable("run", run_id, "", partial(space.delete, run_id))]
+    (chosen,) = found
     if not yes:
-        click.confirm(f"Delete {kind} {chosen} and everything in it?", abort=True, err=True)
-    remove()
-    return {"deleted": chosen, "lines": [f"{kind.capitalize()} {chosen} is deleted."]}
+        click.confirm(f"Delete {chosen.kind} {chosen.name} and everything in it?", abort=True, err=True)
+    chosen.remove()
+    return {"deleted": chosen.name, "lines": [f"{chosen.kind.capitalize()} {chosen.name} is deleted."]}
 
 
-def _deletable(space: Workspace, reference: str) -> dict[tuple[str, str], Callable[[], None]]:
-    """(kind, name) -> what deletes it, of all that a reference may mean; one named in full is meant alone."""
-    known: dict[tuple[str, str], Callable[[], None]] = {
-        (one.kind, one.name): partial(space.delete_damaged, one)
-        for one in space.damaged(*(kind for kind in KINDS if kind not in ("run", "unfinished run")))
-    }
-    known |= {("run", run_id): partial(space.delete, run_id) for run_id in space.run_ids()}
-    known |= {("evaluation", one.id): partial(space.delete_evaluation, one.id) for one in space.evaluations()}
-    known |= {("selection", one.name): partial(space.delete_selection, one.name) for one in space.selections()}
-    known |= {("job", job.id): partial(delete_job, job) for job in list_jobs(space)}
-    exact = {key: remove for key, remove in known.items() if key[1] == reference}
-    return exact or {key: remove for key, remove in known.items() if reference and key[1].startswith(reference)}
+@dataclass(frozen=True)
+class _Deletable:
+    """place: where it lies in the workspace, since what two runs have may be called the same."""
+
+    kind: str
+    name: str
+    place: str
+    remove: Callable[[], None]
+
+
+def _deletable(space: Workspace, reference: str) -> list[_Deletable]:
+    """What a reference may mean; what is named in full, or by its place, is meant alone."""
+    kinds = (kind for kind in KINDS if kind not in ("run", "unfinished run"))
+    known = [
+        _Deletable(one.kind, one.name, str(one.path.relative_to(space.root)), partial(space.delete_damaged, one))
+        for one in space.damaged(*kinds)
+    ]
+    intact: list[tuple[str, str, Callable[[], None]]] = [
+        *(("run", run_id, partial(space.delete, run_id)) for run_id in space.run_ids()),
+        *(("evaluation", one.id, partial(space.delete_evaluation, one.id)) for one in space.evaluations()),
+        *(("selection", one.name, partial(space.delete_selection, one.name)) for one in space.selections()),
+        *(("job", job.id, partial(delete_job, job)) for job in list_jobs(space)),
+    ]
+    known += [_Deletable(kind, name, f"{kind}s/{name}", remove) for kind, name, remove in intact]
+    exact = [one for one in known if reference in (one.name, one.place)]
+    return exact or [one for one in known if reference and one.name.startswith(reference)]
 
 
 def _run_row(run: Run) -> dict[str, Any]:
