@@ -207,7 +207,7 @@ NO_NAME = r"[<>!,;]|\\(?:neq?|[lg]eq?|approx)(?![a-z])|\b(?:or|and)\b"
 """What makes an equation something else than one that names a number."""
 LISTED = r"(?:[^\W\d_]+\s+){1,2}(?:and|or)\s+\d"
 BESIDE = (
-    r"(?:at (?:least|most)|or|and|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
+    r"(?:at (?:least|most)|or|and(?! not)|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
     r"squared|cubed|factorial)\b"
 )
 
@@ -268,7 +268,7 @@ def number_in_words(text: str) -> Number | None:
         return number_of(match[1])
     number = rf"({NUMBER}\s*%?)"
     if match := re.match(
-        rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+(?!{BESIDE}|{LISTED})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain
+        rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+\(?(?!{BESIDE}|{LISTED})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain
     ):
         return number_of(match[1])
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
