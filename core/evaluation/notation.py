@@ -178,8 +178,8 @@ BOUNDS: tuple[Rule, ...] = tuple(
 )
 """What only bounds a number, or denies it, as the set that it leaves."""
 LIMIT = (
-    r"not|cannot|never|neither|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|up to|under|"
-    rf"over|above|below|between|{FEWER} than|{MORE} than"
+    r"not|cannot|never|neither|either|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|up to|"
+    rf"under|over|above|below|between|{FEWER} than|{MORE} than"
 )
 LIMITED = (
     rf"(?i)\D*?(?:\b(?:{LIMIT})\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d"
