@@ -348,6 +348,7 @@ def table_of_sweep(sweep: Sweep) -> pd.DataFrame:
             "tokens": interval_text(point.tokens, "{:.0f}"),
             "broken": interval_text(point.broken, "{:.0%}"),
             **({"correct": interval_text(point.correct, "{:.1%}")} if point.correct else {}),
+            **({"not verified": str(point.unverified)} if any(one.unverified for _, one in named) else {}),
             "guard": "damage" if point.is_damaged else "",
         }
         for strength, point in named

@@ -219,7 +219,7 @@ def test_strengths_are_read_as_written():
 
 def fact(prompt, strength, **changes):
     base = {"score": 1.0, "perplexity": 2.0, "divergence": 0.0, "repetition": 0.1, "tokens": 9, "note": None}
-    return base | {"prompt": prompt, "strength": strength, "correct": None} | changes
+    return base | {"prompt": prompt, "strength": strength, "correct": None, "unverified": False} | changes
 
 
 def test_the_guard_and_the_range():
@@ -245,6 +245,18 @@ def test_the_guard_and_the_range():
 def test_a_clamp_to_0_that_does_damage_leaves_no_range():
     points = summarise([fact(0, None)] + [fact(0, s, perplexity=p) for s, p in ((0.0, 9.0), (1.0, 2.0))], 1.0)
     assert [point.is_damaged for point in points] == [True, False] and undamaged_range(points) == (0.0, 0.0)
+
+
+def test_what_could_not_be_verified_is_not_wrong(model, gsm8k_copy):
+    prompts = [Prompt(text, answer) for text, answer in zip(PROMPTS, ("1", "2", None), strict=False)]
+    request = SweepRequest(1, (1.0,), sampling=Sampling(2))
+    found = sweep(gsm8k_copy.run(), model, request, prompts, lambda answer, _: True if answer == "1" else None)
+    assert [(one.correct.n, one.correct.value, one.unverified) for one in found.points] == [(1, 1.0, 1)] * 2
+    assert list(table_of_sweep(found)["not verified"]) == ["1", "1"]
+    assert Sweep.from_dict(json.loads(json.dumps(found.as_dict()))).points == found.points
+    old = found.as_dict()
+    old["points"] = [{name: value for name, value in one.items() if name != "unverified"} for one in old["points"]]
+    assert Sweep.from_dict(old).points[0].unverified == 0
 
 
 def test_a_sweep_is_what_its_texts_say_and_survives_the_disk(model, gsm8k_copy):

@@ -34,7 +34,8 @@ FUNCTIONS = r"\\[a-zA-Z]+|(?:sqrt|sin|cos|tan|log|exp)(?![a-zA-Z])"
 WORD = r"[a-zA-Z]{3}|[^\W\d_a-zA-Z]{2}"
 BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*"
 CONNECTED = (
-    rf"(?:[\s$,;~]|\\[,;!()\[\]]|\\q?quad(?![a-z])|{TEXT}\s*\{{[\s,]*(?:and|or)\s*\}}|and|or|[a-zA-Z]\w?\s*=)*"
+    rf"(?:[\s$,;~]|\\[,;!()\[\]]|\\q?quad(?![a-z])|{TEXT}\s*\{{[\s,]*(?:and|or)\s*\}}|and|or"
+    r"(?:\s+(?:maybe|perhaps|possibly)\b)?|[a-zA-Z]\w?\s*=)*"
 )
 """What stands between boxes, or formulas, that are one answer together."""
 FORMULA = (
@@ -48,6 +49,12 @@ CLOSED = rf"(?i:[<\[◁]/{THOUGHT}[>\]▷])|<\|channel\|>final<\|message\|>"
 QUALIFIED = rf"\s{{0,3}}(?!and|or){UNIT}{RAISED}(?:\s?[/·⋅*]\s?{UNIT}{RAISED}){{0,4}}"
 """The unit after a formula."""
 BOUND = r"(?i:\b(?:not|at (?:least|most)|(?:more|less|fewer|greater) than|up to))\s*"
+BEFORE_BOX = (
+    rf"(?:(?m:^\W*)|{MARK}|(?i:(?=\b(?:not|cannot|never|either)\b|n['’]t\b)))"
+    rf"({BOUND}|(?i:not|cannot|never|n['’]t)(?:\s+(?:be|equal))?|(?i:either))[\s$*(\[\\]*\Z"
+)
+"""What denies the number in a box; or bounds it, where its sentence says no more. Else the box holds the answer to
+a question of bounds, as in `has to sell at least \\boxed{126}`."""
 IN_TEXT = rf"{TEXT}\s*\{{[^{{}}]*[^\W\d_][^{{}}]*\}}{RAISED}"
 UNIT_IN_TEXT = rf"(.*[\w)}}\]!%])\s*((?:{IN_TEXT})(?:[\s/~]*(?:\\cdot)?\s*{IN_TEXT})*)[\s.]*"
 VALUE = r"(?:[^a-zA-Z]|\\(?:pi|frac|sqrt|cdot|times)(?![a-z]))*"
@@ -119,7 +126,8 @@ def _in_boxes(text: str) -> str | None:
             break
         found = [held, *(one for one in found if one != held)]
         start = box.start()
-    return ", ".join(found) or None
+    bound = re.search(BEFORE_BOX, text[:start][-200:]) if len(found) == 1 else None
+    return (f"{bound[1]} " if bound else "") + ", ".join(found) or None
 
 
 def _boxed(text: str, start: int) -> tuple[str, int]:
@@ -172,7 +180,7 @@ def _last_formula(text: str) -> str | None:
     after = rewritten(
         re.sub(QUALIFIED, " ", after, count=1) if formulas else after, ((rf"(?<=\d)(?:{UNITS})", " "),)
     )
-    if numbers := re.findall(rf"{NUMBER}(?:\s?\\?%)?", after):
+    if numbers := re.findall(rf"{INEQUALITY}|{NUMBER}(?:\s?\\?%)?", after):
         return str(numbers[-1])[:LONGEST]
     first = len(formulas) - 1
     while first > 0 and _is_list(text[formulas[first - 1].end() : formulas[first].start()]):
@@ -203,11 +211,17 @@ def _last_line(text: str) -> str | None:
     return re.sub(r"^#+\s+", "", lines[-1].strip())[:LONGEST] if lines else None
 
 
+RELATION = r"(?:\\(?:neq?|[lg]e(?:q|qslant)?)(?![a-z])|[<>]=?|!=)"
+INEQUALITY = (
+    rf"(?:{NUMBER}\s*{RELATION}\s*)?(?<![<\w/\\])\d*[a-zA-Z]\s*{RELATION}\s*{NUMBER}"
+    rf"|{NUMBER}\s*{RELATION}\s*\d*[a-zA-Z](?![\w>])"
+)
+"""Of one letter, so that it is no tag and no arrow."""
 NO_NAME = r"[<>!,;]|\\(?:neq?|[lg]eq?|approx)(?![a-z])|\b(?:or|and)\b"
 """What makes an equation something else than one that names a number."""
 LISTED = r"(?:[^\W\d_]+\s+){1,2}(?:and|or)\s+\d"
 BESIDE = (
-    r"(?:at (?:least|most)|or|and|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
+    r"(?:at (?:least|most)|or|and(?! not)|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
     r"squared|cubed|factorial)\b"
 )
 
@@ -268,7 +282,7 @@ def number_in_words(text: str) -> Number | None:
         return number_of(match[1])
     number = rf"({NUMBER}\s*%?)"
     if match := re.match(
-        rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+(?!{BESIDE}|{LISTED})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain
+        rf"\s*{CURRENCY}?{number}(?:[.,;:]?\s+\(?(?!{BESIDE}|{LISTED})(?=[^\W\d_]{{2,}})|[.;:]\s)", plain
     ):
         return number_of(match[1])
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"

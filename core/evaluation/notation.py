@@ -178,11 +178,16 @@ BOUNDS: tuple[Rule, ...] = tuple(
 )
 """What only bounds a number, or denies it, as the set that it leaves."""
 LIMIT = (
-    r"not|cannot|never|neither|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|up to|under|"
-    rf"over|above|below|between|{FEWER} than|{MORE} than"
+    r"not|cannot|never|neither|either|except|all but|at (?:least|most)|(?:minimum|maximum)(?= of| \S*\d)|up to|"
+    rf"under|over|above|below|between|{FEWER} than|{MORE} than"
 )
-LIMITED = rf"(?i)(?:\b(?:{LIMIT})\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d|\d\s+at (?:least|most)\b"
-"""Words that bound or deny the number after them."""
+LIMITED = (
+    rf"(?i)\D*?(?:\b(?:{LIMIT})\b|n['’]t\b)\W+(?:[^\W\d]+\W+){{0,3}}?\d"
+    r"|\D*[\d,.]*\d\s+at (?:least|most)\b(?!\W+\d)"
+)
+"""How a text begins whose first number is bounded or denied by words."""
+DENIED = r"(?i)^\W*not\s+\$?[-\d.,/]{1,40}\$?,?\s+but\s+"
+"""What goes before the number in `not 6, but 5`."""
 WHOLE: tuple[Rule, ...] = (
     *BOUNDS,
     (

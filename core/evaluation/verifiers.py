@@ -28,7 +28,7 @@ from core.evaluation.answers import (
     without_latex,
 )
 from core.evaluation.child import CHILD
-from core.evaluation.notation import LIMITED, TEXT, in_ascii, in_digits, in_one_notation
+from core.evaluation.notation import DENIED, LIMITED, TEXT, in_ascii, in_digits, in_one_notation
 
 Verify = Callable[[str, str], bool | None]
 """Called as verify(answer, text): whether a generated text gives the answer; None where it cannot be said."""
@@ -166,8 +166,8 @@ class Reading:
 
 def _same(expected: str, said: str, tolerance: float | None) -> bool | None:
     """Whether a stated answer is the expected one, in any of the forms in which it is given (`a \\approx b`)."""
-    asked = Reading.of(expected, with_words=tolerance != 0)
-    if asked.number is not None and re.search(LIMITED, in_digits(without_latex(said))):
+    asked, said = Reading.of(expected, with_words=tolerance != 0), re.sub(DENIED, "", said)
+    if asked.number is not None and re.match(LIMITED, in_digits(without_latex(said))):
         return False
     forms = [one for one in re.split(r"\\approx|≈", re.sub(CHOICE_LABEL, "", said)) if one.strip()]
     verdicts = [_same_reading(asked, Reading.of(one, asked.number is not None), tolerance) for one in forms]
@@ -175,8 +175,8 @@ def _same(expected: str, said: str, tolerance: float | None) -> bool | None:
 
 
 def _same_reading(expected: Reading, found: Reading, tolerance: float | None) -> bool | None:
-    bases = {base[1] for one in (expected, found) if (base := re.search(BASE, one.formula))}
-    if len(bases) > 1:
+    asked, said = (base[1] if (base := re.search(BASE, one.formula)) else "" for one in (expected, found))
+    if said and said != (asked or "10"):
         return False
     if tolerance != 0 and found.number is None:
         found = _valued(found)

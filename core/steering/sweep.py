@@ -82,6 +82,7 @@ class Point:
     surprise: log of the text's perplexity over that of the unsteered text
     repetition: share of repeated n-grams; divergence: KL in nats; tokens: length
     broken: share of texts that are not numbers, empty or only repeat; correct: of verified answers
+    unverified: how many texts there are besides, of which it could not be said whether they give their answer
     """
 
     strength: float
@@ -93,6 +94,7 @@ class Point:
     broken: Interval
     correct: Interval | None
     is_damaged: bool
+    unverified: int = 0
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Point:
@@ -198,6 +200,7 @@ def sweep(
         assessed = assess(model, directions, rows, generation.tokens)
         for row, ((i, strength), assessment) in enumerate(zip(batch, assessed, strict=True)):
             text, answer = generation.text(row), prompts[i].answer
+            correct = None if answer is None else verify(answer, thought(model, encoded[i]) + text)
             facts.append(
                 {
                     "prompt": i,
@@ -209,7 +212,8 @@ def sweep(
                     "perplexity": assessment.perplexity,
                     "divergence": assessment.divergence,
                     "repetition": assessment.repetition,
-                    "correct": None if answer is None else bool(verify(answer, thought(model, encoded[i]) + text)),
+                    "correct": correct,
+                    "unverified": answer is not None and correct is None,
                 }
             )
         progress("sweep", numbers.stop, len(jobs))
@@ -253,6 +257,7 @@ def summarise(facts: Sequence[Mapping[str, Any]], deviation: float) -> tuple[Poi
             broken=broken,
             correct=share_interval(verified) if verified else None,
             is_damaged=_is_damaged(pairs, broken.value),
+            unverified=sum(fact["unverified"] for fact, _ in pairs),
         )
         points.append(point)
     return tuple(points)
