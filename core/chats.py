@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.chat_template import render_template
 from core.errors import BasiscopeError
+from core.readers import without_surrogates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ Message = dict[str, Any]
 """`role` (by its usual name where it has one), `content` (text or None), and all other keys as they came in."""
 Turns = tuple[tuple[str, ...], ...]
 """Messages of a conversation as (role, content), or (role, content, JSON of the other keys); the tools that
-it may use as ("tools", JSON)."""
+it may use as ("tools", JSON). A message whose role is called so always has the third part."""
 Note = tuple[str, str]
 """What is to be counted, and an example of it."""
 
@@ -36,6 +37,7 @@ ROLE_NAMES = {
 """Names of roles in ShareGPT's, LLaMA-Factory's, axolotl's, OpenAI's, Gemini's and Llama's data."""
 CALLS = ("function_call", "tool_call", "tool_calls")
 """Roles of an assistant's message whose content is the JSON of its calls."""
+NO_CALLS = ("", "null", "None", "[]", "{}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 TEXT_PARTS = ("text", "input_text", "output_text")
 BESIDE = ("tools", "chat_template_kwargs", "system")
@@ -115,12 +117,14 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, Mapping) and isinstance(_first(item, "role", "from"), str)
 
 
-def as_messages(value: Any) -> list[Message] | None:
-    """A messages column as messages of usual roles, or None where it is no list of messages."""
-    try:
-        return _read(value)[0]
-    except BasiscopeError:
-        return None
+def are_messages(value: Any) -> bool:
+    """Whether a prompt or a response is messages. A text may be the JSON of anything, and is only where each of
+    its objects has a role and what it says, and one of the roles is known."""
+    items = message_list(value)
+    if not isinstance(value, str) or items is None:
+        return items is not None
+    says = {"content", "value", "tool_calls", "function_call", *REASONING}
+    return all(says & item.keys() for item in items) and any(map(usual_role, map(_spelt, items)))
 
 
 def read_conversation(values: Mapping[str, Any], beside: Mapping[str, Any]) -> Conversation:
@@ -161,7 +165,7 @@ def _place_of(asked: Message, messages: Sequence[Message]) -> int | None:
 
 
 def _said_by(role: str, value: Any) -> tuple[list[Message], list[Note]]:
-    return _read(value) if message_list(value) else ([{"role": role, "content": str(value)}], [])
+    return _read(value) if are_messages(value) else ([{"role": role, "content": str(value)}], [])
 
 
 def _read(value: Any) -> tuple[list[Message], list[Note]]:
@@ -173,25 +177,56 @@ def _read(value: Any) -> tuple[list[Message], list[Note]]:
 
 
 def _message(item: Mapping[str, Any]) -> tuple[Message, list[Note]]:
-    named = ("role", "from", "content", "value")
+    named = {"role", "from", "content", "value"} - _told_apart(item)
     more = {key: value for key, value in item.items() if key not in named and value is not None}
-    spelt, content = str(_first(item, "role", "from")), _first(item, "content", "value")
-    notes: list[Note] = []
+    spelt, content = _spelt(item), _first(item, "content", "value")
+    notes = [
+        (f"a message has a second role or content, {key} is not read", str(item[key]))
+        for key in more
+        if key in ("from", "value")
+    ]
     if isinstance(content, list | Mapping):
-        content, reasoning, notes = _joined(content)
+        content, reasoning, left_out = _joined(content)
+        notes += left_out
         more |= {"reasoning_content": reasoning} if reasoning else {}
     role = usual_role(spelt)
-    if isinstance(more.get("tool_calls"), str):
-        more["tool_calls"] = _parsed(more["tool_calls"])
     if _written(spelt) in CALLS and (calls := _calls(content)):
         more, content = more | {"tool_calls": calls}, None
-    if isinstance(more.get("function_call"), Mapping) and "tool_calls" not in more:
-        more["tool_calls"] = _calls(more.pop("function_call"))
+    more, unread = _with_calls(more)
+    if unread and isinstance(content, str | None):
+        content = "\n".join(filter(None, (content, unread)))
+        notes.append(("calls without a name or form that is known, read as text", unread))
     if not isinstance(content, str) and not (content is None and {"tool_calls", *REASONING} & more.keys()):
         raise BasiscopeError(NO_MESSAGES)
     if role is None:
         notes.append(("a role that is not known, kept as it is", spelt))
     return {"role": role or spelt, "content": content, **more}, notes
+
+
+def _told_apart(item: Mapping[str, Any]) -> set[str]:
+    """Which of `from` and `value` say something else than the `role` and `content` beside them."""
+    roles, contents = ([item.get(key) for key in keys] for keys in (("role", "from"), ("content", "value")))
+    usual = {usual_role(str(role)) or str(role) for role in roles}
+    same_role, same_content = None in roles or len(usual) == 1, None in contents or contents[0] == contents[1]
+    return {key for key, same in (("from", same_role), ("value", same_content)) if not same}
+
+
+def _with_calls(more: Message) -> tuple[Message, str]:
+    """(the other keys of a message, its calls as a list of mappings; the text of what are no such calls)."""
+    name = "tool_calls" if more.get("tool_calls") or "function_call" not in more else "function_call"
+    if name not in more or more[name] == []:
+        return more, ""
+    written = more[name]
+    others = {key: value for key, value in more.items() if key not in (name, "tool_calls")}
+    calls = _listed(written) if name == "tool_calls" else _calls(written)
+    if calls and all(isinstance(function_of(call).get("name"), str) for call in calls):
+        return others | {"tool_calls": calls}, ""
+    is_empty = written in NO_CALLS or (isinstance(written, Mapping) and written == dict.fromkeys(written))
+    return others, "" if is_empty else written if isinstance(written, str) else to_json(written)
+
+
+def _spelt(item: Mapping[str, Any]) -> str:
+    return str(_first(item, "role", "from"))
 
 
 def _first(item: Mapping[str, Any], *keys: str) -> Any:
@@ -217,7 +252,7 @@ def _calls(written: Any) -> list[dict[str, Any]] | None:
     """Calls as `tool_calls` has them, from the JSON of {name, arguments} or a list of these."""
     calls = _parsed(written) if isinstance(written, str) else written
     calls = [calls] if isinstance(calls, Mapping) else calls
-    if not (isinstance(calls, list) and calls and all(isinstance(c, Mapping) and "name" in c for c in calls)):
+    if not (isinstance(calls, list) and calls and all(isinstance(c, Mapping) and c.get("name") for c in calls)):
         return None
     return [{"type": "function", "function": dict(call)} for call in calls]
 
@@ -229,25 +264,14 @@ def _parsed(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         with warnings.catch_warnings(), suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             warnings.simplefilter("ignore")  # of escapes that Python does not know
-            return _of_characters(parse(text.strip()))
+            return without_surrogates(parse(text.strip()))
     return None
-
-
-def _of_characters(value: Any) -> Any:
-    """The same with halves of surrogate pairs, which JSON can escape but no tokenizer takes, replaced."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list | tuple):
-        return [_of_characters(item) for item in value]
-    if isinstance(value, Mapping):
-        return {_of_characters(key): _of_characters(item) for key, item in value.items()}
-    return value
 
 
 def _beside(beside: Mapping[str, Any], has_system: bool) -> tuple[tuple[Message, ...], dict[str, Any], list[Note]]:
     """(system message, tools and choices, notes) from the columns beside the messages."""
     tools, choices, system = (beside.get(name) for name in BESIDE)
-    listed = _tools(tools)
+    listed = _listed(tools)
     notes = [("the column tools is no list of tools, left out", str(tools))] if tools and not listed else []
     choices = _parsed(choices) if isinstance(choices, str) else choices
     extra = {"tools": listed, "choices": dict(choices) if isinstance(choices, Mapping) else {}}
@@ -257,7 +281,7 @@ def _beside(beside: Mapping[str, Any], has_system: bool) -> tuple[tuple[Message,
     return ({"role": "system", "content": system},), extra, notes
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _listed(value: Any) -> list[Any] | None:
     value = _parsed(value) if isinstance(value, str) else value
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list) or not items:
@@ -275,7 +299,7 @@ def as_turns(chat: Conversation, stop: int) -> Turns:
     turns = [(name, to_json(value)) for name, value in extra.items() if value]
     for message in chat.messages[:stop]:
         more = {key: value for key, value in message.items() if key not in ("role", "content")}
-        written = (to_json(more),) if more else ()
+        written = (to_json(more),) if more or message["role"] in extra else ()
         turns.append((message["role"], message["content"] or "", *written))
     return tuple(turns)
 
@@ -288,14 +312,17 @@ def turn_line(turn: Sequence[str]) -> str:
 
 def of_turns(turns: Turns) -> Conversation:
     """The conversation that `as_turns` has written, without a response."""
-    beside = {name: text for name, text, *_ in turns if name in ("tools", "chat_template_kwargs")}
+    beside = {turn[0]: turn[1] for turn in turns if _is_beside(turn)}
     messages = [
         {"role": role, "content": content, **(json.loads(more[0]) if more else {})}
-        for role, content, *more in turns
-        if role not in beside
+        for role, content, *more in (turn for turn in turns if not _is_beside(turn))
     ]
     _, extra, _ = _beside(beside, has_system=True)
     return Conversation(tuple(messages), len(messages), tools=extra["tools"], choices=extra["choices"])
+
+
+def _is_beside(turn: Sequence[str]) -> bool:
+    return len(turn) == 2 and turn[0] in ("tools", "chat_template_kwargs")
 
 
 # --- in plain words -------------------------------------------------------------------------------------

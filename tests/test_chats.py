@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from core.activations import window_start
-from core.chats import as_messages, message_list
+from core.chats import message_list, of_turns, read_conversation
 from core.errors import BasiscopeError
 from core.examples import (
     Columns,
@@ -142,15 +142,32 @@ def test_messages_are_read_from_a_list_its_json_and_its_repr(read, write):
 
 
 def test_halves_of_surrogate_pairs_in_json_within_a_text_are_replaced():
-    assert as_messages('[{"role": "user", "content": "a\\ud83d"}]') == [{"role": "user", "content": "a\ufffd"}]
+    assert message_list('[{"role": "user", "content": "a\\ud83d"}]') == [{"role": "user", "content": "a\ufffd"}]
 
 
 @pytest.mark.parametrize(
     "value",
     ["[not json", "[1]", "{}", "[]", None, 3, "['a']", [{"role": "user"}], [{"content": "a"}], "[" * 100_000],
 )
-def test_what_is_no_list_of_messages_is_none(value):
-    assert as_messages(value) is None and (message_list(value) is None or value == [{"role": "user"}])
+def test_what_is_no_list_of_messages_is_refused(value):
+    assert message_list(value) is None or value == [{"role": "user"}]
+    with pytest.raises(BasiscopeError, match="not a list of"):
+        read_conversation({"messages": value}, {})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        '{"from": "Paris", "to": "Rome"}',
+        '{"role": "admin", "content": "hi"}',
+        '[{"from": "Paris", "value": "3"}]',
+        '[{"role": "assistant", "content": "hi"}, {"role": "user"}]',
+        "{'role': 'user', 'name': 'Ann'}",
+    ],
+)
+def test_a_text_that_is_json_of_something_else_is_a_text(read, response):
+    example, counted = read({"prompt": "Two?", "response": response}, None, prompt="prompt", response="response")
+    assert (example.text, example.response, counted) == (f"Two?\n{response}", response, [])
 
 
 # --- more than role and content -------------------------------------------------------------------------
@@ -208,6 +225,54 @@ def test_the_role_function_call_is_a_call(read, written):
     row = {"c": [{"from": role, "value": content} for role, content in said]}
     text = read(row, QWEN, messages="c")[0].text
     assert (f"<call>{written}</call>" if written[0] == "{" else written) in text
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"tool_calls": "call get_weather"}, "call get_weather"),
+        ({"tool_calls": [{"arguments": {"city": "Oslo"}}]}, '[{"arguments": {"city": "Oslo"}}]'),
+        ({"function_call": {"arguments": "Oslo"}}, '{"arguments": "Oslo"}'),
+        ({"function_call": "weather(Oslo)", "tool_calls": []}, "weather(Oslo)"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, "", "I look."])
+def test_calls_that_cannot_be_read_stay_as_text_and_are_counted(read, more, kept, content):
+    row = chat(("user", "Cold?"), ("assistant", content))
+    row["messages"][1] |= more
+    for template in (QWEN, CHATML, None):
+        example, counted = read(row, template)
+        assert example.response == "\n".join(filter(None, (content, kept))) and example.response in example.text
+        assert len(counted) == 1 and "calls without a name or form that is known, read as text" in counted[0]
+
+
+@pytest.mark.parametrize("empty", ["", "null", "[]", [], {"name": None, "arguments": None}])
+@pytest.mark.parametrize("name", ["tool_calls", "function_call"])
+def test_no_calls_are_no_text(read, name, empty):
+    row = chat(("user", "Cold?"), ("assistant", "Yes."))
+    row["messages"][1][name] = empty
+    example, counted = read(row, QWEN)
+    assert example.response == "Yes." and not counted
+
+
+@pytest.mark.parametrize(
+    "written", [{"name": "weather", "arguments": "{}"}, '{"name": "weather", "arguments": "{}"}']
+)
+def test_a_function_call_is_a_call(read, written):
+    row = chat(("user", "Cold?"), ("assistant", None))
+    row["messages"][1]["function_call"] = written
+    assert '<call>{"name": "weather"' in read(row, QWEN)[0].text
+
+
+def test_what_a_message_says_under_a_second_name_is_counted(read):
+    said = {"role": "user", "from": "human", "content": "Two?", "value": "Two?"}
+    answer = {"role": "assistant", "content": "It is 2.", "from": {"name": "Ann"}, "value": "Five."}
+    example, counted = read({"messages": [said, answer]}, CHATML)
+    assert example.text == "<|user|>Two?<|end|><|assistant|>It is 2.<|end|>"
+    assert [line.split(": ", 1)[1] for line in counted] == [
+        "a message has a second role or content, from is not read (row 0; for example \"{'name': 'Ann'}\")",
+        "a message has a second role or content, value is not read (row 0; for example 'Five.')",
+    ]
 
 
 def test_parts_of_content_are_joined_and_those_that_are_no_text_counted(read):
@@ -350,6 +415,23 @@ def test_what_is_asked_is_the_beginning_of_its_example(read, template):
     chosen = "plain" if template is None else "chat"
     prompt, _ = prompt_text(text, {"messages": "messages"}, chosen, tokenizer(template), before)
     assert example.text.startswith(prompt.removesuffix("<think>\n"))
+
+
+@pytest.mark.parametrize("role", ["tools", "chat_template_kwargs"])
+@pytest.mark.parametrize("tools", [TOOLS, None])
+def test_a_role_that_is_called_as_a_column_is_stays_a_message(role, tools):
+    row = chat((role, "[]"), ("user", "Cold?"), (role, '[{"name": "x"}]'), ("user", "So?"), tools=tools)
+    text, before = question_of(row, {"messages": "messages"})
+    told = of_turns(json.loads(json.dumps(before)))
+    assert list(told.messages) == row["messages"][:-1] and (told.tools, text) == (tools, "So?")
+    prompt, _ = prompt_text(text, {"messages": "messages"}, "chat", tokenizer(QWEN), before)
+    assert f"<|{role}|>\n[]<|end|>" in prompt and ("<tools>" in prompt) is bool(tools)
+
+
+def test_turns_that_were_kept_earlier_open():
+    told = of_turns((("tools", json.dumps(TOOLS)), ("chat_template_kwargs", '{"a": 1}'), ("user", "Cold?")))
+    assert (told.tools, told.choices) == (TOOLS, {"a": 1})
+    assert told.messages == ({"role": "user", "content": "Cold?"},)
 
 
 def test_a_trace_begins_where_its_response_does_and_not_in_the_token_that_ends_it():

@@ -542,11 +542,7 @@ class _Trial:
             f"the unsteered model is right in {solved:.1%} of its texts",
             f"strengths in multiples of the unit direction: {strengths}",
             *([f"{cut:,} of {len(rollouts):,} texts reached the token limit"] if cut else []),
-            *(
-                [f"{left_out:,} problems left out: unverifiable, or no room for the new tokens"]
-                if left_out
-                else []
-            ),
+            *([f"{left_out:,} problems left out: unverifiable, refused, or without room"] if left_out else []),
             *(
                 f"{kind.replace('-', ' ')}: its directions are those of {texts:,} of the run's examples"
                 for kind, texts in self.manifest.get("model_texts", {}).items()
