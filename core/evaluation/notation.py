@@ -23,7 +23,7 @@ SCIENTIFIC: tuple[Rule, ...] = (
 TEXT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|normal)|boldsymbol|bm|mbox|hbox|operatorname)\*?"
 )
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -147,7 +147,19 @@ STYLE: tuple[Rule, ...] = (
     (r"\\varnothing|\\oslash", r"\\emptyset"),
 )
 """What is written in many ways in LaTeX, in one."""
+FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp"
+ASCII: tuple[Rule, ...] = (
+    (r"(?i)(?<!cube )(?<![\\a-z])(?:square\s)?(?:root\s(?:of\s)?|sqrt\s?)(\d{1,40})(?![\w.])", r"\\sqrt{\1}"),
+    (r"(?:\\|(?<![\\a-zA-Z]))sqrt\s{0,3}\(([^()]*)\)", r"\\sqrt{\1}"),
+    (rf"(?<![\\a-zA-Z])({FUNCTION})(?=\s{{0,3}}[({{\\\d]|\s{{1,3}}[a-z]\b)", r"\\\1"),
+    (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
+    (r"(?<=\d)\s{1,3}squared\b", "^2"),
+    (r"(?<=\d)\s{1,3}cubed\b", "^3"),
+    (r"(?<=\d)\s{1,3}factorial\b", "!"),
+)
+"""Formulas without LaTeX: what follows on a number there is another number, no unit."""
 MEANING: tuple[Rule, ...] = (
+    *ASCII,
     (r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+)\s*\^\s*\{?\s*\\circ\s*\}?", r"\1{\\frac{\2\\pi}{180}}"),
     (rf"\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?:percent|per\scent|pct)\b(?:\s*\}})?", r"\\%"),
     (rf"(?:{TEXT}\{{\s*)?\b(?i:infinity)\b(?:\s*\}})?", r"\\infty"),
