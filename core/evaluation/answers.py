@@ -19,8 +19,8 @@ CURRENCY = r"[$€£¥₹₽₩₺₪฿₫₦]"
 SYMBOL = r"(?:[kcm]?m|k?g|lbs?|oz|ft|yd|m?s|hrs?|h|[kM]?W|k?[NJV]|k?Hz|k?Pa|[mM]?L|ml|mph|mol|sq)(?![a-zA-Z])"
 NO_UNIT = (
     r"(?:squared|cubed|factorial|mod(?:ulo)?|choose|dozen|half(?=\W*$)|halves|thirds|f(?:our|if)ths|sixths|eighths|"
-    r"(?:ten|hundred|thousand)ths|cube\sroot|over(?=\s\d+\W*$)|divided|multiplied|raised|sqrt|(?:arc)?(?:sin|cos|tan)|"
-    r"exp)(?![^\W\d_])"
+    r"(?:ten|hundred|thousand)ths|cube\sroot|over(?=\s\d+\W*$)|divided|multiplied|raised|sqrt|(?:arc)?(?:sin|cos|tan))"
+    r"(?![^\W\d_])"
 )
 """Words after a number that make another number of it."""
 UNIT = rf"(?:{SYMBOL}|[\u3040-\u9fff]{{1,4}}|(?!{NO_UNIT})[^\W\d_]{{3,30}})"
