@@ -17,7 +17,13 @@ DIGITS = 1_000
 """A number of more characters is not read."""
 CURRENCY = r"[$€£¥₹₽₩₺₪฿₫₦]"
 SYMBOL = r"(?:[kcm]?m|k?g|lbs?|oz|ft|yd|m?s|hrs?|h|[kM]?W|k?[NJV]|k?Hz|k?Pa|[mM]?L|ml|mph|mol|sq)(?![a-zA-Z])"
-UNIT = rf"(?:{SYMBOL}|[\u3040-\u9fff]{{1,4}}|(?!sqrt|sin|cos|tan|log|exp)[^\W\d_]{{3,30}})"
+NO_UNIT = (
+    r"(?:squared|cubed|factorial|mod(?:ulo)?|choose|dozen|half(?=\W*$)|halves|thirds|f(?:our|if)ths|sixths|eighths|"
+    r"(?:ten|hundred|thousand)ths|cube\sroot|over(?=\s\d+\W*$)|divided|multiplied|raised|sqrt|(?:arc)?(?:sin|cos|tan))"
+    r"(?![^\W\d_])"
+)
+"""Words after a number that make another number of it."""
+UNIT = rf"(?:{SYMBOL}|[\u3040-\u9fff]{{1,4}}|(?!{NO_UNIT})[^\W\d_]{{3,30}})"
 RAISED = r"(?:\s?\^\s?\{?-?\d\}?|[²³])?"
 UNITS = (
     rf"(?:{SYMBOL}|[\u3040-\u9fff]{{1,4}}|\s{{1,3}}{UNIT}{RAISED}|\s?/\s?{UNIT}{RAISED})"
@@ -222,7 +228,7 @@ NO_NAME = r"[<>!,;]|\\(?:neq?|[lg]eq?|approx)(?![a-z])|\b(?:or|and)\b"
 LISTED = r"(?:[^\W\d_]+\s+){1,2}(?:and|or)\s+\d"
 BESIDE = (
     r"(?:at (?:least|most)|or|and(?! not)|to|through|out|of|times|plus|minus|(?:more|less|fewer|greater) than|"
-    r"squared|cubed|factorial)\b"
+    rf"{NO_UNIT})\b"
 )
 
 
@@ -288,7 +294,7 @@ def number_in_words(text: str) -> Number | None:
     around = r"[^\W\d_]|[\s.,;:!?'\"()$€£]"
     if re.fullmatch(r"\s*\d+!\s*", plain):
         return None
-    match = re.fullmatch(rf"(?:{around})*?(?<![^\W_]){number}(?![^\W\d_]\b)(?:{around})*", plain)
+    match = re.fullmatch(rf"(?:{around})*?(?<![^\W_]){number}(?![^\W\d_]\b|\s*{NO_UNIT})(?:{around})*", plain)
     return number_of(match[1]) if match and not _is_pair(match[1], plain) else None
 
 

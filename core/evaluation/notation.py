@@ -14,7 +14,7 @@ THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+"
 `60,180`, cannot be told from it; in brackets it is one."""
 LAKHS = r"(?=.*,0)[1-9]\d?(?:,\d\d)+,\d{3}"
 """Groups of two before the last three, as in `1,00,000`, known by one that no member of a list could be."""
-POWER = r"10\s{0,3}\^\s{0,3}(?:\{\s{0,3}([-+]?\d{1,3})\s{0,3}\}|([-+]?\d{1,3})(?!\d))"
+POWER = r"10\s{0,3}\^\s{0,3}(?:[{(]\s{0,3}([-+]?\d{1,3})\s{0,3}[)}]|([-+]?\d{1,3})(?!\d))"
 SCIENTIFIC: tuple[Rule, ...] = (
     (rf"(?<=\d)\s{{0,9}}(?:\\times|\\cdot|[×*]|(?<=\s)x(?=\s))\s{{0,9}}{POWER}", r"e\1\2"),
     (rf"(?<![\w.^}}])(?<!\\times )(?<!\\cdot ){POWER}(?![\w^])", r"1e\1\2"),
@@ -23,7 +23,7 @@ SCIENTIFIC: tuple[Rule, ...] = (
 TEXT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|normal)|boldsymbol|bm|mbox|hbox|operatorname)\*?"
 )
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -123,6 +123,16 @@ SCALED: Rule = (
     rf"(?<![\d,.])(\d[\d,]{{0,40}}(?:\.\d{{1,40}})?)\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?i:({'|'.join(SCALES)}))s?\b(?:\s*\}})?",
     _scaled,
 )
+GREATER = r">=?|\\g(?:eq|eqslant|e|t)(?![a-z])"
+
+
+def _turned(chain: re.Match[str]) -> str:
+    """`1 > x \\ge 0` with its smallest side first."""
+    first, above, middle, below, last = chain.groups()
+    lower, upper = (sign.replace(">", "<").replace("\\g", "\\l") for sign in (below, above))
+    return f"{last.strip()} {lower} {middle.strip()} {upper} {first.strip()}"
+
+
 STYLE: tuple[Rule, ...] = (
     (r"\\(?:display|text|script)style(?![a-z])|\\(?:bf|rm|it|sf|tt|limits)(?![a-zA-Z])", " "),
     (r"\\(?:begin|end)\{(?:aligned|align|gathered|gather|equation|split|cases)\*?\}", " "),
@@ -142,12 +152,28 @@ STYLE: tuple[Rule, ...] = (
     (r"\\(?:mathbf|boldsymbol|bm)\s{0,3}\{([^{}]*)\}", r"\1"),
     (r"^\s*\{([^{}]*)\}\s*$", r"\1"),
     (r"(?<!\d)(\d{0,40})\.(\d{0,40})\\(?:overline|bar|dot)\s{0,3}\{?(\d+)\}?", _repeating),
+    (r"\{([-+])\}", r"\1"),
     (r"\\langle", "("),
     (r"\\rangle", ")"),
     (r"\\varnothing|\\oslash", r"\\emptyset"),
 )
 """What is written in many ways in LaTeX, in one."""
+FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp"
+ASCII: tuple[Rule, ...] = (
+    (r"(?i)(?<!cube )(?<![\\a-z])(?:square\s)?(?:root\s(?:of\s)?|sqrt\s?)(\d{1,40})(?![\w.])", r"\\sqrt{\1}"),
+    (r"(?:\\|(?<![\\a-zA-Z]))sqrt\s{0,3}\(([^()]*)\)", r"\\sqrt{\1}"),
+    (rf"(?<![\\a-zA-Z])({FUNCTION})(?=\s{{0,3}}[({{\\\d]|\s{{1,3}}[a-z]\b)", r"\\\1"),
+    (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
+    (r"(?<![\\a-zA-Z])(?:oo|inf)(?![a-zA-Z])", r"\\infty"),
+    (r"(?<=\d)\s{1,3}squared\b", "^2"),
+    (r"(?<=\d)\s{1,3}cubed\b", "^3"),
+    (r"(?<=\d)\s{1,3}factorial\b", "!"),
+)
+"""Formulas without LaTeX: what follows on a number there is another number, no unit."""
 MEANING: tuple[Rule, ...] = (
+    *ASCII,
+    (r"(?i)\bnegative\s{1,3}(?=\$?\d)|^\W{0,3}minus\s{1,3}(?=\$?\d)", "-"),
+    (rf"^([^<>=]{{1,100}}?)({GREATER})([^<>=]{{1,100}}?)({GREATER})([^<>=]{{1,100}})$", _turned),
     (r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+)\s*\^\s*\{?\s*\\circ\s*\}?", r"\1{\\frac{\2\\pi}{180}}"),
     (rf"\s{{0,3}}(?:{TEXT}\{{\s*)?\b(?:percent|per\scent|pct)\b(?:\s*\}})?", r"\\%"),
     (rf"(?:{TEXT}\{{\s*)?\b(?i:infinity)\b(?:\s*\}})?", r"\\infty"),
