@@ -115,12 +115,14 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, Mapping) and isinstance(_first(item, "role", "from"), str)
 
 
-def as_messages(value: Any) -> list[Message] | None:
-    """A messages column as messages of usual roles, or None where it is no list of messages."""
-    try:
-        return _read(value)[0]
-    except BasiscopeError:
-        return None
+def are_messages(value: Any) -> bool:
+    """Whether a prompt or a response is messages. A text may be the JSON of anything, and is only where each of
+    its objects has a role and what it says, and one of the roles is known."""
+    items = message_list(value)
+    if not isinstance(value, str) or items is None:
+        return items is not None
+    says = {"content", "value", "tool_calls", "function_call", *REASONING}
+    return all(says & item.keys() for item in items) and any(map(usual_role, map(_spelt, items)))
 
 
 def read_conversation(values: Mapping[str, Any], beside: Mapping[str, Any]) -> Conversation:
@@ -161,7 +163,7 @@ def _place_of(asked: Message, messages: Sequence[Message]) -> int | None:
 
 
 def _said_by(role: str, value: Any) -> tuple[list[Message], list[Note]]:
-    return _read(value) if message_list(value) else ([{"role": role, "content": str(value)}], [])
+    return _read(value) if are_messages(value) else ([{"role": role, "content": str(value)}], [])
 
 
 def _read(value: Any) -> tuple[list[Message], list[Note]]:
@@ -175,7 +177,7 @@ def _read(value: Any) -> tuple[list[Message], list[Note]]:
 def _message(item: Mapping[str, Any]) -> tuple[Message, list[Note]]:
     named = ("role", "from", "content", "value")
     more = {key: value for key, value in item.items() if key not in named and value is not None}
-    spelt, content = str(_first(item, "role", "from")), _first(item, "content", "value")
+    spelt, content = _spelt(item), _first(item, "content", "value")
     notes: list[Note] = []
     if isinstance(content, list | Mapping):
         content, reasoning, notes = _joined(content)
@@ -192,6 +194,10 @@ def _message(item: Mapping[str, Any]) -> tuple[Message, list[Note]]:
     if role is None:
         notes.append(("a role that is not known, kept as it is", spelt))
     return {"role": role or spelt, "content": content, **more}, notes
+
+
+def _spelt(item: Mapping[str, Any]) -> str:
+    return str(_first(item, "role", "from"))
 
 
 def _first(item: Mapping[str, Any], *keys: str) -> Any:

@@ -12,8 +12,8 @@ from core.chats import (
     Conversation,
     Note,
     Turns,
+    are_messages,
     as_turns,
-    message_list,
     of_turns,
     paragraphs,
     plain,
@@ -192,7 +192,7 @@ def _asks_in_messages(source: DataSource | None, columns: Columns) -> bool:
     if source is None or columns.prompt is None:
         return False
     prompts = (field_value(row, columns.prompt) for row in preview_rows(source))
-    return message_list(next((prompt for prompt in prompts if prompt is not None), None)) is not None
+    return are_messages(next((prompt for prompt in prompts if prompt is not None), None))
 
 
 def read_examples(
@@ -244,10 +244,10 @@ def _unusable(values: Mapping[str, Any]) -> str | None:
             continue
         if value is None or value != value:
             return f"no {role}"
-        if role in ("prompt", "response") and message_list(value):
+        if role in ("prompt", "response") and are_messages(value):
             continue
         if role != "messages" and isinstance(value, list | Mapping):
-            return f"{role} is not text" + ("; --messages reads it" if message_list(value) else "")
+            return f"{role} is not text" + ("; --messages reads it" if are_messages(value) else "")
     return None
 
 
@@ -304,7 +304,7 @@ def prompt_of(row: Row, columns: Mapping[str, str]) -> str:
 
 def in_messages(row: Row, columns: Mapping[str, str]) -> bool:
     """Whether the row's prompt or response is messages."""
-    return any(message_list(field_value(row, columns[role])) for role in ("prompt", "response") if role in columns)
+    return any(are_messages(field_value(row, columns[role])) for role in ("prompt", "response") if role in columns)
 
 
 def conversation_of(row: Row, columns: Mapping[str, str]) -> Conversation | None:
@@ -315,7 +315,7 @@ def conversation_of(row: Row, columns: Mapping[str, str]) -> Conversation | None
     if "messages" not in columns and not in_messages(row, columns):
         return None
     values = {role: field_value(row, column) for role, column in columns.items()}
-    if "prompt" in columns and not message_list(values["prompt"]):
+    if "prompt" in columns and not are_messages(values["prompt"]):
         values["prompt"] = prompt_of(row, columns)
     path = columns.get("messages") or columns["prompt"]
     parent = path.rpartition(".")[0] if path not in row else ""

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from core.activations import window_start
-from core.chats import as_messages, message_list
+from core.chats import message_list, read_conversation
 from core.errors import BasiscopeError
 from core.examples import (
     Columns,
@@ -142,15 +142,32 @@ def test_messages_are_read_from_a_list_its_json_and_its_repr(read, write):
 
 
 def test_halves_of_surrogate_pairs_in_json_within_a_text_are_replaced():
-    assert as_messages('[{"role": "user", "content": "a\\ud83d"}]') == [{"role": "user", "content": "a\ufffd"}]
+    assert message_list('[{"role": "user", "content": "a\\ud83d"}]') == [{"role": "user", "content": "a\ufffd"}]
 
 
 @pytest.mark.parametrize(
     "value",
     ["[not json", "[1]", "{}", "[]", None, 3, "['a']", [{"role": "user"}], [{"content": "a"}], "[" * 100_000],
 )
-def test_what_is_no_list_of_messages_is_none(value):
-    assert as_messages(value) is None and (message_list(value) is None or value == [{"role": "user"}])
+def test_what_is_no_list_of_messages_is_refused(value):
+    assert message_list(value) is None or value == [{"role": "user"}]
+    with pytest.raises(BasiscopeError, match="not a list of"):
+        read_conversation({"messages": value}, {})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        '{"from": "Paris", "to": "Rome"}',
+        '{"role": "admin", "content": "hi"}',
+        '[{"from": "Paris", "value": "3"}]',
+        '[{"role": "assistant", "content": "hi"}, {"role": "user"}]',
+        "{'role': 'user', 'name': 'Ann'}",
+    ],
+)
+def test_a_text_that_is_json_of_something_else_is_a_text(read, response):
+    example, counted = read({"prompt": "Two?", "response": response}, None, prompt="prompt", response="response")
+    assert (example.text, example.response, counted) == (f"Two?\n{response}", response, [])
 
 
 # --- more than role and content -------------------------------------------------------------------------
