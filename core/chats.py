@@ -36,6 +36,7 @@ ROLE_NAMES = {
 """Names of roles in ShareGPT's, LLaMA-Factory's, axolotl's, OpenAI's, Gemini's and Llama's data."""
 CALLS = ("function_call", "tool_call", "tool_calls")
 """Roles of an assistant's message whose content is the JSON of its calls."""
+NO_CALLS = ("", "null", "None", "[]", "{}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 TEXT_PARTS = ("text", "input_text", "output_text")
 BESIDE = ("tools", "chat_template_kwargs", "system")
@@ -175,25 +176,52 @@ def _read(value: Any) -> tuple[list[Message], list[Note]]:
 
 
 def _message(item: Mapping[str, Any]) -> tuple[Message, list[Note]]:
-    named = ("role", "from", "content", "value")
+    named = {"role", "from", "content", "value"} - _told_apart(item)
     more = {key: value for key, value in item.items() if key not in named and value is not None}
     spelt, content = _spelt(item), _first(item, "content", "value")
-    notes: list[Note] = []
+    notes = [
+        (f"a message has a second role or content, {key} is not read", str(item[key]))
+        for key in more
+        if key in ("from", "value")
+    ]
     if isinstance(content, list | Mapping):
-        content, reasoning, notes = _joined(content)
+        content, reasoning, left_out = _joined(content)
+        notes += left_out
         more |= {"reasoning_content": reasoning} if reasoning else {}
     role = usual_role(spelt)
-    if isinstance(more.get("tool_calls"), str):
-        more["tool_calls"] = _parsed(more["tool_calls"])
     if _written(spelt) in CALLS and (calls := _calls(content)):
         more, content = more | {"tool_calls": calls}, None
-    if isinstance(more.get("function_call"), Mapping) and "tool_calls" not in more:
-        more["tool_calls"] = _calls(more.pop("function_call"))
+    more, unread = _with_calls(more)
+    if unread and isinstance(content, str | None):
+        content = "\n".join(filter(None, (content, unread)))
+        notes.append(("calls without a name or form that is known, read as text", unread))
     if not isinstance(content, str) and not (content is None and {"tool_calls", *REASONING} & more.keys()):
         raise BasiscopeError(NO_MESSAGES)
     if role is None:
         notes.append(("a role that is not known, kept as it is", spelt))
     return {"role": role or spelt, "content": content, **more}, notes
+
+
+def _told_apart(item: Mapping[str, Any]) -> set[str]:
+    """Which of `from` and `value` say something else than the `role` and `content` beside them."""
+    roles, contents = ([item.get(key) for key in keys] for keys in (("role", "from"), ("content", "value")))
+    usual = {usual_role(str(role)) or str(role) for role in roles}
+    same_role, same_content = None in roles or len(usual) == 1, None in contents or contents[0] == contents[1]
+    return {key for key, same in (("from", same_role), ("value", same_content)) if not same}
+
+
+def _with_calls(more: Message) -> tuple[Message, str]:
+    """(the other keys of a message, its calls as a list of mappings; the text of what are no such calls)."""
+    name = "tool_calls" if more.get("tool_calls") or "function_call" not in more else "function_call"
+    if name not in more or more[name] == []:
+        return more, ""
+    written = more[name]
+    others = {key: value for key, value in more.items() if key not in (name, "tool_calls")}
+    calls = _listed(written) if name == "tool_calls" else _calls(written)
+    if calls and all(isinstance(function_of(call).get("name"), str) for call in calls):
+        return others | {"tool_calls": calls}, ""
+    is_empty = written in NO_CALLS or (isinstance(written, Mapping) and written == dict.fromkeys(written))
+    return others, "" if is_empty else written if isinstance(written, str) else to_json(written)
 
 
 def _spelt(item: Mapping[str, Any]) -> str:
@@ -223,7 +251,7 @@ def _calls(written: Any) -> list[dict[str, Any]] | None:
     """Calls as `tool_calls` has them, from the JSON of {name, arguments} or a list of these."""
     calls = _parsed(written) if isinstance(written, str) else written
     calls = [calls] if isinstance(calls, Mapping) else calls
-    if not (isinstance(calls, list) and calls and all(isinstance(c, Mapping) and "name" in c for c in calls)):
+    if not (isinstance(calls, list) and calls and all(isinstance(c, Mapping) and c.get("name") for c in calls)):
         return None
     return [{"type": "function", "function": dict(call)} for call in calls]
 
@@ -253,7 +281,7 @@ def _of_characters(value: Any) -> Any:
 def _beside(beside: Mapping[str, Any], has_system: bool) -> tuple[tuple[Message, ...], dict[str, Any], list[Note]]:
     """(system message, tools and choices, notes) from the columns beside the messages."""
     tools, choices, system = (beside.get(name) for name in BESIDE)
-    listed = _tools(tools)
+    listed = _listed(tools)
     notes = [("the column tools is no list of tools, left out", str(tools))] if tools and not listed else []
     choices = _parsed(choices) if isinstance(choices, str) else choices
     extra = {"tools": listed, "choices": dict(choices) if isinstance(choices, Mapping) else {}}
@@ -263,7 +291,7 @@ def _beside(beside: Mapping[str, Any], has_system: bool) -> tuple[tuple[Message,
     return ({"role": "system", "content": system},), extra, notes
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _listed(value: Any) -> list[Any] | None:
     value = _parsed(value) if isinstance(value, str) else value
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list) or not items:

@@ -227,6 +227,54 @@ def test_the_role_function_call_is_a_call(read, written):
     assert (f"<call>{written}</call>" if written[0] == "{" else written) in text
 
 
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"tool_calls": "call get_weather"}, "call get_weather"),
+        ({"tool_calls": [{"arguments": {"city": "Oslo"}}]}, '[{"arguments": {"city": "Oslo"}}]'),
+        ({"function_call": {"arguments": "Oslo"}}, '{"arguments": "Oslo"}'),
+        ({"function_call": "weather(Oslo)", "tool_calls": []}, "weather(Oslo)"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, "", "I look."])
+def test_calls_that_cannot_be_read_stay_as_text_and_are_counted(read, more, kept, content):
+    row = chat(("user", "Cold?"), ("assistant", content))
+    row["messages"][1] |= more
+    for template in (QWEN, CHATML, None):
+        example, counted = read(row, template)
+        assert example.response == "\n".join(filter(None, (content, kept))) and example.response in example.text
+        assert len(counted) == 1 and "calls without a name or form that is known, read as text" in counted[0]
+
+
+@pytest.mark.parametrize("empty", ["", "null", "[]", [], {"name": None, "arguments": None}])
+@pytest.mark.parametrize("name", ["tool_calls", "function_call"])
+def test_no_calls_are_no_text(read, name, empty):
+    row = chat(("user", "Cold?"), ("assistant", "Yes."))
+    row["messages"][1][name] = empty
+    example, counted = read(row, QWEN)
+    assert example.response == "Yes." and not counted
+
+
+@pytest.mark.parametrize(
+    "written", [{"name": "weather", "arguments": "{}"}, '{"name": "weather", "arguments": "{}"}']
+)
+def test_a_function_call_is_a_call(read, written):
+    row = chat(("user", "Cold?"), ("assistant", None))
+    row["messages"][1]["function_call"] = written
+    assert '<call>{"name": "weather"' in read(row, QWEN)[0].text
+
+
+def test_what_a_message_says_under_a_second_name_is_counted(read):
+    said = {"role": "user", "from": "human", "content": "Two?", "value": "Two?"}
+    answer = {"role": "assistant", "content": "It is 2.", "from": {"name": "Ann"}, "value": "Five."}
+    example, counted = read({"messages": [said, answer]}, CHATML)
+    assert example.text == "<|user|>Two?<|end|><|assistant|>It is 2.<|end|>"
+    assert [line.split(": ", 1)[1] for line in counted] == [
+        "a message has a second role or content, from is not read (row 0; for example \"{'name': 'Ann'}\")",
+        "a message has a second role or content, value is not read (row 0; for example 'Five.')",
+    ]
+
+
 def test_parts_of_content_are_joined_and_those_that_are_no_text_counted(read):
     parts = [
         {"type": "text", "text": "What is "},
