@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.chat_template import render_template
 from core.errors import BasiscopeError
+from core.readers import without_surrogates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -263,19 +264,8 @@ def _parsed(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         with warnings.catch_warnings(), suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             warnings.simplefilter("ignore")  # of escapes that Python does not know
-            return _of_characters(parse(text.strip()))
+            return without_surrogates(parse(text.strip()))
     return None
-
-
-def _of_characters(value: Any) -> Any:
-    """The same with halves of surrogate pairs, which JSON can escape but no tokenizer takes, replaced."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list | tuple):
-        return [_of_characters(item) for item in value]
-    if isinstance(value, Mapping):
-        return {_of_characters(key): _of_characters(item) for key, item in value.items()}
-    return value
 
 
 def _beside(beside: Mapping[str, Any], has_system: bool) -> tuple[tuple[Message, ...], dict[str, Any], list[Note]]:

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count as natural_numbers
 from itertools import repeat, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from core.errors import BasiscopeError
@@ -246,15 +246,20 @@ def _object(value: Any, problems: tuple[str, ...]) -> tuple[Row | None, tuple[st
         return None, problems
     if SURROGATES not in problems:
         return value, problems
-    clean = _without_surrogates(value)
-    return clean, tuple(p for p in problems if p != SURROGATES or clean is not value)
+    clean = without_surrogates(value)
+    return clean, tuple(p for p in problems if p != SURROGATES or clean != value)
 
 
-def _without_surrogates(row: Row) -> Row:
-    """Replace halves of surrogate pairs, which JSON can escape but neither tokenizer nor Parquet takes."""
-    text = json.dumps(row, ensure_ascii=False)
-    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return row if clean == text else cast(Row, json.loads(clean))
+def without_surrogates(value: Any) -> Any:
+    """The same with halves of surrogate pairs, which JSON can escape but neither tokenizer nor Parquet takes,
+    replaced."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list | tuple):
+        return [without_surrogates(item) for item in value]
+    if isinstance(value, Mapping):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return value
 
 
 class _Values(Iterator[tuple[Any, tuple[str, ...]]]):
