@@ -24,7 +24,7 @@ Message = dict[str, Any]
 """`role` (by its usual name where it has one), `content` (text or None), and all other keys as they came in."""
 Turns = tuple[tuple[str, ...], ...]
 """Messages of a conversation as (role, content), or (role, content, JSON of the other keys); the tools that
-it may use as ("tools", JSON)."""
+it may use as ("tools", JSON). A message whose role is called so always has the third part."""
 Note = tuple[str, str]
 """What is to be counted, and an example of it."""
 
@@ -299,7 +299,7 @@ def as_turns(chat: Conversation, stop: int) -> Turns:
     turns = [(name, to_json(value)) for name, value in extra.items() if value]
     for message in chat.messages[:stop]:
         more = {key: value for key, value in message.items() if key not in ("role", "content")}
-        written = (to_json(more),) if more else ()
+        written = (to_json(more),) if more or message["role"] in extra else ()
         turns.append((message["role"], message["content"] or "", *written))
     return tuple(turns)
 
@@ -312,14 +312,17 @@ def turn_line(turn: Sequence[str]) -> str:
 
 def of_turns(turns: Turns) -> Conversation:
     """The conversation that `as_turns` has written, without a response."""
-    beside = {name: text for name, text, *_ in turns if name in ("tools", "chat_template_kwargs")}
+    beside = {turn[0]: turn[1] for turn in turns if _is_beside(turn)}
     messages = [
         {"role": role, "content": content, **(json.loads(more[0]) if more else {})}
-        for role, content, *more in turns
-        if role not in beside
+        for role, content, *more in (turn for turn in turns if not _is_beside(turn))
     ]
     _, extra, _ = _beside(beside, has_system=True)
     return Conversation(tuple(messages), len(messages), tools=extra["tools"], choices=extra["choices"])
+
+
+def _is_beside(turn: Sequence[str]) -> bool:
+    return len(turn) == 2 and turn[0] in ("tools", "chat_template_kwargs")
 
 
 # --- in plain words -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from core.activations import window_start
-from core.chats import message_list, read_conversation
+from core.chats import message_list, of_turns, read_conversation
 from core.errors import BasiscopeError
 from core.examples import (
     Columns,
@@ -415,6 +415,23 @@ def test_what_is_asked_is_the_beginning_of_its_example(read, template):
     chosen = "plain" if template is None else "chat"
     prompt, _ = prompt_text(text, {"messages": "messages"}, chosen, tokenizer(template), before)
     assert example.text.startswith(prompt.removesuffix("<think>\n"))
+
+
+@pytest.mark.parametrize("role", ["tools", "chat_template_kwargs"])
+@pytest.mark.parametrize("tools", [TOOLS, None])
+def test_a_role_that_is_called_as_a_column_is_stays_a_message(role, tools):
+    row = chat((role, "[]"), ("user", "Cold?"), (role, '[{"name": "x"}]'), ("user", "So?"), tools=tools)
+    text, before = question_of(row, {"messages": "messages"})
+    told = of_turns(json.loads(json.dumps(before)))
+    assert list(told.messages) == row["messages"][:-1] and (told.tools, text) == (tools, "So?")
+    prompt, _ = prompt_text(text, {"messages": "messages"}, "chat", tokenizer(QWEN), before)
+    assert f"<|{role}|>\n[]<|end|>" in prompt and ("<tools>" in prompt) is bool(tools)
+
+
+def test_turns_that_were_kept_earlier_open():
+    told = of_turns((("tools", json.dumps(TOOLS)), ("chat_template_kwargs", '{"a": 1}'), ("user", "Cold?")))
+    assert (told.tools, told.choices) == (TOOLS, {"a": 1})
+    assert told.messages == ({"role": "user", "content": "Cold?"},)
 
 
 def test_a_trace_begins_where_its_response_does_and_not_in_the_token_that_ends_it():
