@@ -114,6 +114,18 @@ def test_sharegpt_has_calls_tools_and_reasoning_as_llama_factory_reads_them(kept
     )
 
 
+@pytest.mark.parametrize("form", ["trl", "messages", "axolotl", "sharegpt", "alpaca"])
+def test_arguments_of_the_template_are_written_or_said_to_be_left_out(kept_of, tmp_path, form):
+    choices = {"enable_thinking": False}
+    rows = [chat(("user", f"{i}?"), ("assistant", "Yes."), chat_template_kwargs=choices) for i in range(4)]
+    kept, run = kept_of(rows, messages="messages")
+    export(kept, run, tmp_path / "out", form)
+    written = json.loads((tmp_path / "out" / "selection.jsonl").read_text().splitlines()[0])
+    said = "4 of the examples have chat_template_kwargs, which this format has no place for."
+    is_said = said in (tmp_path / "out" / "README.md").read_text()
+    assert (written.get("chat_template_kwargs"), is_said) in ((choices, False), (None, True))
+
+
 def test_messages_that_llama_factory_cannot_read_come_without_its_files(kept_of, tmp_path):
     kept, run = kept_of(rich_rows(), messages="messages")
     files = export(kept, run, tmp_path / "out", "messages")

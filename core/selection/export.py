@@ -41,6 +41,8 @@ WRITTEN = CONFIGS | {
 }
 """Every name that an export may hold; a folder with any other is never replaced."""
 SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+TAKE_CHOICES = ("trl", "messages")
+"""Formats that have a column of arguments of the chat template."""
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """Characters that JSON allows in a text and that some readers of lines take for the end of one."""
 PASSED_OVER = (
@@ -52,6 +54,7 @@ MORE_THAN_TEXT = (
     "format; its files are left out. Use sharegpt for it; TRL and Axolotl give them to the chat template."
 )
 NO_PLACE = "of the examples have keys in their messages that this format has no place for: "
+NO_CHOICES = "of the examples have chat_template_kwargs, which this format has no place for."
 
 
 def export(
@@ -169,6 +172,8 @@ def _unread(chat: Conversation, form: str) -> Iterator[str]:
         written = {"role", "content", "tool_calls", *REASONING}
         if missing := sorted({key for message in chat.messages for key in message} - written):
             yield NO_PLACE + ", ".join(missing) + "."
+    if chat.choices and form not in TAKE_CHOICES:
+        yield NO_CHOICES
 
 
 def original_row(record: Mapping[str, Any], nested: set[str]) -> dict[str, Any]:
@@ -254,7 +259,7 @@ def _beside(chat: Conversation, form: str) -> dict[str, Any]:
     beside: dict[str, Any] = {}
     if chat.tools:
         beside["tools"] = chat.tools if form in ("trl", "axolotl") else json.dumps(chat.tools, ensure_ascii=False)
-    if chat.choices and form in ("trl", "messages"):
+    if chat.choices and form in TAKE_CHOICES:
         beside["chat_template_kwargs"] = dict(chat.choices)
     return beside
 
