@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,12 @@ from core.model import LanguageModel, embedding_rows, run_blocks
 if TYPE_CHECKING:
     import torch
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
+DECIDING = (
+    *("torch", "transformers", "accelerate", "kernels", "flash-attn"),
+    *("causal-conv1d", "mamba-ssm", "flash-linear-attention"),
+)
+"""The packages whose versions, or absence, decide which code computes a model."""
 LENGTHS = (7, 4, 2)
 """Tokens of the texts that a model is checked on: of unequal length, so that a batch needs padding."""
 _KNOWN: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
@@ -36,18 +41,26 @@ def remembered(model: LanguageModel, question: str, ask: Callable[[LanguageModel
 
 
 def _kept(model: LanguageModel, question: str, ask: Callable[[LanguageModel], Any]) -> Any:
-    from core.workspace import content_hash, read_json, write_json
+    from core.store import read_json, write_json
+    from core.workspace import content_hash
 
     who = {"model": model.fingerprint, "dtype": model.dtype, "device": model.device.type, "check": CHECK_VERSION}
-    versions = {name: version(name) for name in ("torch", "transformers")}
+    who["attention"] = getattr(model.module.config, "_attn_implementation", None)
+    versions = {name: _version(name) for name in DECIDING}
     path = _folder() / f"{content_hash(who | versions | {'question': question})}.json"
     try:
         return read_json(path)["answer"]
     except (BasiscopeError, OSError, KeyError, TypeError):
         answer = ask(model)
-    with suppress(OSError):  # a full or read-only disk: asked again next time
+    with suppress(OSError, BasiscopeError):  # a full disk, or one that may not be written: asked again next time
         write_json(path, {**who, **versions, "question": question, "answer": answer})
     return answer
+
+
+def _version(package: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 @cache
@@ -73,9 +86,16 @@ def some_tokens(model: LanguageModel, lengths: Sequence[int]) -> list[tuple[int,
 
 
 def tolerance(model: LanguageModel) -> float:
-    """How far two ways of computing the same may lie apart, as a share of its spread: rounding adds up to some
-    1e-5 in float32 and 3e-2 in 16 bits; what is wrong is off by the spread itself."""
-    return 1e-3 if model.dtype == "float32" else 0.1
+    """How far two ways of computing the same may lie apart, as a share of its spread: in float32, where rounding
+    adds up to some 1e-5, a thousandth; in 16 bits five times what a row changes by beside another as long."""
+    return 1e-3 if model.dtype == "float32" else float(remembered(model, "rounding", _rounding))
+
+
+def _rounding(model: LanguageModel) -> float:
+    text, other = some_tokens(model, LENGTHS[:1] * 2)
+    alone = _outputs(model, [text])[:, 0]
+    off = _apart(_outputs(model, [text, other])[:, 0], alone)
+    return float((5 * off.max()).clamp(0.01, 0.1))
 
 
 def pads_right(model: LanguageModel) -> bool:
@@ -98,10 +118,10 @@ def _pads_right(model: LanguageModel) -> str:
     alone = [_outputs(model, [text])[:, 0] for text in texts]
     longest = max(LENGTHS)
     padded = _outputs(model, [[*text, *[text[-1]] * (longest - len(text))] for text in texts])
-    if all(_same(padded[:, row, : len(text)], alone[row], model) for row, text in enumerate(texts)):
+    if all(is_same(padded[:, row, : len(text)], alone[row], model) for row, text in enumerate(texts)):
         return "yes"
     begun = _outputs(model, [texts[0][:-1]])[:, 0]
-    return "only equal lengths" if _same(alone[0][:, :-1], begun, model) else "looks ahead"
+    return "only equal lengths" if is_same(alone[0][:, :-1], begun, model) else "looks ahead"
 
 
 def _outputs(model: LanguageModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -124,8 +144,12 @@ def _outputs(model: LanguageModel, rows: Sequence[Sequence[int]]) -> torch.Tenso
     return torch.stack(found)
 
 
-def _same(found: torch.Tensor, expected: torch.Tensor, model: LanguageModel) -> bool:
-    """Block by block, by the root mean square of the difference."""
+def is_same(found: torch.Tensor, expected: torch.Tensor, model: LanguageModel) -> bool:
+    """Whether all rows (rows, ...) are what they should be, but for rounding."""
+    return bool((_apart(found, expected) <= tolerance(model)).all())
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """(rows,) root mean square of the difference, as a share of the spread of what is expected."""
     off = (found - expected).square().flatten(1).mean(dim=1).sqrt()
-    spread = expected.flatten(1).std(dim=1)
-    return bool((off <= tolerance(model) * spread).all())
+    return off / expected.flatten(1).std(dim=1).clamp(min=1e-12)

@@ -483,9 +483,10 @@ def free_memory() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether it says that there is not enough memory, on the device or beside it."""
+    import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def weight_bytes(stored: int, config: PreTrainedConfig, dtype: str) -> int:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import count as natural_numbers
 from itertools import repeat, zip_longest
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -41,6 +42,7 @@ BLANK = "left out, a blank line"
 REPLACED = "not UTF-8, undecodable bytes replaced"
 SURROGATES = "not Unicode, halves of surrogate pairs replaced"
 REPEATED = "a name stands twice in an object, its last value is read"
+TOO_LARGE = "a number is beyond what 64 bits hold, read as infinite"
 NOT_JSON = "left out, not valid JSON"
 NOT_OBJECT = "left out, not a JSON object"
 TOO_DEEP = f"left out, nested more than {DEEPEST} deep"
@@ -143,16 +145,23 @@ def _decode(raw: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 class _Decoder(json.JSONDecoder):
-    """Knows whether a name stood twice in an object since `repeated` was last set to False."""
+    """Knows which problems it met since `met` was last emptied."""
 
     def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self._object)
-        self.repeated = False
+        super().__init__(object_pairs_hook=self._object, parse_float=self._float)
+        self.met: set[str] = set()
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        self.repeated = self.repeated or len(found) < len(pairs)
+        if len(found) < len(pairs):
+            self.met.add(REPEATED)
         return found
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if isinf(value):
+            self.met.add(TOO_LARGE)
+        return value
 
 
 def _read_json(file: Path, note: Note) -> Parsed:
@@ -217,17 +226,18 @@ def _read_json_lines(file: Path) -> Parsed:
                 value = decoder.decode(text)
             except (ValueError, RecursionError):
                 yield None, (*problems, NOT_JSON)
-                decoder.repeated = False
+                decoder.met.clear()
                 continue
             yield _object(value, _met(text, value, decoder) + problems)
 
 
 def _met(text: str, value: Any, decoder: _Decoder) -> tuple[str, ...]:
     """The problems of a value that was read from `text`."""
-    is_repeated, decoder.repeated = decoder.repeated, False
+    met = sorted(decoder.met)
+    decoder.met.clear()
     is_deep = text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST
     has_halves = r"\ud" in text or r"\uD" in text
-    return (*((TOO_DEEP,) * is_deep), *((REPEATED,) * is_repeated), *((SURROGATES,) * has_halves))
+    return (*((TOO_DEEP,) * is_deep), *met, *((SURROGATES,) * has_halves))
 
 
 def _depth(value: Any) -> int:
@@ -244,6 +254,8 @@ def _object(value: Any, problems: tuple[str, ...]) -> tuple[Row | None, tuple[st
         return None, (*(p for p in problems if p == REPLACED), NOT_OBJECT)
     if TOO_DEEP in problems:
         return None, problems
+    if TOO_LARGE in problems and "Infinity" not in json.dumps(value):  # it is in another row of the same object
+        problems = tuple(p for p in problems if p != TOO_LARGE)
     if SURROGATES not in problems:
         return value, problems
     clean = without_surrogates(value)
@@ -330,7 +342,7 @@ class _Values(Iterator[tuple[Any, tuple[str, ...]]]):
                     text = self._buffer[self._at : end]
                     self._at = end
                     return self._checked(value, text)
-            self._decoder.repeated = False
+            self._decoder.met.clear()
 
     def _checked(self, value: Any, text: str) -> tuple[Any, tuple[str, ...]]:
         problems = _met(text, value, self._decoder)
@@ -364,6 +376,11 @@ def _unwrapped(file: Path, value: dict[str, Any], problems: tuple[str, ...], not
             + (f"; not read is what stands beside it: {others}" if others else "")
         )
         rows = named[name]
+    elif value and len(named) == len(value):
+        raise NoRows(
+            f"Data {file}: holds several lists of objects ({', '.join(map(repr, named))}); put the rows that are "
+            "wanted into a file of their own."
+        )
     elif (
         value
         and all(isinstance(cells, list) for cells in value.values())

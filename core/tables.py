@@ -605,6 +605,7 @@ def evaluation_sentences(manifest: Mapping[str, Any]) -> list[str]:
     reasons = {
         "unverifiable": "left out: the verifier cannot verify their answers",
         "too_long": "left out: no room for the new tokens in the model's context",
+        "not_asked": "left out: the chat template refuses them, or nothing is left of them to ask",
         "refused": "left out: the server refused them, as it does what is too long",
     }
     lines += [

@@ -230,6 +230,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "attend to later ones",
     ),
+    "deepseek-v4, several streams": (
+        "DeepseekV4Config",
+        SHAPE
+        | {"head_dim": 16, "num_key_value_heads": 1, "moe_intermediate_size": 16, "q_lora_rank": 8}
+        | {"num_experts_per_tok": 2, "n_routed_experts": 4, "o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2}
+        | {"index_head_dim": 16, "index_topk": 8, "sliding_window": 16, "layer_types": ["sliding_attention"] * 3},
+        "not one vector of 32 for each token",
+    ),
     "xlnet": (
         "XLNetConfig",
         {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48},

@@ -23,6 +23,7 @@ from core.evaluation.step import Request, evaluate, evaluate_server
 from core.model import load_model
 from core.steering.generation import Sampling
 from core.steering.intervention import Steering
+from core.tables import evaluation_sentences
 from core.workspace import Workspace, content_hash
 
 KEY = "sk-very-secret-key"
@@ -409,6 +410,21 @@ def test_nothing_is_left_where_nothing_can_be_verified(stories, write_rows, tmp_
     assert len(space.evaluations()) == 1
     with pytest.raises(BasiscopeError, match="at temperature 0 would all be the same"):
         Request(read_problems(mixed), "numeric", 2, Sampling(20, temperature=0.0))
+
+
+def test_what_the_chat_template_refuses_is_counted_apart(chat_stories, write_rows, tmp_path):
+    model = load_model(chat_stories, dtype="float32", device="cpu")
+    refuses = "{% if '2+2' in messages[0].content %}{{ raise_exception('no sums of 2') }}{% endif %}"
+    model.tokenizer.chat_template = refuses + model.tokenizer.chat_template
+    asked = [{"problem": text, "answer": "4"} for text in ("1+3", "2+2", "1 + 3 " * 300)]
+    request = Request(read_problems(write_rows(asked)), "numeric", 1, SAMPLING, template="chat")
+    kept = evaluate(request, Workspace(tmp_path / "space"), model)
+    assert kept.manifest["left_out"] == {"unverifiable": [], "too_long": [2], "not_asked": [1]}
+    said = evaluation_sentences(kept.manifest)
+    assert (
+        "1 problems left out: the chat template refuses them, or nothing is left of them to ask (rows 1)." in said
+    )
+    assert any("problem 1 cannot be asked: " in line and "no sums of 2" in line for line in said)
 
 
 def test_what_an_earlier_verifier_said_is_left_and_named(stories, write_rows, tmp_path):

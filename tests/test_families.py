@@ -191,6 +191,8 @@ def test_its_exports_are_known(family, model, directions):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_decoder_is_refused(name, tmp_path):
     kind, arguments, sentence = REFUSED[name]
+    if not hasattr(tf, kind):
+        pytest.skip(f"transformers {tf.__version__} has no {kind}")
     config = configure(kind, arguments)
     is_wrapper = type(config) not in tf.MODEL_FOR_CAUSAL_LM_MAPPING
     auto = tf.AutoModelForImageTextToText if is_wrapper else tf.AutoModelForCausalLM
@@ -206,8 +208,8 @@ def page():
         + "\n".join(rows)
         + f"""
 
-Refused in a sentence: {", ".join(REFUSED)}, whose tokens attend to later ones; encoder-decoders;
-blocks that pass on several streams without a main one; architectures that need code from the hub.
+Refused in a sentence: {"; ".join(REFUSED)} (tokens that attend to later ones, or blocks that pass on several
+streams without a main one); encoder-decoders; architectures that need code from the hub.
 """
     )
 

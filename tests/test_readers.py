@@ -20,7 +20,7 @@ import pytest
 
 from core import readers
 from core.errors import BasiscopeError
-from core.readers import BLANK, NOT_JSON, NOT_OBJECT, RAGGED, REPEATED, REPLACED, SURROGATES, TOO_DEEP
+from core.readers import BLANK, NOT_JSON, NOT_OBJECT, RAGGED, REPEATED, REPLACED, SURROGATES, TOO_DEEP, TOO_LARGE
 from core.selection.screening import file_digest
 from core.source import DataSource, ReadReport, as_kind, as_numbers, column_kinds, preview_rows, read_rows
 
@@ -264,6 +264,25 @@ def test_what_is_too_deep_is_left_out(write):
     assert len(rows) == 1 and report.first_rows == {TOO_DEEP: [1], NOT_JSON: [2]}
     assert all(json.dumps(row) for row in rows)
     assert rows_of(write("x.json", f"[{deep[0]}, {deep[1]}]"))[1].first_rows == {TOO_DEEP: [1]}
+
+
+@pytest.mark.parametrize("form", ["{}\n{}\n", "[{}, {}]", '{{"data": [{}, {}]}}'])
+@pytest.mark.parametrize("number", ["1e400", "-2.5E+999", '[0.5, {"b": 1e309}]'])
+def test_a_number_that_no_float_holds_is_counted(write, form, number):
+    content = form.format('{"t": "Infinite", "n": 1e308}', f'{{"t": "b", "n": {number}}}')
+    rows, report = rows_of(write("x.json", content))
+    assert report.first_rows.get(TOO_LARGE) == [1] and report.counts[TOO_LARGE] == 1
+    assert rows[0]["n"] == 1e308
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_several_lists_of_rows_are_not_joined_as_columns(write, tmp_path, cells):
+    rows = [{"t": f"l {i}"} for i in range(cells)]
+    path = write("splits.json", json.dumps({"train": rows, "test": rows}))
+    with pytest.raises(BasiscopeError, match=r"several lists of objects \('train', 'test'\)"):
+        rows_of(path)
+    columns = {"t": ["l 0", "l 1"], "meta": [{"a": 1}, {"a": 2}]}
+    assert rows_of(write("columns.json", json.dumps(columns)))[0][1] == {"t": "l 1", "meta": {"a": 2}}
 
 
 def test_an_array_is_not_held_in_memory(write, monkeypatch):

@@ -391,10 +391,12 @@ def _answers(run: Run, model: Any, development: Any, options: dict[str, Any]) ->
     if not usable:
         raise BasiscopeError(f"The verifier {name!r} can verify none of the answers; choose another --verifier.")
     sampling = Sampling(options["max_new_tokens"], options["temperature"], seed=options["seed"])
-    prompts = encode_problems(model, usable, wording, options["template"], sampling.max_new_tokens)
+    refused: dict[int, str] = {}
+    prompts = encode_problems(model, usable, wording, options["template"], sampling.max_new_tokens, refused)
     left_out = {
         "the verifier cannot verify their answers": len(development.problems) - len(usable),
-        "no room for the new tokens in the model's context": len(usable) - len(prompts),
+        "no room for the new tokens in the model's context": len(usable) - len(prompts) - len(refused),
+        "the chat template refuses them": len(refused),
     }
     left_out = {why: count for why, count in left_out.items() if count}
     return Answers(usable, prompts, name, options["r"], sampling, left_out)

@@ -15,7 +15,7 @@ from core.evaluation.answers import opened_thought
 from core.evaluation.problems import Problem, asked
 from core.evaluation.verifiers import Verify
 from core.model import LanguageModel, check_tokens
-from core.steering.generation import Generation, Row, Sampling, encode_prompt, row_batches
+from core.steering.generation import Generation, NoRoomError, Row, Sampling, encode_prompt, row_batches
 from core.steering.intervention import Directions, Steering
 
 BATCH_ROWS = 32
@@ -72,26 +72,34 @@ def noise_seed(seed: int, problem_id: int, rollout: int) -> int:
 
 
 def encode_problems(
-    model: LanguageModel, problems: Sequence[Problem], wording: str, template: str, max_new_tokens: int
+    model: LanguageModel,
+    problems: Sequence[Problem],
+    wording: str,
+    template: str,
+    max_new_tokens: int,
+    refused: dict[int, str] | None = None,
 ) -> dict[int, tuple[int, ...]]:
     """Problem id -> token ids of what the model is asked; without the problems that leave no room for the new
-    tokens. template: `chat`, `plain`, or `auto` for the first of them that the tokenizer has.
+    tokens, and those that cannot be asked. template: `chat`, `plain`, or `auto` for the first of them that the
+    tokenizer has. refused: filled with the ids of the latter -> why, such as that the chat template refuses them.
 
-    Raises BasiscopeError where no problem leaves room.
+    Raises BasiscopeError where no problem can be asked.
     """
     template = resolve_asking(model, template)
     columns = {"prompt": "problem", "response": "answer"}
-    encoded, refused = {}, None
+    encoded, first = {}, None
     for problem in problems:
         try:
             text = asked(problem, wording)
             encoded[problem.problem_id] = encode_prompt(model, text, columns, template, max_new_tokens)
         except BasiscopeError as error:
-            refused = refused or BasiscopeError(f"Problem {problem.problem_id}: {error}")
+            first = first or BasiscopeError(f"Problem {problem.problem_id}: {error}")
+            if refused is not None and not isinstance(error, NoRoomError):
+                refused[problem.problem_id] = str(error)
         else:
             check_tokens(model, encoded[problem.problem_id], f"Problem {problem.problem_id}")
-    if refused and not encoded:
-        raise refused
+    if first and not encoded:
+        raise first
     return encoded
 
 

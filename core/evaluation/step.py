@@ -20,7 +20,7 @@ from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode
 from core.evaluation.verifiers import VERSION, Verify, can_verify, verifier
 from core.model import LanguageModel
 from core.recovery import check_model
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.versions import versions_of
@@ -87,8 +87,14 @@ def evaluate(
     template = resolve_asking(model, request.template)
     named = {"name": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype}
     verify, usable, left_out = _usable(request)
-    prompts = encode_problems(model, usable, request.wording, request.template, request.sampling.max_new_tokens)
-    left_out["too_long"] = [problem.problem_id for problem in usable if problem.problem_id not in prompts]
+    refused: dict[int, str] = {}
+    new_tokens = request.sampling.max_new_tokens
+    prompts = encode_problems(model, usable, request.wording, request.template, new_tokens, refused)
+    left_out["too_long"] = sorted({problem.problem_id for problem in usable} - prompts.keys() - refused.keys())
+    notes = [*notes_of(model, model.name)]
+    if refused:
+        left_out["not_asked"] = sorted(refused)
+        notes += [f"problem {min(refused)} cannot be asked: {refused[min(refused)].rstrip('.')}"]
 
     def texts(done: frozenset[Key]) -> Iterator[list[Rollout]]:
         return roll_out(
@@ -105,7 +111,7 @@ def evaluate(
         )
 
     stored = request.as_dict() | {"model": named, "template": template, "run": run.id if run else None}
-    return _kept(request, workspace, stored, left_out, texts, run, notes=abilities(model).notes(model.name))
+    return _kept(request, workspace, stored, left_out, texts, run, notes=notes)
 
 
 def evaluate_server(

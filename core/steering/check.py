@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.architectures import LENGTHS, remembered, some_tokens, tolerance
+from core.architectures import LENGTHS, is_same, pads_right, remembered, some_tokens
 from core.basis import Basis
 from core.errors import BasiscopeError
-from core.model import LanguageModel, block_output, named_options, run_blocks, with_block_output
+from core.model import LanguageModel, block_output, is_out_of_memory, named_options, run_blocks, with_block_output
 from core.steering.intervention import Directions, Steering, steered
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def abilities(model: LanguageModel) -> Abilities:
     batch with a cache, then less of that. The truth are rows alone, without cache and hooks, the blocks' own
     `forward` changed.
 
-    Raises BasiscopeError where not even a row alone, without a cache, is steered right.
+    Raises BasiscopeError where not even a row alone, without a cache, is steered right, and as `pads_right` does.
     """
+    pads_right(model)
     answer = remembered(model, "generates", _abilities)
     if answer is None:
         raise BasiscopeError(
@@ -62,6 +63,11 @@ def abilities(model: LanguageModel) -> Abilities:
             "not arrive as it should, so it cannot be steered. Another version of transformers may mend that."
         )
     return Abilities(**answer)
+
+
+def notes_of(model: LanguageModel, name: str) -> tuple[str, ...]:
+    """What is to be known of a model that generates: how it was loaded, and what is done the slow way."""
+    return (*model.notes, *abilities(model).notes(name))
 
 
 def _abilities(model: LanguageModel) -> dict[str, bool] | None:
@@ -123,9 +129,11 @@ def _holds(
     try:
         for batch in batches:
             found = _steps(model, directions, [rows[i] for i in batch], [more[i] for i in batch], able.cache)
-            if not all(_same(found[place], truth[i], model) for place, i in enumerate(batch)):
+            if not all(is_same(found[place], truth[i], model) for place, i in enumerate(batch)):
                 return False
-    except Exception:  # whatever a model says of inputs that it does not take
+    except Exception as error:  # whatever a model says of inputs that it does not take
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 
@@ -197,8 +205,3 @@ def _replaced(
             del model.blocks[block].forward
             if forward is not None:
                 model.blocks[block].forward = forward
-
-
-def _same(found: torch.Tensor, expected: torch.Tensor, model: LanguageModel) -> bool:
-    off = (found - expected).square().mean(dim=1).sqrt()
-    return bool((off <= tolerance(model) * expected.std(dim=1)).all())

@@ -17,7 +17,7 @@ from core.model import LanguageModel
 from core.reading import token_texts
 from core.recovery import check_model
 from core.steering.assessment import Assessment, assess
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Generation, Prompt, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering, both_units
 from core.steering.prompts import how_encoded
@@ -210,7 +210,7 @@ def compare(
     used = sorted({j for variant in variants for j, _ in variant.steering.strengths})
     deviations = tuple((j, float(directions.deviations[j - 1])) for j in used)
     name = run.manifest["model"]["name"]
-    notes = abilities(model).notes(name)
+    notes = notes_of(model, name)
     base = Comparison(run.id, name, "", direction, label, sampling, (), unit, deviations=deviations, notes=notes)
     size = max(1, BATCH_ROWS // len(variants))
     done: list[Comparison] = []

@@ -77,16 +77,20 @@ class Row:
     seed: int = 0
 
 
+class NoRoomError(BasiscopeError):
+    """A prompt that leaves no room for the new tokens."""
+
+
 def encode_prompt(
     model: LanguageModel, prompt: str | Prompt, columns: Mapping[str, str], template: str, max_new_tokens: int
 ) -> tuple[int, ...]:
     """Token ids of a prompt as it stands before the response in the run's examples.
 
-    Raises BasiscopeError for an empty prompt, and for one that leaves no room for the new tokens.
+    Raises BasiscopeError for an empty prompt, and NoRoomError for one that leaves no room for the new tokens.
     """
     ids = prompt_ids(model, prompt, columns, template)
     if model.context and len(ids) + max_new_tokens > model.context:
-        raise BasiscopeError(
+        raise NoRoomError(
             f"The prompt has {len(ids):,} tokens, and {max_new_tokens:,} new ones would exceed the model's "
             f"context of {model.context:,}: shorten it, or lower the number of new tokens."
         )

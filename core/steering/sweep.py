@@ -17,7 +17,7 @@ from core.evaluation.rollouts import thought
 from core.model import LanguageModel
 from core.recovery import check_model
 from core.steering.assessment import assess
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Generation, Prompt, Row, Sampling, encode_prompts, row_batches
 from core.steering.intervention import Directions, Steering
 from core.steering.prompts import how_encoded
@@ -222,7 +222,7 @@ def sweep(
     named = request.as_dict() | {"prompts": texts, "answers": [prompt.answer for prompt in prompts]}
     if any(prompt.before for prompt in prompts):
         named["before"] = [prompt.before for prompt in prompts]
-    slow = abilities(model).notes(model.name)
+    slow = notes_of(model, model.name)
     return Sweep(run.id, named, deviation, points, tuple(facts), low, high, baseline, (*notes, *slow))
 
 

@@ -28,7 +28,7 @@ from core.evaluation.problems import Problem, ProblemSet
 from core.evaluation.rollouts import BATCH_ROWS, UNSTEERED, Key, Rollout, encode_problems, roll_out
 from core.evaluation.verifiers import VERSION, can_verify
 from core.model import LanguageModel
-from core.steering.check import abilities
+from core.steering.check import notes_of
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.usefulness.controls import MODEL_TRACES, check_models, random_model_directions, random_units
@@ -542,18 +542,14 @@ class _Trial:
             f"the unsteered model is right in {solved:.1%} of its texts",
             f"strengths in multiples of the unit direction: {strengths}",
             *([f"{cut:,} of {len(rollouts):,} texts reached the token limit"] if cut else []),
-            *(
-                [f"{left_out:,} problems left out: unverifiable, or no room for the new tokens"]
-                if left_out
-                else []
-            ),
+            *([f"{left_out:,} problems left out: unverifiable, refused, or without room"] if left_out else []),
             *(
                 f"{kind.replace('-', ' ')}: its directions are those of {texts:,} of the run's examples"
                 for kind, texts in self.manifest.get("model_texts", {}).items()
             ),
             *self.request.problems.notes,
             NOT_APPLIED,
-            *abilities(self.model).notes(self.model.name),
+            *notes_of(self.model, self.model.name),
             *overlap_notes(run, [problem.prompt for problem in problems]),
         ]
         tokens = self.tokens + sum((one.n_tokens or 0) + len(self.prompts[one.problem_id]) for one in rollouts)
