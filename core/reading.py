@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from core.errors import BasiscopeError
-from core.server import MIB, Connection, Unreadable, read_completion
+from core.server import MIB, NO_COMPLETION, Connection, Unreadable, read_completion
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -362,9 +362,10 @@ def label_by_model(endpoint: Endpoint, positive: Sequence[str], negative: Sequen
     try:
         said = read_completion(asyncio.run(answer()))
     except Unreadable as error:
+        hint = "; its address usually ends in /v1" if str(error) in NO_COMPLETION else ""
         raise BasiscopeError(
             f"The label server {endpoint.url} gave no chat completion that can be read ({error}), so it gave no "
-            "contrast pair; its address usually ends in /v1."
+            f"contrast pair{hint}."
         ) from None
     except BasiscopeError as error:
         raise LabelServerError(f"The label server could not answer: {error}") from None

@@ -36,6 +36,15 @@ SECRET_CHARACTERS = 8
 CUT = "used up its tokens in its reasoning; raise --max-new-tokens"
 CUT_UNSAID = "used up its tokens before it said anything; raise --max-new-tokens"
 UNSAID = "says nothing after its reasoning"
+REFUSED = "is a refusal by the model"
+ENDED = {
+    "content_filter": "ended by the server's content filter",
+    "tool_calls": "calls a tool where none was offered",
+    "function_call": "calls a tool where none was offered",
+}
+"""What ends an answer that is one, with or without a text, by the reason that servers give."""
+NO_COMPLETION = ("not JSON", "not a JSON object", "nested too deeply", "without choices")
+"""Why an answer cannot be read that may come from an address that is not the server's."""
 HALVES = "halves of surrogate pairs replaced"
 NO_LOGPROBS = "log-probabilities that are none (not finite, or above 0) not used"
 NO_TOKENS = "a number of tokens that is none not used"
@@ -125,6 +134,10 @@ class Connection:
             raise Unreadable("not JSON") from None
         if not isinstance(found, dict):
             raise Unreadable("not a JSON object")
+        if (told := found.get("error")) and not (found.get("choices") or found.get("data")):
+            said = told.get("message", told) if isinstance(told, dict) else told
+            text = said if isinstance(said, str) else json.dumps(said)
+            raise Unreadable(f"an error instead of an answer: {self.plain(text)}")
         return found
 
     def models(self) -> list[str]:
@@ -285,7 +298,7 @@ def read_completion(reply: Mapping[str, Any]) -> Completion:
     """What a (chat) completion with one choice holds. Raises Unreadable where it is none."""
     choices = reply.get("choices")
     if not isinstance(choices, list):
-        raise Unreadable("an error instead of choices" if "error" in reply else "without choices")
+        raise Unreadable("without choices")
     if len(choices) != 1:
         raise Unreadable(f"{len(choices):,} choices where one was asked for")
     if not isinstance(choice := choices[0], dict):
@@ -312,14 +325,22 @@ def _said(choice: Mapping[str, Any], is_cut: bool) -> tuple[str, str | None, tup
     if isinstance(text, list) and all(isinstance(part, dict) for part in text):
         texts = [part.get("text") for part in text if part.get("type") == "text"]
         text = "".join(part for part in texts if isinstance(part, str))
-    if not isinstance(text, str) and (text is not None or not (reasoning or is_cut)):
-        why = choice.get("finish_reason")
+    why, refusal = choice.get("finish_reason"), message.get("refusal")
+    called = message.get("tool_calls") or message.get("function_call")
+    ended = ENDED.get("tool_calls" if called else why if isinstance(why, str) else "")
+    if not text and isinstance(refusal, str) and refusal:
+        text, ended = refusal, REFUSED
+    if not isinstance(text, str) and (text is not None or not (reasoning or is_cut or ended)):
         known = why if isinstance(why, str) and why.isidentifier() and len(why) < 30 else None
         raise Unreadable("without a text" + (f", ended by {known}" if known else ""))
-    unsaid = (CUT if reasoning else CUT_UNSAID) if is_cut else (UNSAID if reasoning else None)
+    unsaid = None if ended else (CUT if reasoning else CUT_UNSAID) if is_cut else (UNSAID if reasoning else None)
     whole, thought = _unicode(text or ""), None if reasoning is None else _unicode(reasoning)
     halves = whole != (text or "") or thought != reasoning
-    notes = [*([unsaid] if unsaid and not whole.strip() else []), *([HALVES] if halves else [])]
+    notes = [
+        *([ended] if ended else []),
+        *([unsaid] if unsaid and not whole.strip() else []),
+        *([HALVES] if halves else []),
+    ]
     return whole, thought, tuple(notes)
 
 

@@ -18,7 +18,7 @@ from core.evaluation import endpoint, verifier
 from core.evaluation.endpoint import KEY_VARIABLE, Server
 from core.evaluation.problems import Problem
 from core.reading import Endpoint, label_by_model, parse_contrast
-from core.server import CUT, CUT_UNSAID, HALVES, NO_LOGPROBS, NO_TOKENS, UNSAID, Connection
+from core.server import CUT, CUT_UNSAID, ENDED, HALVES, NO_LOGPROBS, NO_TOKENS, REFUSED, UNSAID, Connection
 from core.steering.generation import Sampling
 from core.workspace import Workspace
 
@@ -106,6 +106,7 @@ def rolled(url, **choices):
 
 # --- answers that count, with what is odd in them -------------------------------------------------------
 
+REFUSAL = {"content": None, "refusal": "I can't"}
 REASONED = {"content": None, "reasoning_content": "let me think"}
 
 
@@ -117,6 +118,18 @@ REASONED = {"content": None, "reasoning_content": "let me think"}
         (completion({"content": None, "reasoning": "hm"}, finish="length"), {"note": CUT, "reasoning": "hm"}),
         (completion({"content": None}, finish="length"), {"text": "", "cut": True, "note": CUT_UNSAID}),
         (completion(REASONED), {"text": "", "cut": False, "note": UNSAID, "right": False}),
+        (completion(REFUSAL), {"text": "I can't", "note": REFUSED, "right": False, "cut": False}),
+        (completion(REFUSAL | {"content": "", "refusal": "no: \\boxed{4}"}), {"note": REFUSED, "right": True}),
+        (completion({"refusal": None, "tool_calls": None}), {"note": None, "right": True}),
+        *(
+            (
+                completion({"content": said}, finish=why),
+                {"text": said or "", "note": ENDED[why], "right": bool(said)},
+            )
+            for why in ("content_filter", "tool_calls", "function_call")
+            for said in (None, "it is 4")
+        ),
+        (completion({"content": None, "tool_calls": [{"id": "1"}]}), {"text": "", "note": ENDED["tool_calls"]}),
         (completion(REASONED | {"content": "4"}), {"text": "4", "reasoning": "let me think", "note": None}),
         (completion({"content": [{"type": "text", "text": "it is 4"}]}), {"text": "it is 4", "note": None}),
         (completion({"content": "\ud83d\ude00 \ud83d is 4"}), {"text": "\U0001f600 � is 4", "note": HALVES}),
@@ -145,6 +158,27 @@ def test_what_is_odd_in_an_answer_is_noted(serve, answer, expected):
     assert all(one.right and one.note is None and one.n_tokens == 7 for one in found.values())
 
 
+@pytest.mark.parametrize("answer", [completion(REFUSAL), completion({"content": None}, finish="content_filter")])
+def test_where_no_answer_has_a_text_each_is_an_outcome_asked_for_once(serve, answer):
+    found, unread = rolled(serve(answer, everywhere=True))
+    assert len(found) == len(serve.asked) == 4 and not unread
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ({"error": {"message": "model overloaded."}}, "error instead of an answer: model overloaded."),
+        (completion({"content": None}), "without a text, ended by stop."),
+    ],
+)
+def test_what_the_server_says_is_told_and_no_address_called_wrong(serve, answer, sentence):
+    url = serve(answer, everywhere=True)
+    with pytest.raises(BasiscopeError, match="gave no answer that can be read") as error:
+        rolled(url)
+    assert str(error.value).endswith(sentence)
+    assert "usually ends" not in str(error.value)
+
+
 # --- answers that do not count --------------------------------------------------------------------------
 
 
@@ -161,7 +195,6 @@ BOMB = page(gzip.compress(b" " * 60_000_000), **{"Content-Encoding": "gzip"})
     [
         ({"choices": [{"message": None}]}, "a message that is no object"),
         (completion({"content": None}), "without a text, ended by stop"),
-        (completion({"content": None, "tool_calls": []}, finish="tool_calls"), "ended by tool_calls"),
         (completion({"content": 5}), "without a text"),
         (completion({"content": None}, finish="\x1b[31m"), "without a text"),
         ({"choices": []}, "0 choices where one was asked for"),
@@ -169,7 +202,9 @@ BOMB = page(gzip.compress(b" " * 60_000_000), **{"Content-Encoding": "gzip"})
         ({"choices": ["text"]}, "a choice that is no object"),
         ({"choices": [None]}, "a choice that is no object"),
         ({"choices": {"0": 1}}, "without choices"),
-        ({"error": {"message": "no"}}, "an error instead of choices"),
+        ({"error": {"message": f"overloaded, {KEY}"}}, "an error instead of an answer: overloaded, ***"),
+        ({"error": "no such model", "choices": []}, "an error instead of an answer: no such model"),
+        ({"error": {"code": 5}, "choices": None}, 'an error instead of an answer: {"code": 5}'),
         ([1], "not a JSON object"),
         (page(), "not JSON"),
         (page(b""), "not JSON"),

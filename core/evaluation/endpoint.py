@@ -13,7 +13,7 @@ from core.errors import BasiscopeError
 from core.evaluation.problems import Problem
 from core.evaluation.rollouts import UNSTEERED, Key, Rollout, noise_seed
 from core.evaluation.verifiers import Verify
-from core.server import MIB, Completion, Connection, RefusedRequest, Unreadable, read_completion
+from core.server import MIB, NO_COMPLETION, Completion, Connection, RefusedRequest, Unreadable, read_completion
 from core.steering.generation import Sampling
 
 if TYPE_CHECKING:
@@ -145,15 +145,15 @@ class Server:
             yield made
 
     def _unreadable(self, was_readable: bool, unread: Mapping[Key, str]) -> BasiscopeError:
-        last = f"The last was: {list(unread.values())[-1]}."
+        why = list(unread.values())[-1]
+        last = f"The last was: {why.removesuffix('.')}."
         if was_readable:
             return BasiscopeError(
                 f"The server {self.url} gave {HOPELESS} answers in a row that cannot be read. What has come "
                 f"before is kept; the same command continues. {last}"
             )
-        return BasiscopeError(
-            f"The server {self.url} gave no answer that can be read; its address usually ends in /v1. {last}"
-        )
+        hint = "; its address usually ends in /v1" if why in NO_COMPLETION else ""
+        return BasiscopeError(f"The server {self.url} gave no answer that can be read{hint}. {last}")
 
     async def _one(
         self, client: AsyncOpenAI, problem: Problem, i: int, prompt: str, sampling: Sampling
