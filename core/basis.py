@@ -259,6 +259,11 @@ def recover_basis(
     floor = max(1e-12 * values[0], rounding)
     if values[k - 1] <= floor:
         rank = int((values > floor).sum())
+        if not rank:
+            raise BasiscopeError(
+                f"All {n:,} examples have the same activations, so there is no direction to find with any --k; "
+                "check that the data has different texts in the column read."
+            )
         raise BasiscopeError(f"The activations vary in only {rank} directions; lower --k (or check the data).")
     rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None]
     basis = Basis(
