@@ -77,6 +77,7 @@ def trial(tmp_path, monkeypatch):
         request = SteeringRequest(source, "numeric", directions, (1.0,), seconds, 4, 8, sampling, models=models)
         monkeypatch.setattr(steering, "roll_out", drawn.roll_out)
         monkeypatch.setattr(steering, "time", drawn)
+        monkeypatch.setattr(steering, "notes_of", lambda *_: ())
         monkeypatch.setattr(steering, "encode_problems", lambda m, ps, *_: {p.problem_id: (1,) for p in ps})
         return steer_proxy(made[0], model, request, workspace)
 
