@@ -39,7 +39,7 @@ CALLS = ("function_call", "tool_call", "tool_calls")
 """Roles of an assistant's message whose content is the JSON of its calls."""
 NO_CALLS = ("", "null", "None", "[]", "{}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
-TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 BESIDE = ("tools", "chat_template_kwargs", "system")
 """Columns beside the messages that belong to the conversation, as TRL, LLaMA-Factory and axolotl read them."""
 NO_MESSAGES = "messages are not a list of {role, content} or {from, value}"

@@ -143,7 +143,7 @@ def _notes_folder(workspace: Path, read_only: bool) -> Path:
         return workspace / "app"
     own = Path(tempfile.gettempdir()) / f"basiscope-{os.getuid()}"
     own.mkdir(mode=0o700, exist_ok=True)
-    return own if own.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())
+    return own if own.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp())  # or another user's symlink
 
 
 def _rules(
