@@ -323,15 +323,22 @@ def conversation_of(row: Row, columns: Mapping[str, str]) -> Conversation | None
     return read_conversation(values, beside)
 
 
+BELONGING: dict[str, dict[str, tuple[str, ...]]] = {
+    "prompt": {"instruction": ("input", "context", "system", "history"), "question": ("context",)},
+    "response": {"chosen": ("rejected",)},
+}
+"""Role -> usual name of its column -> those of columns that belong to it, in Alpaca's, Dolly's and TRL's data."""
+
+
 def _unused(row: Row, columns: Mapping[str, str]) -> Iterator[Note]:
-    """What belongs to the columns in use, by their usual names, and is not read."""
-    usual = {"prompt": ("instruction", ("input", "system", "history")), "response": ("chosen", ("rejected",))}
-    for role, (name, others) in usual.items():
-        for other in others if columns.get(role) == name else ():
-            value = row.get(other)
-            if value and other not in columns.values() and not (other == "system" and in_messages(row, columns)):
-                remedy = "; --input input reads it" if other == "input" else ""
-                yield f"the column {other} is not read{remedy}", str(value)
+    """What belongs to the columns in use, by their usual names in any case, and is not read."""
+    for role, usual in BELONGING.items():
+        others = usual.get(columns.get(role, "").lower(), ())
+        for name in [name for name in row if name.lower() in others] if others else ():
+            is_read = name in columns.values() or (name == "system" and in_messages(row, columns))
+            if row[name] and not is_read:
+                remedy = f"; --input {name} reads it" if name.lower() in ("input", "context") else ""
+                yield f"the column {name} is not read{remedy}", str(row[name])
 
 
 def question_of(row: Row, columns: Mapping[str, str]) -> tuple[str, Turns] | None:

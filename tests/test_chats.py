@@ -404,6 +404,17 @@ def test_an_instruction_has_its_input_below_it(read):
         read(row, None, prompt="instruction", response="output", input="inptu")
 
 
+@pytest.mark.parametrize(
+    ("asked", "beside"), [("instruction", "context"), ("Instruction", "Input"), ("question", "context")]
+)
+def test_what_belongs_to_a_question_under_another_name_is_said(read, asked, beside):
+    row = {asked: "Where?", beside: "In Rome.", "response": "Rome"}
+    _, counted = read(row, None, prompt=asked, response="response")
+    assert f"the column {beside} is not read; --input {beside} reads it" in counted[0]
+    example, counted = read(row, None, prompt=asked, response="response", input=beside)
+    assert example.prompt == "Where?\nIn Rome." and not counted
+
+
 @pytest.mark.parametrize("template", [CHATML, QWEN, R1, None])
 def test_what_is_asked_is_the_beginning_of_its_example(read, template):
     row = chat(("user", "Cold?"), ("assistant", None), ("tool", "-4"), ("user", "So?"), ("assistant", "Yes."))

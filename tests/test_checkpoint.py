@@ -251,7 +251,7 @@ def test_the_logits_to_compare_lie_on_disk_and_are_compared_piece_by_piece(shard
     seen, told = [], []
 
     def look():
-        seen.append(sorted(path.name for path in tmp_path.glob(".logits.*/*")))
+        seen.append(sorted(path.name for path in tmp_path.glob("**/.logits.*/*")))
 
     monkeypatch.setattr("core.checkpoint.free_memory", look)
     found = export(sharded, loader(sharded), 1, 30.0, "checkpoint", tmp_path / "a", lambda *at: told.append(at))
