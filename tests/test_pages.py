@@ -19,6 +19,7 @@ from core.steering.comparison import Comparison, Response
 from core.steering.generation import Sampling
 from core.steering.intervention import Directions, Steering
 from core.steering.sweep import Point, SuggestedRange, Sweep
+from core.store import read_json, write_json
 from core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,7 +177,11 @@ def test_basis_colours_by_columns_and_directions(workspace):
 
 
 def test_basis_without_a_map_says_so(workspace):
-    (workspace.runs()[0].folder / "map.parquet").unlink()
+    folder = workspace.runs()[0].folder
+    (folder / "map.parquet").unlink()
+    manifest = read_json(folder / "manifest.json")
+    del manifest["files"]["map.parquet"]
+    write_json(folder / "manifest.json", manifest)
     assert "This run has no map" in texts(show(BASIS))
 
 
