@@ -339,19 +339,15 @@ def test_gaps_in_verdicts_are_counted_and_nested_columns_read(tmp_path):
     assert column_values(run, "judge.is_correct", "--correct")[1] is False
 
 
-def test_a_constant_score_gives_no_number_and_the_others_theirs(tmp_path):
-    import pandas as pd
-
+def test_a_constant_score_gives_no_number_and_the_others_theirs(tmp_path, monkeypatch):
     run = with_activations(verdict_run(Workspace(tmp_path)))
     scores = run.scores()
     scores["d3"] = np.float32(0.25)
-    scores.to_parquet(run.folder / "scores.parquet", index=False)
+    monkeypatch.setattr(type(run), "scores", lambda _run: scores.copy())
     found = utility(run, UtilityRequest("verdict", problem="problem"))
     for effect in found.effects:
         assert (effect.note != "") == (effect.direction == 3) == np.isnan(effect.effect.value)
-    pd.DataFrame({**scores, **{f"d{j}": 0.25 for j in range(1, 5)}}).to_parquet(
-        run.folder / "scores.parquet", index=False
-    )
+    scores[["d1", "d2", "d4"]] = np.float32(0.25)
     with pytest.raises(BasiscopeError, match="the same score on all traces"):
         utility(run, UtilityRequest("verdict", problem="problem"))
 
