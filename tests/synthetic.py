@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from core.activations import Recipe
 from core.basis import Basis, Scores, Stability, describe_directions
 from core.reading import Label, TokenScores
 from core.recovery import SHADED_PER_END, extreme_examples
+from core.store import described, read_json, write_json
 from core.workspace import FORMAT_VERSION, Run, Workspace, now
 
 WORDS = [
@@ -102,6 +104,15 @@ def synthetic_run(
             TokenScores(example, pieces, rng.standard_normal((len(pieces), k)).astype(np.float32))
         )
     return run
+
+
+def with_examples(folder: Path, examples: pd.DataFrame) -> None:
+    """Has the run in a folder hold other examples, as if they had been recovered."""
+    path = folder / "examples.parquet"
+    examples.to_parquet(path)
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"][path.name] = described(path)
+    write_json(folder / "manifest.json", manifest)
 
 
 def _kind(column: list[Any]) -> str:

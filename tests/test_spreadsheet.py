@@ -54,11 +54,7 @@ def test_no_text_is_split_into_cells(text):
 
 def test_a_source_in_a_ledger_is_no_formula(tmp_path, monkeypatch):
     space = Workspace(tmp_path)
-    run = synthetic_run(space)
-    path = run.folder / "examples.parquet"
-    examples = pd.read_parquet(path)
-    examples["kind"] = [FORMULAS[i % 2] for i in range(len(examples))]
-    examples.to_parquet(path, index=False)
+    run = synthetic_run(space, n=60, columns={"kind": [FORMULAS[i % 2] for i in range(60)]})
     kept = select(Request(run.id, Rule("random"), Constraints(budget=20), Origins("kind", "kind")), space, "x")
     with (kept.folder / "ledger.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
+from synthetic import with_examples
 from test_pages import ROOT, show, texts
 
 from core import figures
@@ -38,7 +39,7 @@ def template(gsm8k_run, tmp_path_factory):
     path = run.folder / "examples.parquet"
     examples, scores = pd.read_parquet(path), run.scores()["d2"]
     examples["correct"] = (scores > scores.median()).to_numpy()
-    examples.to_parquet(path)
+    with_examples(run.folder, examples)
     return folder
 
 
@@ -220,7 +221,7 @@ def test_problems_are_needed_for_a_proxy(run):
 
 def test_what_is_missing_is_named(run):
     path = run.folder / "examples.parquet"
-    pd.read_parquet(path).drop(columns="correct").to_parquet(path)
+    with_examples(run.folder, pd.read_parquet(path).drop(columns="correct"))
     at = show(PAGE)
     at.segmented_control(key="proxy_kind").set_value("first-order").run()
     assert "Name a file of problems with answers first." in texts(at)
