@@ -12,7 +12,7 @@ from core.activations import Recipe
 from core.basis import Basis, Scores, Stability, describe_directions
 from core.reading import Label, TokenScores
 from core.recovery import SHADED_PER_END, extreme_examples
-from core.store import described, read_json, write_json
+from core.store import digest, read_json, write_json
 from core.workspace import FORMAT_VERSION, Run, Workspace, now
 
 WORDS = [
@@ -111,7 +111,7 @@ def with_examples(folder: Path, examples: pd.DataFrame) -> None:
     path = folder / "examples.parquet"
     examples.to_parquet(path)
     manifest = read_json(folder / "manifest.json")
-    manifest["files"][path.name] = described(path)
+    manifest["files"][path.name] = digest(path)
     write_json(folder / "manifest.json", manifest)
 
 
