@@ -70,10 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     folder = os.environ.get(JOB_VARIABLE)
     job = JobReporter(Path(folder)) if folder else None
     status, state, result = _run(arguments)
-    if job:
-        job.finish(state, result)
     if status == 1 and "message" in result:
         click.echo(result["message"], err=True)
+    if job:
+        job.finish(state, result)
     return status
 
 
